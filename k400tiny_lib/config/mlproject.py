@@ -1,0 +1,42 @@
+"""The text of `MLproject`, generated from the declared parameters.
+
+python -m k400tiny_lib.config.mlproject        # writes MLproject; a test compares the two
+"""
+
+from pathlib import Path
+
+import yaml
+
+from k400tiny_lib.config.parameters import kind
+from k400tiny_lib.config.steps import STEPS, default_text
+
+HEADER = """\
+# Generated from k400tiny_lib/config by `python -m k400tiny_lib.config.mlproject`.
+# `python -m steps.<entry point> --help` explains each parameter. In main, the default `recipe`
+# means: as the recipe says.
+"""
+
+
+def mlproject_text() -> str:
+    """The whole file: every entry point with its parameters, types, defaults and command."""
+    entry_points = {}
+    for step, spec in STEPS.items():
+        parameters = {}
+        for name in spec.params:
+            default = default_text(step, name)
+            parameters[name] = {"type": kind(name)} | (
+                {} if default is None else {"default": default}
+            )
+        # MLflow quotes the values itself; quotes around a placeholder would open an injection.
+        options = " ".join(f"--{name} {{{name}}}" for name in spec.params)
+        entry_points[step] = {
+            "parameters": parameters,
+            "command": f"python -m steps.{step} {options}",
+        }
+    project = {"name": "k400tiny", "conda_env": "conda.yaml", "entry_points": entry_points}
+    body = yaml.dump(project, sort_keys=False, default_flow_style=None, width=96)
+    return HEADER + body
+
+
+if __name__ == "__main__":
+    (Path(__file__).resolve().parents[2] / "MLproject").write_text(mlproject_text())

@@ -1,0 +1,262 @@
+"""Every parameter of every step, declared once: type, range, default, help.
+
+A parameter of the same name means the same thing in every step. The click options, `--help` and
+`MLproject` all follow from the fields of `Config`; nothing else repeats them.
+"""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from k400tiny_lib.errors import UserError
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a parameter accepts, beside the type of its default.
+
+    Attributes:
+        help: one sentence for `--help` and the documentation.
+        low, high: inclusive bounds of a number.
+        above, below: exclusive bounds of a number.
+        choices: the only values accepted.
+        words: words accepted where otherwise a number is expected ("auto").
+    """
+
+    help: str
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    below: float | None = None
+    choices: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+
+
+def _param(default: Any, help: str, **rule: Any) -> Any:
+    return dataclasses.field(default=default, metadata={"rule": Rule(help, **rule)})
+
+
+ARCHITECTURES = ("r2plus1d_18", "r3d_18", "mc3_18")
+AUTO = "auto"
+NONE = "none"
+
+
+@dataclass(frozen=True)
+class Config:
+    """The parameters of a step, typed and checked; those it does not take keep their default."""
+
+    # --- data -----------------------------------------------------------------------------------
+    data_path: str = _param(
+        "sample", "Directory with one folder of frames per clip, or `sample` to render one."
+    )
+    gt_csv: str = _param(
+        NONE, "Ground truth `folder_name,youtube_id,label`; `none` for the rendered sample."
+    )
+    output_dir: str = _param("data", "Where prepare_data writes what it renders.")
+    val_fraction: float = _param(
+        0.1, "Share of the clips held out for validation.", above=0, below=1
+    )
+    test_fraction: float = _param(
+        0.1, "Share of the clips held out for the test.", above=0, below=1
+    )
+    group_by: str = _param(
+        "youtube_id",
+        "CSV column whose values never stand in two splits, or `none` to split single clips.",
+    )
+    annotations: str = _param(NONE, "annotations.json: a path or an artifact URI (runs:/...).")
+    split: str = _param("test", "Split to evaluate.", choices=("train", "val", "test"))
+    # --- clips ----------------------------------------------------------------------------------
+    clip_len: int = _param(16, "Frames of a clip that the model sees.", low=1)
+    resize_size: int = _param(128, "Short side of the frames after resizing, in pixels.", low=8)
+    crop_size: int = _param(112, "Side of the square crop, in pixels.", low=8)
+    augmentation: str = _param("flip", "Augmentation of training clips.", choices=("none", "flip"))
+    batch_size: int = _param(16, "Clips per batch and process.", low=1)
+    num_workers: int | str = _param(
+        AUTO,
+        "Loader processes per training process; `auto` follows the cores.",
+        low=0,
+        words=(AUTO,),
+    )
+    # --- model ----------------------------------------------------------------------------------
+    model: str = _param("r2plus1d_18", "Architecture.", choices=ARCHITECTURES)
+    weights: str = _param(
+        NONE, "torchvision weights (R2Plus1D_18_Weights.KINETICS400_V1), or `none` for scratch."
+    )
+    load_model: str = _param(
+        NONE, "Checkpoint to start from: a path or an artifact URI; `none` for no checkpoint."
+    )
+    num_classes: int | str = _param(
+        AUTO,
+        "Size of the head; `auto` is the number of the data's categories.",
+        low=1,
+        words=(AUTO,),
+    )
+    dropout: float = _param(0.0, "Dropout before the head.", low=0, below=1)
+    # --- optimisation ---------------------------------------------------------------------------
+    num_epochs: int = _param(30, "Passes over the training clips.", low=1)
+    optimizer: str = _param("sgd", "Optimizer.", choices=("sgd", "adamw"))
+    lr: float = _param(0.01, "Peak learning rate.", above=0)
+    momentum: float = _param(0.9, "Momentum of SGD (Nesterov above 0).", low=0, below=1)
+    weight_decay: float = _param(
+        1e-4, "Weight decay of the convolution and head weights; biases and norms have none.", low=0
+    )
+    scheduler: str = _param(
+        "cosine",
+        "Learning rate after the warm-up, stepped per iteration.",
+        choices=("constant", "step", "exponential", "cosine"),
+    )
+    warmup_epochs: float = _param(3.0, "Epochs of linear warm-up.", low=0)
+    label_smoothing: float = _param(0.0, "Label smoothing of the training loss.", low=0, below=1)
+    ema_decay: float = _param(
+        0.0, "Decay of the moving average of the weights per update; 0 for none.", low=0, below=1
+    )
+    grad_accum_steps: int = _param(1, "Batches whose gradients make one update.", low=1)
+    clip_grad_norm: float = _param(0.0, "Largest gradient norm; 0 for no limit.", low=0)
+    amp: str = _param(
+        AUTO,
+        "Mixed precision; `auto` is bf16 on a GPU that has it and off elsewhere.",
+        choices=(AUTO, "off", "bf16", "fp16"),
+    )
+    sync_bn: bool = _param(False, "Share BatchNorm statistics between the processes (GPU only).")
+    seed: int = _param(0, "Seed of the splits, the weights and the order of the clips.", low=0)
+    # --- checkpoints and progress ---------------------------------------------------------------
+    checkpoint_dir: str = _param(
+        AUTO, "Where last.pt and best.pt are written; `auto` is checkpoints/<run id>."
+    )
+    save_every: int = _param(1, "Epochs between two writes of last.pt.", low=1)
+    resume: str = _param(
+        NONE, "`auto` continues last.pt of checkpoint_dir, a path that file, `none` starts anew."
+    )
+    print_interval: int = _param(
+        0, "Batches between two progress lines; 0 for one per epoch.", low=0
+    )
+    # --- launch ---------------------------------------------------------------------------------
+    nproc_per_node: int | str = _param(
+        AUTO, "Processes per node; `auto` is one per GPU, or one on a CPU.", low=1, words=(AUTO,)
+    )
+    nnodes: int = _param(1, "Nodes that train together.", low=1)
+    node_rank: int = _param(0, "Number of this node, 0 to nnodes - 1.", low=0)
+    rdzv_endpoint: str = _param("localhost:0", "host:port where the nodes meet (of node 0).")
+    max_restarts: int = _param(0, "Times that torchrun restarts failed workers.", low=0)
+    # --- evaluation -----------------------------------------------------------------------------
+    checkpoint: str = _param(
+        NONE, "Checkpoint (best.pt): a path or an artifact URI; `none` where `weights` is given."
+    )
+    num_clips: int = _param(1, "Temporal views of a video, averaged.", low=1)
+    num_crops: int = _param(1, "Spatial crops of a view, averaged: 1 or 3.", low=1, high=3)
+    # --- export and use -------------------------------------------------------------------------
+    registered_model_name: str = _param("k400tiny-r2plus1d_18", "Name in the model registry.")
+    opset: int = _param(18, "ONNX opset.", low=18, high=23)
+    tolerance: float = _param(
+        1e-4, "Largest difference of a probability between ONNX and PyTorch.", above=0
+    )
+    quantize: str = _param(NONE, "Quantised variant.", choices=(NONE,))
+    promote: str = _param(
+        "always",
+        "Whether the new version becomes `champion`: `never` only where there is none yet.",
+        choices=("always", "never"),
+    )
+    input: str = _param("", "A frame folder, a video file, or a directory of either.")
+    model_uri: str = _param(
+        AUTO, "Model to use; `auto` is models:/<registered_model_name>@champion."
+    )
+    top_k: int = _param(5, "Labels shown per clip.", low=1)
+    # --- the chain ------------------------------------------------------------------------------
+    recipe: str = _param(
+        AUTO,
+        "Named set of parameters in recipes/; `auto` is sample or k400tiny, as data_path says.",
+    )
+    use_cache: bool = _param(
+        True, "Re-use finished steps whose code, parameters and inputs are the same."
+    )
+    env_manager: str = _param(
+        "local",
+        "Environment manager of the nested runs; `local` uses the one that main runs in.",
+        choices=("local", "conda", "virtualenv", "uv"),
+    )
+
+    def to_json(self) -> str:
+        """All parameters as one JSON object, for the training workers and for checkpoints."""
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Config":
+        """The inverse of `to_json`."""
+        return cls(**json.loads(text))
+
+
+FIELDS: dict[str, dataclasses.Field[Any]] = {f.name: f for f in dataclasses.fields(Config)}
+
+
+def rule(name: str) -> Rule:
+    """The rule of one parameter."""
+    found: Rule = FIELDS[name].metadata["rule"]
+    return found
+
+
+def kind(name: str) -> str:
+    """The MLproject type of a parameter: `string`, `int`, `float` or `bool`."""
+    annotation = str(getattr(FIELDS[name].type, "__name__", FIELDS[name].type))
+    return {"str": "string", "int | str": "int"}.get(annotation, annotation)
+
+
+def allowed(name: str) -> str:
+    """What a parameter accepts, in words: "a number above 0", "sgd or adamw"."""
+    r = rule(name)
+    if r.choices:
+        return " or ".join(r.choices)
+    noun = {"int": "a whole number", "float": "a number", "bool": "True or False"}.get(
+        kind(name), "text"
+    )
+    bounds = [
+        f"{word} {bound:g}"
+        for word, bound in (
+            ("from", r.low), ("above", r.above), ("up to", r.high), ("below", r.below)
+        )
+        if bound is not None
+    ]  # fmt: skip
+    return " or ".join([" ".join([noun, *bounds]), *r.words])
+
+
+def parse(name: str, text: str) -> Any:
+    """Turn the text of a parameter into its value.
+
+    Raises:
+        UserError: if the text is not of the parameter's type or outside its range.
+    """
+    r, type_name, text = rule(name), kind(name), text.strip()
+    try:
+        value = _convert(text, type_name, r)
+    except ValueError:
+        default = FIELDS[name].default
+        hint = f" (default {default})" if default != "" else ""
+        raise UserError(
+            f"{name}: {text!r} is not allowed. Needed: {allowed(name)}{hint}."
+        ) from None
+    return value
+
+
+def _convert(text: str, type_name: str, r: Rule) -> Any:
+    if text in r.words:
+        return text
+    if type_name == "bool":
+        return {"true": True, "1": True, "false": False, "0": False}[text.lower()] if (
+            text.lower() in ("true", "false", "1", "0")
+        ) else _refuse()  # fmt: skip
+    if type_name == "string":
+        return text if not r.choices or text in r.choices else _refuse()
+    number = int(text) if type_name == "int" else float(text)
+    outside = (
+        not math.isfinite(number)
+        or (r.low is not None and number < r.low)
+        or (r.high is not None and number > r.high)
+        or (r.above is not None and number <= r.above)
+        or (r.below is not None and number >= r.below)
+    )
+    return _refuse() if outside else number
+
+
+def _refuse() -> Any:
+    raise ValueError

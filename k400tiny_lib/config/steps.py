@@ -1,0 +1,160 @@
+"""Which step takes which parameters, and how their values are settled."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from k400tiny_lib.config.parameters import FIELDS, NONE, Config, parse
+from k400tiny_lib.config.recipes import load_recipe
+from k400tiny_lib.errors import UserError
+
+FROM_RECIPE = "recipe"  # the default of most of main's parameters: whatever the recipe says
+
+
+@dataclass(frozen=True)
+class Step:
+    """One entry point.
+
+    Attributes:
+        help: what the step does, in one sentence.
+        params: the parameters it takes, in the order of `--help`.
+        required: those of them without a default.
+    """
+
+    help: str
+    params: tuple[str, ...]
+    required: tuple[str, ...] = ()
+
+
+_CLIP = ("clip_len", "resize_size", "crop_size")
+
+_PREPARE_DATA = (
+    "data_path", "gt_csv", "output_dir", "val_fraction", "test_fraction", "group_by", "seed",
+)  # fmt: skip
+_TRAIN = (
+    "data_path", "annotations", "model", "weights", "load_model", "num_classes", *_CLIP,
+    "augmentation", "batch_size", "num_workers", "num_epochs", "optimizer", "lr", "momentum",
+    "weight_decay", "scheduler", "warmup_epochs", "label_smoothing", "dropout", "ema_decay",
+    "grad_accum_steps", "clip_grad_norm", "amp", "sync_bn", "seed", "checkpoint_dir", "save_every",
+    "resume", "print_interval",
+    "nproc_per_node", "nnodes", "node_rank", "rdzv_endpoint", "max_restarts",
+)  # fmt: skip
+_EVALUATE = (
+    "data_path", "annotations", "checkpoint", "split", "num_clips", "num_crops", "batch_size",
+    "num_workers",
+)  # fmt: skip
+_EXPORT_ONNX = (
+    "checkpoint", "weights", "data_path", "annotations", "registered_model_name", "opset",
+    "tolerance", "quantize", "promote",
+)  # fmt: skip
+_PREDICT = ("input", "model_uri", "registered_model_name", "top_k", "batch_size")
+
+CHAIN: dict[str, Step] = {
+    "prepare_data": Step("Check the clips, map their labels, split them by source.", _PREPARE_DATA),
+    "train": Step("Train a model with torchrun.", _TRAIN, ("data_path", "annotations")),
+    "evaluate": Step(
+        "Score a checkpoint on a held-out split.",
+        _EVALUATE,
+        ("data_path", "annotations", "checkpoint"),
+    ),
+    "export_onnx": Step("Export to ONNX, prove it equal, register it.", _EXPORT_ONNX),
+}
+
+HANDED_OVER = ("annotations", "checkpoint")  # main's steps give these to one another
+_CHAINED = tuple(dict.fromkeys(name for step in CHAIN.values() for name in step.params))
+
+STEPS: dict[str, Step] = {
+    "main": Step(
+        "The whole pipeline as nested runs: prepare_data, train, evaluate, export_onnx.",
+        ("recipe", *(n for n in _CHAINED if n not in HANDED_OVER), "use_cache", "env_manager"),
+    ),
+    **CHAIN,
+    "predict": Step("Label clips with a registered model.", _PREDICT, ("input",)),
+}
+
+_NEVER_IN_RECIPE = ("recipe", "data_path", "gt_csv", "use_cache", "env_manager")
+
+
+def default_text(step: str, name: str) -> str | None:
+    """The default of a step's parameter as MLproject spells it; None where one is required."""
+    if name in STEPS[step].required:
+        return None
+    if step == "main" and name not in _NEVER_IN_RECIPE:
+        return FROM_RECIPE
+    return str(FIELDS[name].default)
+
+
+def unknown_parameter(step: str, name: str) -> UserError:
+    """The error for a parameter that a step does not have, with the nearest name."""
+    near = difflib.get_close_matches(name, STEPS[step].params, n=1, cutoff=0.5)
+    hint = f"Did you mean {near[0]}?" if near else f"`python -m steps.{step} --help` lists them."
+    return UserError(f"{name}: {step} has no such parameter. {hint}")
+
+
+def resolve(step: str, given: Mapping[str, str]) -> Config:
+    """Settle a step's parameters: an explicit value beats the recipe, the recipe the default.
+
+    Args:
+        step: name of the entry point.
+        given: parameters as text; a missing one and, in main, the word `recipe` mean "not given".
+
+    Raises:
+        UserError: for an unknown, missing or ill-typed parameter, and for values that do not fit
+            one another.
+    """
+    for name in given:
+        if name not in STEPS[step].params:
+            raise unknown_parameter(step, name)
+    explicit = {
+        name: parse(name, text)
+        for name, text in given.items()
+        if not (step == "main" and text == FROM_RECIPE and name != "recipe")
+    }
+    for name in STEPS[step].required:
+        if not explicit.get(name):
+            raise UserError(f"{name}: {step} needs it (-P {name}=...).")
+    config = Config(**explicit)
+    if step == "main":
+        recipe = config.recipe
+        if recipe == "auto":
+            recipe = "sample" if config.data_path == "sample" else "k400tiny"
+        config = Config(**(load_recipe(recipe) | explicit | {"recipe": recipe}))
+    _check_together(config, step)
+    return config
+
+
+def _check_together(config: Config, step: str) -> None:
+    """Refuse values that are right one by one and wrong together."""
+    if config.crop_size > config.resize_size:
+        raise UserError(
+            f"crop_size: {config.crop_size} is larger than resize_size {config.resize_size}. "
+            "Needed: a crop within the resized frame."
+        )
+    if config.val_fraction + config.test_fraction >= 1:
+        raise UserError(
+            f"val_fraction: {config.val_fraction} and test_fraction {config.test_fraction} leave "
+            "nothing to train on. Needed: a sum below 1."
+        )
+    if config.num_crops == 2:
+        raise UserError("num_crops: 2 is not allowed. Needed: 1 (centre) or 3 (both ends too).")
+    if config.node_rank >= config.nnodes:
+        raise UserError(
+            f"node_rank: {config.node_rank} does not exist among nnodes={config.nnodes}. "
+            f"Needed: 0 to {config.nnodes - 1}."
+        )
+    if config.weights != NONE and config.load_model != NONE:
+        raise UserError("load_model: weights is given too. Needed: one of them, the other `none`.")
+    if step == "export_onnx" and (config.checkpoint == NONE) == (config.weights == NONE):
+        raise UserError("checkpoint: export_onnx needs either checkpoint or weights, not both.")
+    if step in ("main", "prepare_data"):
+        if config.data_path == "sample" and config.gt_csv != NONE:
+            raise UserError("gt_csv: the rendered sample has its own. Give data_path too.")
+        if config.data_path != "sample" and config.gt_csv == NONE:
+            raise UserError("gt_csv: needed with data_path. Columns: folder_name,youtube_id,label.")
+
+
+def parameters_of(step: str, config: Config) -> dict[str, str]:
+    """A step's parameters as text, as `mlflow run -P` takes them."""
+    values = dataclasses.asdict(config)
+    return {name: str(values[name]) for name in STEPS[step].params}

@@ -1,0 +1,152 @@
+"""annotations.json: which clip belongs to which split, with which frames and which target.
+
+The layout is the one that K400-Tiny users know; `group` and `data_digest` stand beside its keys:
+
+    {"categories": {label: id},
+     "train": [{"video": folder, "segment": [first, last], "target": id, "group": source}, ...],
+     "val": [...], "test": [...], "data_digest": "..."}
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from k400tiny_lib.config import AUTO, Config
+from k400tiny_lib.errors import UserError
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One clip: a folder of frames and its class.
+
+    Attributes:
+        video: name of the folder below `data_path`.
+        segment: first and last frame index, inclusive, in natural order of the file names.
+        target: class id.
+        group: the source (YouTube id) that the clip was cut from.
+    """
+
+    video: str
+    segment: tuple[int, int]
+    target: int
+    group: str
+
+    @property
+    def num_frames(self) -> int:
+        """Frames in the segment."""
+        return self.segment[1] - self.segment[0] + 1
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """The clips of the three splits and the ids of the labels."""
+
+    categories: dict[str, int]
+    splits: dict[str, list[Clip]]
+    data_digest: str = ""
+
+    @property
+    def clips(self) -> Iterable[Clip]:
+        """All clips, split by split."""
+        return (clip for name in SPLITS for clip in self.splits[name])
+
+    @property
+    def num_classes(self) -> int:
+        """Size of the head that the targets need: the largest id and one."""
+        return max(self.categories.values()) + 1
+
+    @property
+    def class_names(self) -> list[str]:
+        """Labels in the order of their ids; an id without a label gets its number."""
+        by_id = {index: label for label, index in self.categories.items()}
+        return [by_id.get(index, str(index)) for index in range(self.num_classes)]
+
+    def to_json(self) -> str:
+        """The file's text; the same annotations give the same bytes."""
+        content: dict[str, Any] = {"categories": self.categories}
+        content |= {name: [asdict(clip) for clip in self.splits[name]] for name in SPLITS}
+        return json.dumps(content | {"data_digest": self.data_digest})
+
+    @classmethod
+    def from_json(cls, text: str, source: str) -> "Annotations":
+        """Read and check the file's text.
+
+        Args:
+            text: the JSON.
+            source: where it came from, for the message.
+
+        Raises:
+            UserError: if it is not an annotations file.
+        """
+        try:
+            content = json.loads(text)
+            categories = {str(label): int(index) for label, index in content["categories"].items()}
+            splits = {name: [_clip(entry) for entry in content[name]] for name in SPLITS}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"annotations: {source} is not an annotations file "
+                f"({type(error).__name__}: {error}). Needed: what prepare_data writes."
+            ) from None
+        known = set(categories.values())
+        for name in SPLITS:
+            for clip in splits[name]:
+                if clip.target not in known or clip.segment[0] < 0 or clip.num_frames < 1:
+                    raise UserError(
+                        f"annotations: {source} gives clip {clip.video} the target {clip.target} "
+                        f"and the segment {list(clip.segment)}. Needed: a category's id, "
+                        "first <= last."
+                    )
+        if not known:
+            raise UserError(f"annotations: {source} names no categories.")
+        return cls(categories, splits, str(content.get("data_digest", "")))
+
+
+def _clip(entry: dict[str, Any]) -> Clip:
+    first, last = entry["segment"]
+    video = str(entry["video"])
+    group = str(entry.get("group", video))
+    return Clip(video, (int(first), int(last)), int(entry["target"]), group)
+
+
+def read_annotations(path: Path) -> Annotations:
+    """Read annotations.json.
+
+    Raises:
+        UserError: if the file is missing or is not an annotations file.
+    """
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"annotations: {path} cannot be read: {error}.") from None
+    return Annotations.from_json(text, str(path))
+
+
+def check_annotations(annotations: Annotations, data_path: Path, config: Config) -> None:
+    """Refuse, before hours of work, data that is not there and parameters that do not fit it.
+
+    Raises:
+        UserError: if a clip's folder is missing below `data_path`, `clip_len` is beyond the frames
+            of every clip, or `num_classes` is below the ids of the targets.
+    """
+    clips = list(annotations.clips)
+    missing = [clip.video for clip in clips if not (data_path / clip.video).is_dir()]
+    if missing:
+        raise UserError(
+            f"data_path: {data_path} lacks {len(missing)} of {len(clips)} annotated clips, "
+            f"first {missing[0]}. Needed: the directory that prepare_data has read."
+        )
+    longest = max((clip.num_frames for clip in clips), default=0)
+    if config.clip_len > longest:
+        raise UserError(
+            f"clip_len: {config.clip_len} frames, but the longest clip has {longest}. "
+            f"Needed: at most {longest}."
+        )
+    if config.num_classes != AUTO and int(config.num_classes) < annotations.num_classes:
+        raise UserError(
+            f"num_classes: {config.num_classes}, but the annotations have ids up to "
+            f"{annotations.num_classes - 1}. Needed: at least {annotations.num_classes}, or auto."
+        )

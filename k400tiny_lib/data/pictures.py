@@ -1,0 +1,51 @@
+"""Pictures of a data set: how its clips are spread, and what they look like."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from k400tiny_lib.data.annotations import SPLITS
+from k400tiny_lib.data.loading import read_frames
+from k400tiny_lib.data.sampling import uniform_indices
+
+_MAX_BARS = 60
+_SHEET_FRAMES = 8
+_MAX_ROWS = 12
+
+
+def plot_class_counts(table: pd.DataFrame) -> Figure:
+    """Clips per class as stacked bars, one colour per split; at most the 60 largest classes."""
+    counts = pd.crosstab(table["label"], table["split"]).reindex(columns=SPLITS, fill_value=0)
+    counts = counts.loc[counts.sum(axis=1).sort_values().index[-_MAX_BARS:]]
+    figure = Figure(figsize=(8, 1.2 + 0.28 * len(counts)), layout="constrained")
+    axes = figure.subplots()
+    left = counts.sum(axis=1) * 0
+    for split in SPLITS:
+        axes.barh(counts.index, counts[split], left=left, label=f"{split} ({counts[split].sum()})")
+        left = left + counts[split]
+    axes.set(xlabel="clips")
+    axes.legend(loc="lower right")
+    return figure
+
+
+def plot_contact_sheet(table: pd.DataFrame, clips_path: Path) -> Figure:
+    """One clip per class (at most 12 classes) as a row of frames in order of time."""
+    rows = list(table.groupby("label", sort=True).head(1).sort_values("label").itertuples())
+    return plot_clips(
+        [(row.label, clips_path / row.folder_name, row.num_frames) for row in rows[:_MAX_ROWS]]
+    )
+
+
+def plot_clips(clips: Sequence[tuple[str, Path, int]]) -> Figure:
+    """Rows of frames; each clip is (title, folder, number of frames)."""
+    figure = Figure(figsize=(1.25 * _SHEET_FRAMES, 1.5 * len(clips)), layout="constrained")
+    grid = figure.subplots(len(clips), _SHEET_FRAMES, squeeze=False)
+    for axes_of_row, (title, folder, num_frames) in zip(grid, clips, strict=True):
+        frames = read_frames(folder, uniform_indices(num_frames, _SHEET_FRAMES).tolist())
+        for axes, frame in zip(axes_of_row, frames.numpy(), strict=True):
+            axes.imshow(frame)
+            axes.set_axis_off()
+        axes_of_row[0].set_title(title, fontsize=9, loc="left")
+    return figure

@@ -1,0 +1,18 @@
+"""pytorchvideo's transforms, importable.
+
+pytorchvideo 0.1.5 imports `torchvision.transforms.functional_tensor`, a module that torchvision
+0.17 made private (pytorchvideo#258). Its new name is put in place before the import.
+"""
+
+import sys
+
+import torchvision.transforms._functional_tensor as functional_tensor
+
+sys.modules.setdefault("torchvision.transforms.functional_tensor", functional_tensor)
+
+from pytorchvideo.transforms.functional import (  # noqa: E402
+    uniform_crop,
+    uniform_temporal_subsample,
+)
+
+__all__ = ["uniform_crop", "uniform_temporal_subsample"]

@@ -1,0 +1,57 @@
+"""What is done to the pixels of a clip: resize, crop, flip, normalise."""
+
+import torch
+from torch import Tensor
+from torchvision.models.video import R2Plus1D_18_Weights
+from torchvision.transforms.v2 import functional as F
+
+# Mean and standard deviation of Kinetics-400 for RGB in [0, 1], as torchvision's weights state.
+_PRESET = R2Plus1D_18_Weights.KINETICS400_V1.transforms()
+MEAN: tuple[float, ...] = tuple(_PRESET.mean)
+STD: tuple[float, ...] = tuple(_PRESET.std)
+
+
+def resize_and_crop(frames: Tensor, resize_size: int, crop_size: int) -> Tensor:
+    """Resize the short side, bilinear with antialiasing, and crop the centre.
+
+    Args:
+        frames: uint8 (T, H, W, C), RGB in [0, 255].
+        resize_size: short side after resizing, in pixels.
+        crop_size: side of the square crop, in pixels, at most resize_size.
+
+    Returns:
+        uint8 (C, T, crop_size, crop_size).
+    """
+    images = frames.permute(0, 3, 1, 2)  # (T, H, W, C) -> (T, C, H, W)
+    images = F.center_crop(F.resize(images, [resize_size], antialias=True), [crop_size, crop_size])
+    clip: Tensor = images.transpose(0, 1)  # (T, C, H, W) -> (C, T, H, W)
+    return clip
+
+
+def random_flip(clip: Tensor, generator: torch.Generator) -> Tensor:
+    """Mirror all frames of a clip, or none, with probability 1/2.
+
+    Args:
+        clip: any dtype (C, T, H, W).
+        generator: the source of randomness.
+
+    Returns:
+        The same shape and dtype.
+    """
+    return clip.flip(-1) if torch.rand((), generator=generator) < 0.5 else clip
+
+
+def normalise(clips: Tensor) -> Tensor:
+    """Turn pixels into what the network was designed for: zero mean, unit variance per channel.
+
+    It runs on the device of the clips: uint8 is a quarter of the bytes to send there.
+
+    Args:
+        clips: uint8 (N, C, T, H, W), RGB in [0, 255].
+
+    Returns:
+        float32 (N, C, T, H, W).
+    """
+    mean = torch.tensor(MEAN, device=clips.device).view(1, -1, 1, 1, 1)
+    std = torch.tensor(STD, device=clips.device).view(1, -1, 1, 1, 1)
+    return (clips.float() / 255 - mean) / std

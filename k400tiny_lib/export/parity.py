@@ -1,0 +1,137 @@
+"""Proof before the name: ONNX Runtime against the eager path of evaluation."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from k400tiny_lib.data.transforms import normalise, resize_and_crop
+from k400tiny_lib.errors import UserError
+from k400tiny_lib.export.graph import INPUT
+
+BATCHES = (1, 2, 5)
+_LATENCY_RUNS = 5
+
+Probabilities = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How ONNX Runtime and PyTorch differ on one batch."""
+
+    case: str
+    max_abs_diff: float
+    same_top1: bool
+
+
+def open_session(proto: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    """Load a graph into ONNX Runtime on the CPU, where parity is proven."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def run_onnx(session: onnxruntime.InferenceSession, frames: Tensor) -> Probabilities:
+    """uint8 (N, T, H, W, 3) to float32 (N, K) with ONNX Runtime."""
+    result: Probabilities = session.run(None, {INPUT: frames.numpy()})[0]
+    return result
+
+
+@torch.inference_mode()
+def run_eager(model: nn.Module, frames: Tensor, resize_size: int, crop_size: int) -> Probabilities:
+    """uint8 (N, T, H, W, 3) to float32 (N, K) the way evaluation does it, in PyTorch."""
+    clips = torch.stack([resize_and_crop(clip, resize_size, crop_size) for clip in frames])
+    result: Probabilities = model(normalise(clips)).softmax(1).numpy()
+    return result
+
+
+def compare(
+    session: onnxruntime.InferenceSession,
+    model: nn.Module,
+    clips: Sequence[Tensor],
+    resize_size: int,
+    crop_size: int,
+) -> list[Comparison]:
+    """Compare on batches of 1, 2 and 5 and on other frame sizes.
+
+    Args:
+        session: the exported graph.
+        model: the eager model, in evaluation mode, on the CPU.
+        clips: uint8 (T, H, W, 3) each, as many as the largest batch.
+        resize_size, crop_size: of the eager transform, in pixels.
+    """
+    height, width = clips[0].shape[1:3]
+    cases = {f"batch {size}": _batch(clips[:size], height, width) for size in BATCHES}
+    for h, w in ((240, 320), (128, 128), (129, 257)):
+        cases[f"{h}x{w}"] = _batch(clips[:1], h, w)
+    results = []
+    for case, frames in cases.items():
+        expected = run_eager(model, frames, resize_size, crop_size)
+        actual = run_onnx(session, frames)
+        results.append(
+            Comparison(
+                case,
+                float(np.abs(expected - actual).max()),
+                bool((expected.argmax(1) == actual.argmax(1)).all()),
+            )
+        )
+    return results
+
+
+def _batch(clips: Sequence[Tensor], height: int, width: int) -> Tensor:
+    """Stack clips at one size, uint8 (N, T, height, width, 3)."""
+    resized = []
+    for clip in clips:
+        images = clip.permute(0, 3, 1, 2)  # (T, H, W, C) -> (T, C, H, W)
+        if images.shape[-2:] != (height, width):
+            images = torch.nn.functional.interpolate(images, (height, width), mode="nearest")
+        resized.append(images.permute(0, 2, 3, 1))
+    return torch.stack(resized).contiguous()
+
+
+def require_parity(comparisons: Sequence[Comparison], tolerance: float) -> float:
+    """The largest difference, if every case is within the tolerance.
+
+    Raises:
+        UserError: naming the worst case.
+    """
+    # NaN compares false with everything and must count as the worst.
+    worst = max(comparisons, key=lambda c: (np.isnan(c.max_abs_diff), c.max_abs_diff))
+    wrong = [c for c in comparisons if not c.same_top1]
+    if not worst.max_abs_diff <= tolerance or wrong:
+        found = f"{worst.case} differs by {worst.max_abs_diff:.2e}"
+        found += f", top-1 differs on {wrong[0].case}" if wrong else ""
+        raise UserError(
+            f"tolerance: ONNX and PyTorch do not agree ({found}). Needed: at most {tolerance:g} "
+            "and the same top-1. Nothing was registered."
+        )
+    return worst.max_abs_diff
+
+
+def latencies_ms(
+    session: onnxruntime.InferenceSession,
+    model: nn.Module,
+    clip: Tensor,
+    resize_size: int,
+    crop_size: int,
+) -> tuple[float, float]:
+    """Median milliseconds for one clip from frames to probabilities: (ONNX Runtime, PyTorch)."""
+    frames = clip[None]
+    onnx_times, torch_times = [], []
+    for _ in range(_LATENCY_RUNS + 1):
+        start = time.perf_counter()
+        run_onnx(session, frames)
+        middle = time.perf_counter()
+        run_eager(model, frames, resize_size, crop_size)
+        onnx_times.append(middle - start)
+        torch_times.append(time.perf_counter() - middle)
+    return 1000 * median(onnx_times[1:]), 1000 * median(torch_times[1:])  # the first warms up

@@ -1,0 +1,102 @@
+"""Architectures and their weights; every `state_dict` is torchvision's."""
+
+from collections.abc import Mapping
+from urllib.error import URLError
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import get_weight
+from torchvision.models.video import mc3_18, r2plus1d_18, r3d_18
+
+from k400tiny_lib.errors import UserError
+
+BUILDERS = {"r2plus1d_18": r2plus1d_18, "r3d_18": r3d_18, "mc3_18": mc3_18}
+HEAD = "fc"
+
+
+def build_model(name: str, num_classes: int, dropout: float = 0.0) -> nn.Module:
+    """Build an architecture from scratch.
+
+    Args:
+        name: a key of BUILDERS.
+        num_classes: outputs of the head.
+        dropout: probability before the head. It sits behind the pooling, not before the head's
+            weights, so that their names stay torchvision's.
+
+    Returns:
+        A module from float32 (N, 3, T, H, W) to logits (N, num_classes).
+    """
+    model = BUILDERS[name](weights=None, num_classes=num_classes)
+    if dropout:
+        model.avgpool = nn.Sequential(model.avgpool, nn.Dropout(dropout))
+    return model
+
+
+def pretrained_state(weights_name: str, model_name: str) -> tuple[dict[str, Tensor], list[str]]:
+    """Fetch torchvision weights.
+
+    Args:
+        weights_name: such as `R2Plus1D_18_Weights.KINETICS400_V1`.
+        model_name: the architecture that they must be of.
+
+    Returns:
+        The state_dict and the class names of its head.
+
+    Raises:
+        UserError: if there are no such weights, they are of another architecture, or they cannot
+            be downloaded.
+    """
+    try:
+        weights = get_weight(weights_name)
+    except (ValueError, KeyError, AttributeError):
+        raise UserError(
+            f"weights: torchvision has no {weights_name!r}. "
+            "Needed: a name such as R2Plus1D_18_Weights.KINETICS400_V1, or none."
+        ) from None
+    if architecture_of(weights_name) != model_name:
+        raise UserError(f"weights: {weights_name} is not of model={model_name}.")
+    try:
+        state = weights.get_state_dict(progress=False, check_hash=True)
+    except (URLError, OSError, RuntimeError) as error:
+        raise UserError(
+            f"weights: {weights.url} cannot be downloaded ({error}). Needed: a connection, or that "
+            f"file in {torch.hub.get_dir()}/checkpoints."
+        ) from None
+    return state, list(weights.meta["categories"])
+
+
+def architecture_of(weights_name: str) -> str | None:
+    """The architecture that torchvision weights are of, or None where this project has none."""
+    prefix = weights_name.partition("_Weights")[0].lower()
+    return next((name for name in BUILDERS if name == prefix), None)
+
+
+def load_backbone(model: nn.Module, state: Mapping[str, Tensor], source: str) -> bool:
+    """Load weights, leaving the head as it is where its size differs.
+
+    Args:
+        model: the model to fill.
+        state: a state_dict of the same architecture.
+        source: where it came from, for the message.
+
+    Returns:
+        Whether the head was loaded too.
+
+    Raises:
+        UserError: if the weights are of another architecture.
+    """
+    own = model.state_dict()
+    head = [key for key in own if key.startswith(f"{HEAD}.")]
+    head_fits = all(key in state and state[key].shape == own[key].shape for key in head)
+    wanted = {k: v for k, v in state.items() if head_fits or k not in head}
+    wrong = [
+        key for key in own.keys() | wanted.keys()
+        if (head_fits or key not in head)
+        and (key not in own or key not in wanted or own[key].shape != wanted[key].shape)
+    ]  # fmt: skip
+    if wrong:
+        raise UserError(
+            f"{source} is of another architecture: {len(wrong)} tensors differ, first {min(wrong)}."
+        )
+    model.load_state_dict(wanted, strict=head_fits)
+    return head_fits

@@ -1,0 +1,1 @@
+"""The thin layer over MLflow: a step's run, its inputs and outputs as artifacts."""

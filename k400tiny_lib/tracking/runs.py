@@ -1,0 +1,141 @@
+"""The MLflow run of a step: adopted from `mlflow run`, or started when a step is run by hand."""
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from k400tiny_lib.config import AUTO, NONE, Config, parameters_of
+from k400tiny_lib.errors import UserError
+
+STEP_TAG = "k400tiny.step"
+CACHE_KEY_TAG = "k400tiny.cache_key"
+ERROR_TAG = "k400tiny.error"
+DATA_PATH_TAG = "k400tiny.data_path"
+DATA_DIGEST_TAG = "k400tiny.data_digest"
+MODEL_VERSION_TAG = "k400tiny.model_version"
+RESOLVED = "config/resolved.yaml"
+_ERROR_LENGTH = 5000  # MLflow refuses tags beyond 8000 characters
+
+
+@contextmanager
+def step_run(step: str, config: Config) -> Iterator[Run]:
+    """Run a block inside the MLflow run of a step, FAILED with the reason if the block raises.
+
+    Parameters are logged unless `mlflow run` has logged them already in the user's spelling; the
+    settled values go to the run as `config/resolved.yaml` either way.
+
+    Raises:
+        UserError: if the tracking store cannot be used.
+    """
+    launched = "MLFLOW_RUN_ID" in os.environ  # start_run deletes it
+    try:
+        run = mlflow.start_run(run_name=None if launched else step)
+    except MlflowException as error:
+        raise UserError(
+            f"MLFLOW_TRACKING_URI: {mlflow.get_tracking_uri()} fails: {error}"
+        ) from None
+    reason = ""
+    try:
+        _check_artifact_store(run)
+        parameters = parameters_of(step, config)
+        mlflow.set_tags({STEP_TAG: step} | ({} if launched else {"mlflow.runName": step}))
+        missing = {k: v for k, v in parameters.items() if k not in run.data.params}
+        if missing and not launched:
+            mlflow.log_params(missing)
+        mlflow.log_dict(parameters, RESOLVED)
+        yield run
+    except BaseException as error:
+        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
+        mlflow.set_tag(ERROR_TAG, (reason or type(error).__name__)[:_ERROR_LENGTH])
+        mlflow.end_run("FAILED")
+        raise
+    mlflow.end_run()
+
+
+def _check_artifact_store(run: Run) -> None:
+    # `mlflow ui` started before the first run creates the Default experiment with a location that
+    # only its own server can serve.
+    proxied = run.info.artifact_uri.startswith("mlflow-artifacts:")
+    if proxied and not mlflow.get_tracking_uri().startswith("http"):
+        raise UserError(
+            "MLFLOW_TRACKING_URI: the experiment was made by `mlflow ui` and keeps its artifacts "
+            "on that server. Needed: another experiment (mlflow run --experiment-name k400tiny "
+            "...) or the server's address in MLFLOW_TRACKING_URI."
+        )
+
+
+def local_copy(uri: str, parameter: str) -> Path:
+    """A local path of an input: the path itself, or a download of an artifact URI.
+
+    Args:
+        uri: a local path, or any artifact URI (`runs:/<run_id>/<path>`, `s3://...`).
+        parameter: the parameter that named it, for the message.
+
+    Raises:
+        UserError: if nothing is there.
+    """
+    if "://" not in uri and not uri.startswith(("runs:/", "models:/", "mlflow-artifacts:/")):
+        path = Path(uri)
+        if not path.exists():
+            raise UserError(
+                f"{parameter}: {uri} does not exist. Needed: a path or an artifact URI."
+            )
+        return path
+    try:
+        # Without dst_path a local artifact store answers with its own file, not with a copy.
+        return Path(mlflow.artifacts.download_artifacts(uri))
+    except Exception as error:  # every artifact store raises its own
+        first_line = (
+            str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        )
+        raise UserError(f"{parameter}: {uri} cannot be fetched: {first_line}") from None
+
+
+def local_inputs(config: Config, *names: str) -> Config:
+    """Replace the named inputs of a step by local paths; `none` and `auto` stay.
+
+    Raises:
+        UserError: if one of them is not there.
+    """
+    given = {name: getattr(config, name) for name in names}
+    local: dict[str, Any] = {
+        name: str(local_copy(uri, name)) for name, uri in given.items() if uri not in (NONE, AUTO)
+    }
+    return dataclasses.replace(config, **local)
+
+
+def active_run_id() -> str:
+    """The id of the run that the step is in."""
+    run = mlflow.active_run()
+    if run is None:
+        raise RuntimeError("a step runs inside step_run")
+    return str(run.info.run_id)
+
+
+def tag_cache_key(key: str) -> None:
+    """Note on the active run what its result depends on, for later runs that could re-use it."""
+    mlflow.set_tag(CACHE_KEY_TAG, key)
+
+
+def end_running_children(parent_id: str) -> list[str]:
+    """Mark the children of a run that still count as RUNNING as FAILED; returns their ids.
+
+    mlflow leaves a child RUNNING when it is interrupted while the child still starts.
+    """
+    client = MlflowClient()
+    experiment = client.get_run(parent_id).info.experiment_id
+    running = client.search_runs(
+        [experiment],
+        f"tags.mlflow.parentRunId = '{parent_id}' and attributes.status = 'RUNNING'",
+    )
+    for run in running:
+        client.set_terminated(run.info.run_id, "FAILED")
+    return [run.info.run_id for run in running]

@@ -1,0 +1,1 @@
+"""Steps as commands, and the chain of nested runs that `main` is."""

@@ -1,0 +1,94 @@
+"""Which finished run a step can re-use: same code, same parameters, same content of its inputs."""
+
+from pathlib import Path
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from k400tiny_lib.config import AUTO, NONE, Config, parameters_of
+from k400tiny_lib.data.content import combine, data_digest, file_digest
+from k400tiny_lib.data.prepare import clip_directory, ground_truth_file
+from k400tiny_lib.data.sources import SAMPLE
+from k400tiny_lib.tracking.runs import CACHE_KEY_TAG, MODEL_VERSION_TAG, STEP_TAG, local_copy
+
+ROOT = Path(__file__).resolve().parents[2]
+_CODE = ("k400tiny_lib/**/*.py", "steps/**/*.py", "requirements.txt")
+
+# They say how fast a step runs and what it shows, not what comes out; data_path speaks through the
+# digests of the annotations, launch parameters through what they change.
+_WITHOUT_EFFECT = {
+    "data_path", "output_dir", "num_workers", "print_interval", "checkpoint_dir", "save_every",
+    "node_rank", "rdzv_endpoint", "max_restarts", "use_cache", "env_manager",
+}  # fmt: skip
+
+_PROOF = {
+    "prepare_data": "annotations/annotations.json",
+    "train": "checkpoints/best.pt",
+    "evaluate": "evaluation/predictions.csv",
+}
+
+
+def code_digest() -> str:
+    """Digest of the project's code as it stands, committed or not."""
+    files = sorted(path for pattern in _CODE for path in ROOT.glob(pattern))
+    return combine(t for path in files for t in (str(path.relative_to(ROOT)), file_digest(path)))
+
+
+def cache_key(step: str, config: Config) -> str:
+    """What a step's result depends on, as one digest.
+
+    Raises:
+        UserError: if an input cannot be read.
+    """
+    parameters = parameters_of(step, config)
+    parts = [step, code_digest()]
+    for name in sorted(parameters.keys() - _WITHOUT_EFFECT):
+        parts += [name, _identity(name, parameters[name])]
+    if step == "prepare_data":
+        parts += [data_digest(clip_directory(config)), file_digest(ground_truth_file(config))]
+        if config.data_path == SAMPLE:
+            parts.append(str(clip_directory(config)))
+    return combine(parts)
+
+
+def inputs_exist(step: str, config: Config) -> bool:
+    """Whether a step's inputs are all there; False for a sample that is still to be rendered."""
+    return step != "prepare_data" or ground_truth_file(config).exists()
+
+
+def _identity(name: str, value: str) -> str:
+    """The content behind a parameter that names an input, else its text."""
+    if value in (NONE, AUTO):
+        return value
+    if name == "annotations":
+        return file_digest(local_copy(value, name))
+    if name in ("checkpoint", "load_model", "resume"):
+        # The artifacts of a run never change: its URI says as much as the file, and costs nothing.
+        return value if ":/" in value else file_digest(local_copy(value, name))
+    return "" if name == "gt_csv" else value
+
+
+def find_finished(step: str, key: str, experiment_id: str) -> Run | None:
+    """The newest finished run of a step with this key whose result still exists."""
+    runs = MlflowClient().search_runs(
+        [experiment_id],
+        f"tags.`{CACHE_KEY_TAG}` = '{key}' and tags.`{STEP_TAG}` = '{step}' "
+        "and attributes.status = 'FINISHED'",
+        order_by=["attributes.start_time DESC"],
+    )
+    return next((run for run in runs if _result_exists(step, run)), None)
+
+
+def _result_exists(step: str, run: Run) -> bool:
+    try:
+        if step in _PROOF:
+            folder = _PROOF[step].rpartition("/")[0]
+            found = mlflow.artifacts.list_artifacts(run_id=run.info.run_id, artifact_path=folder)
+            return any(artifact.path == _PROOF[step] for artifact in found)
+        name, _, version = run.data.tags.get(MODEL_VERSION_TAG, "").partition("/")
+        MlflowClient().get_model_version(name, version)
+    except (MlflowException, OSError):
+        return False
+    return True

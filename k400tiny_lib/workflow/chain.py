@@ -1,0 +1,158 @@
+"""`main`: the steps as nested runs that hand artifacts to one another through MLflow."""
+
+import dataclasses
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import ExecutionException
+
+from k400tiny_lib.config import CHAIN, NONE, Config, parameters_of
+from k400tiny_lib.data.prepare import check_source, clip_directory
+from k400tiny_lib.data.sources import SAMPLE
+from k400tiny_lib.errors import UserError
+from k400tiny_lib.tracking.runs import (
+    ERROR_TAG,
+    MODEL_VERSION_TAG,
+    active_run_id,
+    end_running_children,
+)
+from k400tiny_lib.workflow.cache import ROOT, cache_key, find_finished, inputs_exist
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A step of the chain that is done: its run, and whether that run is an older one."""
+
+    step: str
+    run: Run
+    reused: bool
+    seconds: float
+
+
+def run_chain(config: Config) -> list[Finished]:
+    """Run or re-use every step, in order, as nested runs of the active run.
+
+    Raises:
+        UserError: if a source is missing, or a step failed: its name, run and message.
+    """
+    check_source(config)
+    # mlflow would print every step's whole command line.
+    logging.getLogger("mlflow.projects").setLevel(logging.WARNING)
+    parent = active_run_id()
+    config = _absolute(config)
+    finished: list[Finished] = []
+    try:
+        for step in CHAIN:
+            done = _run_or_reuse(step, config)
+            finished.append(done)
+            config = _hand_over(config, done)
+    finally:
+        end_running_children(parent)
+    return finished
+
+
+def _absolute(config: Config) -> Config:
+    """Own data by absolute path; the rendered sample under its name until it is rendered."""
+    if config.data_path == SAMPLE:
+        return config
+    return dataclasses.replace(
+        config,
+        data_path=str(Path(config.data_path).absolute()),
+        gt_csv=str(Path(config.gt_csv).absolute()),
+    )
+
+
+def _hand_over(config: Config, done: Finished) -> Config:
+    """The parameters of the steps after this one: with its artifacts as URIs."""
+    uri = f"runs:/{done.run.info.run_id}"
+    if done.step == "prepare_data":
+        return dataclasses.replace(
+            config,
+            data_path=str(clip_directory(config)),
+            annotations=f"{uri}/annotations/annotations.json",
+        )
+    if done.step == "train":
+        # The weights are in the checkpoint now.
+        return dataclasses.replace(config, checkpoint=f"{uri}/checkpoints/best.pt", weights=NONE)
+    return config
+
+
+def _run_or_reuse(step: str, config: Config) -> Finished:
+    start = time.perf_counter()
+    parent = MlflowClient().get_run(active_run_id())
+    if config.use_cache and inputs_exist(step, config):
+        key = cache_key(step, config)
+        run = find_finished(step, key, parent.info.experiment_id)
+        if run is not None:
+            return _report(Finished(step, run, True, time.perf_counter() - start))
+    print(f"{step}: started", flush=True)
+    run = _run_nested(step, config, parent)
+    return _report(Finished(step, run, False, time.perf_counter() - start))
+
+
+def _run_nested(step: str, config: Config, parent: Run) -> Run:
+    client = MlflowClient()
+    try:
+        submitted = mlflow.projects.run(
+            str(ROOT),
+            entry_point=step,
+            parameters=parameters_of(step, config),
+            experiment_id=parent.info.experiment_id,
+            env_manager=config.env_manager,
+            run_name=step,
+        )
+    except ExecutionException:
+        children = client.search_runs(
+            [parent.info.experiment_id],
+            f"tags.mlflow.parentRunId = '{parent.info.run_id}'",
+            order_by=["attributes.start_time DESC"],
+            max_results=1,
+        )
+        if not children:
+            raise
+        reason = children[0].data.tags.get(ERROR_TAG, "it ended without a message; see above")
+        run_id = children[0].info.run_id
+        raise UserError(f"{step} failed (run {run_id}): {reason}") from None
+    return client.get_run(submitted.run_id)
+
+
+def _report(done: Finished) -> Finished:
+    word = "re-used" if done.reused else "done"
+    print(f"{done.step}: {word} in {done.seconds:.0f} s, run {done.run.info.run_id}", flush=True)
+    return done
+
+
+def summarise(finished: list[Finished], config: Config) -> str:
+    """Log scores and steps to the parent's run; returns the closing lines for the console."""
+    runs = {done.step: done.run for done in finished}
+    scores = runs["evaluate"].data.metrics
+    mlflow.log_metrics(scores)
+    version = runs["export_onnx"].data.tags[MODEL_VERSION_TAG]
+    experiment = runs["evaluate"].info.experiment_id
+    rows = [
+        f"| {done.step} | [{done.run.info.run_id}](#/experiments/{experiment}/runs/"
+        f"{done.run.info.run_id}) | {'re-used' if done.reused else 'new'} | {done.seconds:.0f} |"
+        for done in finished
+    ]
+    top1 = _top1(scores, config.split)
+    note = [
+        f"**{top1}**, model `models:/{version}`", "",
+        "| step | run | | seconds |", "|---|---|---|---|", *rows,
+    ]  # fmt: skip
+    mlflow.set_tags(
+        {"mlflow.note.content": "\n".join(note), MODEL_VERSION_TAG: version}
+        | {f"k400tiny.run.{done.step}": done.run.info.run_id for done in finished}
+    )
+    store = mlflow.get_tracking_uri()
+    look = f"open {store}" if store.startswith("http") else f"mlflow ui --backend-store-uri {store}"
+    return f"{top1}\nmodel: models:/{version}\nlook at it: {look}"
+
+
+def _top1(scores: dict[str, float], split: str) -> str:
+    acc1, low, high = (scores[f"{split}_{n}"] for n in ("acc1", "acc1_ci_low", "acc1_ci_high"))
+    return f"{split} top-1 {acc1:.1f} % (95 % interval {low:.1f} to {high:.1f})"

@@ -1,0 +1,106 @@
+"""Makes a step a command: its options from the declared parameters, its errors for people."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+import click
+
+from k400tiny_lib.config import STEPS, Config, resolve
+from k400tiny_lib.config.parameters import allowed, rule
+from k400tiny_lib.config.steps import default_text, unknown_parameter
+from k400tiny_lib.errors import UserError
+from k400tiny_lib.workflow import interruption
+
+FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130  # exit codes
+
+
+def step_command(step: str) -> Callable[[Callable[[Config], None]], Callable[[], None]]:
+    """Decorate the function of a step; the result is its command line.
+
+    The function gets the settled parameters and runs inside the step's MLflow run. It imports
+    what it needs within its body: a mistyped parameter is then refused at once, without waiting
+    for PyTorch.
+    """
+
+    def decorate(function: Callable[[Config], None]) -> Callable[[], None]:
+        def command() -> None:
+            sys.exit(_run(step, function, sys.argv[1:]))
+
+        return command
+
+    return decorate
+
+
+def click_command(step: str) -> click.Command:
+    """The click command of a step: one option per parameter, all text, checked by `config`."""
+    options: list[click.Parameter] = []
+    for name in STEPS[step].params:
+        default = default_text(step, name)
+        note = "required" if default is None else f"default: {default}"
+        help_text = f"{rule(name).help} {allowed(name).capitalize()}. [{note}]"
+        options.append(click.Option([f"--{name}"], help=help_text, metavar="VALUE"))
+    return click.Command(
+        step,
+        params=options,
+        help=STEPS[step].help,
+        callback=lambda **given: {k: v for k, v in given.items() if v is not None},
+        context_settings={"max_content_width": 100},
+    )
+
+
+def parse_arguments(step: str, arguments: list[str]) -> Config | None:
+    """Settle a step's command line; None after `--help`.
+
+    Raises:
+        UserError: for an unknown, missing or ill-typed parameter.
+    """
+    try:
+        given = click_command(step).main(
+            arguments, prog_name=f"python -m steps.{step}", standalone_mode=False
+        )
+    except click.NoSuchOption as error:
+        raise unknown_parameter(step, error.option_name.lstrip("-")) from None
+    except click.ClickException as error:
+        raise UserError(error.format_message()) from None
+    return resolve(step, given) if isinstance(given, dict) else None
+
+
+def _run(step: str, function: Callable[[Config], None], arguments: list[str]) -> int:
+    interruption.defer()
+    try:
+        config = parse_arguments(step, arguments)
+    except UserError as error:
+        _complain(step, error)
+        return USER_ERROR
+    if config is None:
+        return 0
+    from k400tiny_lib.tracking.runs import step_run, tag_cache_key
+    from k400tiny_lib.workflow.cache import cache_key, inputs_exist
+
+    try:
+        with step_run(step, config):
+            interruption.arm()
+            key = cache_key(step, config) if inputs_exist(step, config) else None
+            function(config)
+            # A rendered sample has content, and with it a key, only now.
+            tag_cache_key(key or cache_key(step, config))
+    except UserError as error:
+        _complain(step, error)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print(f"{step}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        return FAILED
+    return 0
+
+
+def _complain(step: str, error: UserError) -> None:
+    # A nested step's message is repeated by main, which knows that it printed here already.
+    message = " ".join(str(error).split())
+    print(message if step == "main" else f"{step}: {message}", file=sys.stderr, flush=True)
+    if os.environ.get("K400TINY_TRACEBACK"):
+        traceback.print_exception(error)

@@ -1,0 +1,35 @@
+"""Label clips with a registered model: a frame folder, a video, or a directory of either.
+
+mlflow run . -e predict --env-manager local -P input=video.mp4
+"""
+
+from k400tiny_lib.config import Config
+from k400tiny_lib.workflow.command import step_command
+
+
+@step_command("predict")
+def predict(config: Config) -> None:
+    """Load the model, label every input, show and log the table."""
+    from pathlib import Path
+
+    import mlflow
+
+    from k400tiny_lib.errors import UserError
+    from k400tiny_lib.export.inputs import find_inputs, label_inputs
+    from k400tiny_lib.export.registry import load_registered
+
+    inputs = find_inputs(Path(config.input))
+    model = load_registered(config.model_uri, config.registered_model_name)
+    table, failures = label_inputs(model, inputs, config.batch_size, config.top_k)
+    for failure in failures:
+        print(f"skipped: {failure}")
+    if table.empty:
+        raise UserError(f"input: nothing in {config.input} could be read.")
+    mlflow.log_text(table.to_csv(index=False), "predictions/predictions.csv")
+    print(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+    if failures:
+        raise UserError(f"input: {len(failures)} of {len(inputs)} could not be read (see above).")
+
+
+if __name__ == "__main__":
+    predict()

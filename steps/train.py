@@ -1,0 +1,61 @@
+"""Train a model with torchrun; metrics, curves and the best checkpoint go to the run.
+
+mlflow run . -e train --env-manager local -P data_path=frames -P annotations=annotations.json
+"""
+
+from k400tiny_lib.config import Config
+from k400tiny_lib.workflow.command import step_command
+
+
+@step_command("train")
+def train(config: Config) -> None:
+    """Check the inputs, launch the workers, follow them, log what they leave."""
+    import dataclasses
+    from pathlib import Path
+
+    import mlflow
+
+    from k400tiny_lib.config import AUTO
+    from k400tiny_lib.data.annotations import check_annotations, read_annotations
+    from k400tiny_lib.journal import read_entries
+    from k400tiny_lib.tracking.runs import active_run_id, local_copy, local_inputs
+    from k400tiny_lib.tracking.sender import JournalSender
+    from k400tiny_lib.training.checkpoint import BEST
+    from k400tiny_lib.training.curves import plot_curves
+    from k400tiny_lib.training.launch import launch
+    from k400tiny_lib.training.worker import Job
+
+    run_id = active_run_id()
+    annotations_path = local_copy(config.annotations, "annotations")
+    annotations = read_annotations(annotations_path)
+    check_annotations(annotations, Path(config.data_path), config)
+    folder = (
+        Path("checkpoints", run_id)
+        if config.checkpoint_dir == AUTO
+        else Path(config.checkpoint_dir)
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    config = dataclasses.replace(
+        local_inputs(config, "load_model", "resume"),
+        annotations=str(annotations_path),
+        checkpoint_dir=str(folder),
+    )
+
+    journal = folder / f"journal-{run_id}.jsonl"
+    sender = JournalSender(run_id, journal)
+    job = Job(config, run_id, journal, error=folder / f"error-{run_id}.txt")
+    launch(job, folder, while_running=sender.send)
+    sender.finish()
+
+    entries = [entry for entry, _ in read_entries(journal)]
+    if not entries:
+        return  # rank 0, and with it the journal, is on another node
+    best = max(entries, key=lambda entry: (entry.metrics["val_acc1"], entry.step))
+    mlflow.log_metrics({"best_epoch": best.step, "best_val_acc1": best.metrics["val_acc1"]})
+    mlflow.log_figure(plot_curves(entries), "images/learning_curves.png")
+    mlflow.log_artifact(str(folder / BEST), "checkpoints")
+    print(f"best epoch {best.step}: val_acc1 {best.metrics['val_acc1']:.1f} %  {folder / BEST}")
+
+
+if __name__ == "__main__":
+    train()
