@@ -1,6 +1,7 @@
 """Architectures and their weights; every `state_dict` is torchvision's."""
 
 from collections.abc import Mapping
+from typing import Any
 from urllib.error import URLError
 
 import torch
@@ -26,10 +27,11 @@ def build_model(name: str, num_classes: int, dropout: float = 0.0) -> nn.Module:
     Returns:
         A module from float32 (N, 3, T, H, W) to logits (N, num_classes).
     """
-    model = BUILDERS[name](weights=None, num_classes=num_classes)
+    model: Any = BUILDERS[name](weights=None, num_classes=num_classes)
     if dropout:
         model.avgpool = nn.Sequential(model.avgpool, nn.Dropout(dropout))
-    return model
+    built: nn.Module = model
+    return built
 
 
 def pretrained_state(weights_name: str, model_name: str) -> tuple[dict[str, Tensor], list[str]]:

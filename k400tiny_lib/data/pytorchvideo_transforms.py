@@ -5,14 +5,14 @@ pytorchvideo 0.1.5 imports `torchvision.transforms.functional_tensor`, a module 
 """
 
 import sys
+import warnings
 
 import torchvision.transforms._functional_tensor as functional_tensor
 
 sys.modules.setdefault("torchvision.transforms.functional_tensor", functional_tensor)
 
-from pytorchvideo.transforms.functional import (  # noqa: E402
-    uniform_crop,
-    uniform_temporal_subsample,
-)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)  # its TorchScript decorators are deprecated
+    from pytorchvideo.transforms.functional import uniform_crop, uniform_temporal_subsample
 
 __all__ = ["uniform_crop", "uniform_temporal_subsample"]

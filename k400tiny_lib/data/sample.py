@@ -55,7 +55,7 @@ _SHAPES: tuple[tuple[tuple[float, float], ...], ...] = (
 
 _SPRITE = 224  # side of the picture of the object, in pixels
 _SPRITE_REACH = 1.25  # it covers [-reach, reach] of the outline's coordinates: room for the halo
-_JPEG_QUALITY = 82
+_JPEG_QUALITY = 80
 
 _Rng = np.random.Generator
 _Bytes = npt.NDArray[np.uint8]
@@ -187,7 +187,7 @@ def _render_clip(images: Path, clip: _Clip, *, num_frames: int, size: int) -> No
     sprite = _sprite(background, look_rng)
     rng = np.random.default_rng(np.random.SeedSequence([*clip.source_seed, clip.clip]))
     poses = _poses(clip.label, num_frames, rng)
-    grain = rng.normal(0.0, 1.2, (size + 32, size + 32, 1)).astype(np.float32)
+    grain = rng.normal(0.0, 1.0, (size + 32, size + 32, 1)).astype(np.float32)
     for index, pose in enumerate(poses):
         top, left = rng.integers(0, 32, 2)
         frame = _paint(background, sprite, pose) + grain[top : top + size, left : left + size]

@@ -45,7 +45,7 @@ def score(table: pd.DataFrame, split: str) -> dict[str, float]:
         ),
         "ece": float(
             multiclass_calibration_error(
-                torch.from_numpy(probabilities), torch.from_numpy(targets),
+                torch.tensor(probabilities), torch.tensor(targets),
                 num_classes=num_classes, n_bins=_CALIBRATION_BINS,
             )
         ),

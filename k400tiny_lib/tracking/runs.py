@@ -22,6 +22,7 @@ DATA_PATH_TAG = "k400tiny.data_path"
 DATA_DIGEST_TAG = "k400tiny.data_digest"
 MODEL_VERSION_TAG = "k400tiny.model_version"
 RESOLVED = "config/resolved.yaml"
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 _ERROR_LENGTH = 5000  # MLflow refuses tags beyond 8000 characters
 
 
