@@ -1,0 +1,66 @@
+"""Small data, real paths: clips of 6 frames at 48 x 40 px, a tracking store of its own."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+REAL_DATA = REPOSITORY.parent / "shared" / "data"
+LABELS = ("sliding", "growing", "turning")
+NUM_FRAMES = 6
+
+
+def write_clip(
+    folder: Path, seed: int, num_frames: int = NUM_FRAMES, size: tuple[int, int] = (40, 48)
+) -> None:
+    """Frames of smooth noise, height x width = size."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    for number in range(num_frames):
+        coarse = rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)
+        cv2.imwrite(str(folder / f"frame{number:02d}.jpg"), cv2.resize(coarse, size[::-1]))
+
+
+def write_data(
+    root: Path, sources_per_class: int = 4, clips_per_source: int = 2
+) -> tuple[Path, Path]:
+    """Frame folders of three classes and their ground truth; returns (data_path, gt_csv)."""
+    rows = []
+    for number, label in enumerate(LABELS):
+        for source in range(sources_per_class):
+            for clip in range(clips_per_source):
+                name = f"v{number}{source:02d}_{clip:06d}_{clip + 1:06d}"
+                write_clip(root / "frames" / name, seed=len(rows))
+                rows.append((name, f"v{number}{source:02d}", label))
+    csv = root / "labels.csv"
+    pd.DataFrame(rows, columns=["folder_name", "youtube_id", "label"]).to_csv(csv, index=False)
+    return root / "frames", csv
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Data that no test changes: (data_path, gt_csv)."""
+    return write_data(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty tracking store, used by this process and the steps that it starts."""
+    import mlflow
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.chdir(tmp_path)
+    previous = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    yield uri
+    while mlflow.active_run():
+        mlflow.end_run()
+    mlflow.set_tracking_uri(previous)
