@@ -6,13 +6,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms.v2 import functional as F
 
 from k400tiny_lib.data.annotations import Clip
 from k400tiny_lib.data.loading import read_frames
 from k400tiny_lib.data.pytorchvideo_transforms import uniform_crop
 from k400tiny_lib.data.sampling import view_indices
-from k400tiny_lib.data.transforms import resize_and_crop
+from k400tiny_lib.data.transforms import centre_crop, resize_exactly
 
 
 class ViewDataset(Dataset[tuple[Tensor, int, int]]):
@@ -64,15 +63,14 @@ def crop_views(frames: Tensor, resize_size: int, crop_size: int, num_crops: int)
 
     Args:
         frames: uint8 (T, H, W, C), RGB in [0, 255].
-        resize_size, crop_size: in pixels, as for `resize_and_crop`.
+        resize_size, crop_size: in pixels, as for `transforms.resize_exactly`.
         num_crops: 1 or 3.
 
     Returns:
         num_crops tensors, uint8 (C, T, crop_size, crop_size).
     """
-    centre = resize_and_crop(frames, resize_size, crop_size)
+    video = resize_exactly(frames, resize_size)
+    centre = centre_crop(video, crop_size)
     if num_crops == 1:
         return [centre]
-    images = F.resize(frames.permute(0, 3, 1, 2), [resize_size], antialias=True)
-    video = images.transpose(0, 1)  # (T, C, H, W) -> (C, T, H, W)
     return [uniform_crop(video, crop_size, 0), centre, uniform_crop(video, crop_size, 2)]

@@ -23,7 +23,7 @@ INPUT, OUTPUT = "frames", "probabilities"
 class FramesToProbabilities(nn.Module):
     """A classifier together with the transform of its evaluation.
 
-    The same arithmetic as `data.transforms.resize_and_crop`, written with operations that export
+    The same arithmetic as `data.transforms.resize_exactly`, written with operations that export
     with free height and width.
     """
 

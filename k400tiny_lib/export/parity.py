@@ -12,7 +12,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from k400tiny_lib.data.transforms import normalise, resize_and_crop
+from k400tiny_lib.data.transforms import centre_crop, normalise, resize_exactly
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.export.graph import INPUT
 
@@ -51,7 +51,9 @@ def run_onnx(session: onnxruntime.InferenceSession, frames: Tensor) -> Probabili
 @torch.inference_mode()
 def run_eager(model: nn.Module, frames: Tensor, resize_size: int, crop_size: int) -> Probabilities:
     """uint8 (N, T, H, W, 3) to float32 (N, K) the way evaluation does it, in PyTorch."""
-    clips = torch.stack([resize_and_crop(clip, resize_size, crop_size) for clip in frames])
+    clips = torch.stack(
+        [centre_crop(resize_exactly(clip, resize_size), crop_size) for clip in frames]
+    )
     result: Probabilities = model(normalise(clips)).softmax(1).numpy()
     return result
 

@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,20 @@ class Process:
     def is_main(self) -> bool:
         """Whether this process speaks for all: prints, saves, logs."""
         return self.rank == 0
+
+
+@torch.no_grad()
+def average_buffers(model: nn.Module) -> None:
+    """Average the BatchNorm statistics of all processes.
+
+    Each process has gathered those of its own clips since DistributedDataParallel sent rank 0's
+    around; without this every rank would validate another model than the one that is saved.
+    """
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        for buffer in model.buffers():
+            if buffer.is_floating_point():
+                dist.all_reduce(buffer)
+                buffer /= dist.get_world_size()
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from k400tiny_lib.config import Config
 from k400tiny_lib.data.loading import ClipDataset
 from k400tiny_lib.data.transforms import normalise
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.training.distributed import Process
+from k400tiny_lib.training.distributed import Process, average_buffers
 from k400tiny_lib.training.meters import Meters
 from k400tiny_lib.training.optimisation import amp_dtype
 
@@ -104,7 +104,11 @@ def fit(trainer: Trainer, on_epoch: Callable[[Trainer, dict[str, float], bool], 
             epoch and whether it is the best so far; it saves and reports.
     """
     while trainer.epoch < trainer.config.num_epochs:
-        metrics = train_epoch(trainer) | validate(trainer)
+        metrics = train_epoch(trainer)
+        average_buffers(trainer.model)
+        if trainer.average is not None:
+            average_buffers(trainer.average.module)
+        metrics |= validate(trainer)
         trainer.epoch += 1
         # At equal accuracy the later epoch is the better trained one.
         is_best = metrics["val_acc1"] >= trainer.best_val_acc1

@@ -1,0 +1,110 @@
+"""Runs and journals: nothing stays RUNNING, no metric is lost or sent twice."""
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from k400tiny_lib.config import Config
+from k400tiny_lib.errors import UserError
+from k400tiny_lib.journal import Journal, read_entries
+from k400tiny_lib.tracking.runs import ERROR_TAG, end_running_children, local_copy, step_run
+from k400tiny_lib.tracking.sender import JournalSender
+
+
+def test_a_finished_step_has_tags_parameters_and_the_settled_config(store: str) -> None:
+    with step_run("predict", Config(input="x")) as run:
+        pass
+    found = MlflowClient().get_run(run.info.run_id)
+    assert found.info.status == "FINISHED"
+    assert found.data.tags["k400tiny.step"] == "predict"
+    assert found.data.params["top_k"] == "5"
+    settled = mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/config/resolved.yaml")
+    assert yaml.safe_load(settled)["input"] == "x"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(UserError("lr: too large"), "lr: too large"), (KeyboardInterrupt(), "interrupted")],
+)
+def test_a_step_that_raises_is_failed_with_its_reason(
+    store: str, error: BaseException, reason: str
+) -> None:
+    with pytest.raises(type(error)), step_run("predict", Config()) as run:
+        raise error
+    found = MlflowClient().get_run(run.info.run_id)
+    assert found.info.status == "FAILED"
+    assert found.data.tags[ERROR_TAG] == reason
+
+
+def test_parameters_that_mlflow_run_has_logged_are_left_as_they_are(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = MlflowClient().create_run("0")
+    MlflowClient().log_param(run.info.run_id, "top_k", "05")
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+    with step_run("predict", Config(top_k=5)):
+        pass
+    assert MlflowClient().get_run(run.info.run_id).data.params["top_k"] == "05"
+
+
+def test_children_left_running_are_ended(store: str) -> None:
+    with mlflow.start_run() as parent:
+        client = MlflowClient()
+        tags = {"mlflow.parentRunId": parent.info.run_id}
+        left = client.create_run(parent.info.experiment_id, tags=tags)
+        other = client.create_run(parent.info.experiment_id)
+        assert end_running_children(parent.info.run_id) == [left.info.run_id]
+    assert client.get_run(left.info.run_id).info.status == "FAILED"
+    assert client.get_run(other.info.run_id).info.status == "RUNNING"
+
+
+def test_inputs_come_from_paths_and_from_runs(store: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("here")
+    assert local_copy(str(tmp_path / "a.txt"), "input").read_text() == "here"
+    with mlflow.start_run() as run:
+        mlflow.log_text("there", "folder/b.txt")
+    assert local_copy(f"runs:/{run.info.run_id}/folder/b.txt", "input").read_text() == "there"
+    for missing in (str(tmp_path / "c"), f"runs:/{run.info.run_id}/c.txt", "runs:/nothing/c"):
+        with pytest.raises(UserError, match=r"^input: "):
+            local_copy(missing, "input")
+
+
+def test_a_line_that_is_still_being_written_waits(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    Journal(path).log_metrics({"loss": 1.0}, step=1)
+    complete = path.read_bytes()
+    path.write_bytes(complete + complete[:10])
+    [(entry, offset)] = list(read_entries(path))
+    assert (entry.step, entry.metrics, offset) == (1, {"loss": 1.0}, len(complete))
+    path.write_bytes(complete + complete)
+    assert len(list(read_entries(path, offset))) == 1
+
+
+def test_metrics_kept_while_the_server_is_away_arrive_once_when_it_is_back(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    run_id = MlflowClient().create_run("0").info.run_id
+    sender = JournalSender(run_id, journal.path)
+    journal.log_metrics({"loss": 3.0}, step=1)
+    assert sender.send() is None
+    real = MlflowClient.log_batch
+
+    def away(*args: Any, **kwargs: Any) -> None:
+        raise ConnectionError("away")
+
+    monkeypatch.setattr(MlflowClient, "log_batch", away)
+    journal.log_metrics({"loss": 2.0}, step=2)
+    assert isinstance(sender.send(), ConnectionError)
+    with pytest.raises(UserError, match=r"metrics could not be sent .* they are in .*jsonl"):
+        sender.finish()
+    journal.log_metrics({"loss": 1.0}, step=3)
+    monkeypatch.setattr(MlflowClient, "log_batch", real)
+    sender.finish()
+    sender.finish()
+    history = MlflowClient().get_metric_history(run_id, "loss")
+    assert [(m.step, m.value) for m in history] == [(1, 3.0), (2, 2.0), (3, 1.0)]
