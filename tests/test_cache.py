@@ -1,0 +1,96 @@
+"""Steps are re-used for the same code, parameters and content, and for nothing else."""
+
+import dataclasses
+import os
+import shutil
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from k400tiny_lib.config import Config
+from k400tiny_lib.tracking.runs import step_run, tag_cache_key
+from k400tiny_lib.workflow import cache
+from k400tiny_lib.workflow.cache import cache_key, find_finished
+
+
+@pytest.fixture
+def own(tiny_data: tuple[Path, Path], tmp_path: Path) -> Config:
+    frames = shutil.copytree(tiny_data[0], tmp_path / "frames")
+    csv = shutil.copy(tiny_data[1], tmp_path / "labels.csv")
+    annotations = tmp_path / "annotations.json"
+    annotations.write_text("{}")
+    return Config(data_path=str(frames), gt_csv=str(csv), annotations=str(annotations))
+
+
+def test_content_of_a_frame_counts_and_its_time_and_place_do_not(
+    own: Config, tmp_path: Path
+) -> None:
+    key = cache_key("prepare_data", own)
+    frame = next(Path(own.data_path).glob("*/frame00.jpg"))
+    os.utime(frame, (0, 0))
+    assert cache_key("prepare_data", own) == key
+    moved = Path(own.data_path).rename(tmp_path / "elsewhere")
+    assert cache_key("prepare_data", dataclasses.replace(own, data_path=str(moved))) == key
+    frame = next(moved.glob("*/frame00.jpg"))
+    frame.write_bytes(frame.read_bytes() + b"\0")
+    assert cache_key("prepare_data", dataclasses.replace(own, data_path=str(moved))) != key
+
+
+def test_the_ground_truth_and_the_annotations_count(own: Config) -> None:
+    prepare, train = cache_key("prepare_data", own), cache_key("train", own)
+    with Path(own.gt_csv).open("a") as file:
+        file.write("\n")
+    assert cache_key("prepare_data", own) != prepare
+    assert cache_key("train", own) == train
+    Path(own.annotations).write_text('{"train": []}')
+    assert cache_key("train", own) != train
+
+
+def test_a_parameter_counts_in_the_steps_that_take_it_and_speed_in_none(own: Config) -> None:
+    longer = dataclasses.replace(own, num_epochs=own.num_epochs + 1)
+    assert cache_key("train", longer) != cache_key("train", own)
+    assert cache_key("prepare_data", longer) == cache_key("prepare_data", own)
+    faster = dataclasses.replace(own, num_workers=7, print_interval=3)
+    assert cache_key("train", faster) == cache_key("train", own)
+
+
+def test_uncommitted_code_counts(
+    own: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = tmp_path / "project"
+    for pattern in ("k400tiny_lib", "steps"):
+        shutil.copytree(cache.ROOT / pattern, project / pattern)
+    shutil.copy(cache.ROOT / "requirements.txt", project)
+    here = cache_key("train", own)
+    monkeypatch.setattr(cache, "ROOT", project)
+    assert cache_key("train", own) == here
+    with (project / "k400tiny_lib" / "model.py").open("a") as file:
+        file.write("# changed\n")
+    assert cache_key("train", own) != here
+
+
+def test_only_a_finished_run_whose_result_exists_is_found(store: str, own: Config) -> None:
+    key = cache_key("train", own)
+
+    def attempt(log_result: bool, fail: bool) -> str:
+        try:
+            with step_run("train", own) as run:
+                tag_cache_key(key)
+                if log_result:
+                    mlflow.log_text("weights", "checkpoints/best.pt")
+                if fail:
+                    raise RuntimeError
+        except RuntimeError:
+            pass
+        return str(run.info.run_id)
+
+    attempt(log_result=True, fail=True)
+    attempt(log_result=False, fail=False)
+    assert find_finished("train", key, "0") is None
+    good = attempt(log_result=True, fail=False)
+    found = find_finished("train", key, "0")
+    assert found is not None
+    assert found.info.run_id == good
+    assert find_finished("evaluate", key, "0") is None
+    assert find_finished("train", key[::-1], "0") is None
