@@ -6,7 +6,7 @@ from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import get_weight
+from torchvision.models import WeightsEnum, get_weight
 from torchvision.models.video import mc3_18, r2plus1d_18, r3d_18
 
 from k400tiny_lib.errors import UserError
@@ -34,22 +34,18 @@ def build_model(name: str, num_classes: int, dropout: float = 0.0) -> nn.Module:
     return built
 
 
-def pretrained_state(weights_name: str, model_name: str) -> tuple[dict[str, Tensor], list[str]]:
-    """Fetch torchvision weights.
+def find_weights(weights_name: str, model_name: str) -> WeightsEnum:
+    """Look torchvision weights up by name, without fetching them.
 
     Args:
         weights_name: such as `R2Plus1D_18_Weights.KINETICS400_V1`.
         model_name: the architecture that they must be of.
 
-    Returns:
-        The state_dict and the class names of its head.
-
     Raises:
-        UserError: if there are no such weights, they are of another architecture, or they cannot
-            be downloaded.
+        UserError: if there are no such weights, or they are of another architecture.
     """
     try:
-        weights = get_weight(weights_name)
+        weights: WeightsEnum = get_weight(weights_name)
     except (ValueError, KeyError, AttributeError):
         raise UserError(
             f"weights: torchvision has no {weights_name!r}. "
@@ -57,6 +53,22 @@ def pretrained_state(weights_name: str, model_name: str) -> tuple[dict[str, Tens
         ) from None
     if architecture_of(weights_name) != model_name:
         raise UserError(f"weights: {weights_name} is not of model={model_name}.")
+    return weights
+
+
+def pretrained_state(weights_name: str, model_name: str) -> tuple[dict[str, Tensor], list[str]]:
+    """Fetch torchvision weights, from the hub's cache or the internet.
+
+    Args:
+        weights_name, model_name: as for `find_weights`.
+
+    Returns:
+        The state_dict and the class names of its head.
+
+    Raises:
+        UserError: if there are no such weights, or they cannot be downloaded.
+    """
+    weights = find_weights(weights_name, model_name)
     try:
         state = weights.get_state_dict(progress=False, check_hash=True)
     except (URLError, OSError, RuntimeError) as error:

@@ -15,12 +15,15 @@ from k400tiny_lib.config import CHAIN, NONE, Config, parameters_of
 from k400tiny_lib.data.prepare import check_source, clip_directory
 from k400tiny_lib.data.sources import SAMPLE
 from k400tiny_lib.errors import UserError
+from k400tiny_lib.model import find_weights
 from k400tiny_lib.tracking.runs import (
     ERROR_TAG,
     MODEL_VERSION_TAG,
     active_run_id,
     end_running_children,
+    local_copy,
 )
+from k400tiny_lib.training.checkpoint import read_checkpoint
 from k400tiny_lib.workflow.cache import ROOT, cache_key, find_finished, inputs_exist
 
 
@@ -41,6 +44,10 @@ def run_chain(config: Config) -> list[Finished]:
         UserError: if a source is missing, or a step failed: its name, run and message.
     """
     check_source(config)
+    if config.weights != NONE:
+        find_weights(config.weights, config.model)
+    if config.load_model != NONE:
+        read_checkpoint(local_copy(config.load_model, "load_model"), "load_model")
     # mlflow would print every step's whole command line.
     logging.getLogger("mlflow.projects").setLevel(logging.WARNING)
     parent = active_run_id()
