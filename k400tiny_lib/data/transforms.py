@@ -1,4 +1,4 @@
-"""What is done to the pixels of a clip: resize, crop, flip, normalise."""
+"""What is done to the pixels of every clip: resize, crop, normalise."""
 
 import torch
 from torch import Tensor
@@ -11,8 +11,28 @@ MEAN: tuple[float, ...] = tuple(_PRESET.mean)
 STD: tuple[float, ...] = tuple(_PRESET.std)
 
 
+def resize_short_side(images: Tensor, resize_size: int) -> Tensor:
+    """Resize so that the short side has a given length, bilinear with antialiasing.
+
+    Args:
+        images: uint8 (T, C, H, W), RGB in [0, 255].
+        resize_size: short side after resizing, in pixels.
+
+    Returns:
+        uint8 (T, C, h, w), min(h, w) = resize_size.
+    """
+    resized: Tensor = F.resize(images, [resize_size], antialias=True)
+    return resized
+
+
+def centre_crop(images: Tensor, crop_size: int) -> Tensor:
+    """The central square of images, (T, C, H, W) to (T, C, crop_size, crop_size)."""
+    cropped: Tensor = F.center_crop(images, [crop_size, crop_size])
+    return cropped
+
+
 def resize_and_crop(frames: Tensor, resize_size: int, crop_size: int) -> Tensor:
-    """Resize the short side, bilinear with antialiasing, and crop the centre.
+    """Resize the short side and crop the centre: what evaluation does to whole frames.
 
     Args:
         frames: uint8 (T, H, W, C), RGB in [0, 255].
@@ -23,22 +43,8 @@ def resize_and_crop(frames: Tensor, resize_size: int, crop_size: int) -> Tensor:
         uint8 (C, T, crop_size, crop_size).
     """
     images = frames.permute(0, 3, 1, 2)  # (T, H, W, C) -> (T, C, H, W)
-    images = F.center_crop(F.resize(images, [resize_size], antialias=True), [crop_size, crop_size])
-    clip: Tensor = images.transpose(0, 1)  # (T, C, H, W) -> (C, T, H, W)
-    return clip
-
-
-def random_flip(clip: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror all frames of a clip, or none, with probability 1/2.
-
-    Args:
-        clip: any dtype (C, T, H, W).
-        generator: the source of randomness.
-
-    Returns:
-        The same shape and dtype.
-    """
-    return clip.flip(-1) if torch.rand((), generator=generator) < 0.5 else clip
+    images = centre_crop(resize_short_side(images, resize_size), crop_size)
+    return images.transpose(0, 1)  # (T, C, H, W) -> (C, T, H, W)
 
 
 def normalise(clips: Tensor) -> Tensor:
