@@ -17,7 +17,6 @@ def evaluate(config: Config) -> None:
     import torch
 
     from k400tiny_lib.data.annotations import check_annotations, read_annotations
-    from k400tiny_lib.data.packing import open_frames, settle_frame_cache
     from k400tiny_lib.errors import UserError
     from k400tiny_lib.evaluation.metrics import per_class, score
     from k400tiny_lib.evaluation.predictions import predict_clips
@@ -34,12 +33,11 @@ def evaluate(config: Config) -> None:
     if not clips:
         raise UserError(f"split: {config.split} has no clips in {config.annotations}.")
 
-    pack = settle_frame_cache(config, annotations, trained.resize_size, passes=1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     table = predict_clips(
         model.to(device),
         clips,
-        open_frames(pack, Path(config.data_path), trained.resize_size),
+        Path(config.data_path),
         geometry=trained,
         views=config,
         device=device,

@@ -43,7 +43,7 @@ def train(config: Config) -> None:
         checkpoint_dir=str(folder),
     )
 
-    pack = settle_frame_cache(config, annotations, config.resize_size, passes=config.num_epochs)
+    pack = settle_frame_cache(config, annotations)
     figure = plot_augmented_clips(training_clips(config, annotations, pack), annotations)
     mlflow.log_figure(figure, "images/augmented_clips.png")
 

@@ -211,31 +211,33 @@ Usage = namedtuple("Usage", "total used free")
 
 
 @pytest.mark.parametrize(
-    ("mode", "passes", "room", "packs", "said"),
+    ("mode", "num_epochs", "room", "packs", "said"),
     [
         ("none", 9, 9.0, False, ""),
         ("auto", 9, 9.0, True, "packing once"),
         ("auto", 9, 1.5, False, "none, since packing needs"),
-        ("auto", 1, 9.0, False, "one pass"),
+        ("auto", 1, 9.0, False, "one epoch"),
         ("packed", 1, 1.5, True, "packing once"),
     ],
 )
 def test_auto_packs_what_fits_the_disk_twice_and_says_what_it_does(
     frames: Path, annotations: Annotations, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch, mode: str, passes: int, room: float, packs: bool, said: str,
+    monkeypatch: pytest.MonkeyPatch, mode: str, num_epochs: int, room: float, packs: bool,
+    said: str,
 ) -> None:  # fmt: skip
     free = round(room * estimated_bytes(annotations, frames, SIZE))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(free, 0, free))
     config = Config(
-        data_path=str(frames), frame_cache=mode, cache_dir=str(tmp_path / "c"), num_workers=0
-    )
-    folder = settle_frame_cache(config, annotations, SIZE, passes=passes)
+        data_path=str(frames), resize_size=SIZE, num_epochs=num_epochs, frame_cache=mode,
+        cache_dir=str(tmp_path / "cache"), num_workers=0,
+    )  # fmt: skip
+    folder = settle_frame_cache(config, annotations)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == bool(said)
     assert said in "".join(lines)
     assert (folder is not None) == packs
     if folder is not None:
-        assert settle_frame_cache(config, annotations, SIZE, passes=1) == folder
+        assert settle_frame_cache(config, annotations) == folder
         assert "used again" in capsys.readouterr().out
 
 
@@ -245,4 +247,4 @@ def test_packing_is_refused_where_the_disk_is_too_small(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10, 0, 10))
     config = Config(data_path=str(frames), frame_cache="packed", cache_dir=str(tmp_path))
     with pytest.raises(UserError, match=r"^frame_cache: packing needs .* GB"):
-        settle_frame_cache(config, annotations, SIZE, passes=9)
+        settle_frame_cache(config, annotations)

@@ -43,7 +43,7 @@ _TRAIN = (
 )  # fmt: skip
 _EVALUATE = (
     "data_path", "annotations", "checkpoint", "split", "num_clips", "num_crops", "batch_size",
-    "num_workers", "frame_cache", "cache_dir",
+    "num_workers",
 )  # fmt: skip
 _EXPORT_ONNX = (
     "checkpoint", "weights", "data_path", "annotations", "registered_model_name", "opset",

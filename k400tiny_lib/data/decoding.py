@@ -69,7 +69,7 @@ class ImageFiles:
         resize_size: short side of the frames handed out.
         scaled: decode JPEGs in the DCT domain at the smallest fraction (1/2, 1/4, 1/8) whose short
             side still is at least `resize_size`. It saves a third of the time and changes pixels
-            slightly, so only training uses it: evaluation and the exported graph see full frames.
+            slightly, so training alone does so: evaluation and the exported graph see full frames.
     """
 
     data_path: Path

@@ -4,6 +4,8 @@ A pack is a directory named by the digest of what it holds. `clips.npy` lists it
 order; file number i holds the clips from 16 i on, one Arrow record batch each, uncompressed, so
 that reading a frame is reading memory. A file gets its name when it is complete: a killed packing
 leaves whole files, which the next one keeps, and scraps, which it removes.
+
+Training and its validation read packs. Evaluation does not: it resizes as the exported graph does.
 """
 
 import os
@@ -69,7 +71,7 @@ def pack_clips(
 ) -> None:
     """Write what a pack lacks; processes that want the same pack wait for the first.
 
-    The frames are decoded in full and resized as evaluation does it.
+    The frames are decoded in full and resized as for training without a pack.
 
     Args:
         annotations: whose clips to pack, with all frames of their segments.
@@ -103,16 +105,12 @@ def pack_clips(
         raise UserError(f"cache_dir: {folder} cannot be written: {error.strerror}.") from None
 
 
-def settle_frame_cache(
-    config: Config, annotations: Annotations, resize_size: int, *, passes: int
-) -> Path | None:
+def settle_frame_cache(config: Config, annotations: Annotations) -> Path | None:
     """Decide where frames come from, pack them if that is the decision, and print it.
 
     Args:
-        config: data_path, frame_cache, cache_dir and num_workers.
+        config: the parameters of train.
         annotations: the clips.
-        resize_size: short side of the frames.
-        passes: times that the clips will be read; `auto` packs for two or more.
 
     Returns:
         The complete pack, or None to decode image files.
@@ -122,13 +120,13 @@ def settle_frame_cache(
     """
     if config.frame_cache == NONE:
         return None
-    data_path = Path(config.data_path)
+    data_path, resize_size = Path(config.data_path), config.resize_size
     folder = pack_folder(annotations, data_path, resize_size, Path(config.cache_dir))
     if is_complete(folder):
         print(f"frame_cache: packed frames of {folder} are used again", flush=True)
         return folder
-    if config.frame_cache == AUTO and passes < 2:
-        print("frame_cache: none, since one pass is not worth packing", flush=True)
+    if config.frame_cache == AUTO and config.num_epochs < 2:
+        print("frame_cache: none, since one epoch is not worth packing", flush=True)
         return None
     needed = estimated_bytes(annotations, data_path, resize_size)
     free = _free_bytes(folder)

@@ -1,16 +1,18 @@
 """The predictions table: one row per clip, from which every score follows."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from k400tiny_lib.config import Config
 from k400tiny_lib.data.annotations import Clip
-from k400tiny_lib.data.loading import FrameReader, batches, make_loader, worker_count
+from k400tiny_lib.data.loading import batches, worker_count
 from k400tiny_lib.data.transforms import normalise
 from k400tiny_lib.evaluation.views import ViewDataset
 
@@ -21,7 +23,7 @@ PROBABILITY = "prob_"  # column prob_<class id>
 def predict_clips(
     model: nn.Module,
     clips: Sequence[Clip],
-    read: FrameReader,
+    data_path: Path,
     geometry: Config,
     views: Config,
     device: torch.device,
@@ -31,8 +33,8 @@ def predict_clips(
     Args:
         model: in evaluation mode, from float32 (N, C, T, H, W) to logits (N, K).
         clips: what to predict.
-        read: where frames come from, at the resize_size of the geometry.
-        geometry: clip_len and crop_size that the model was trained with.
+        data_path: directory of the clip folders.
+        geometry: clip_len, resize_size and crop_size that the model was trained with.
         views: num_clips, num_crops, batch_size (views per forward pass) and num_workers.
         device: where the model is.
 
@@ -41,13 +43,13 @@ def predict_clips(
         probabilities), confidence, clip_predicted (of the centre view alone) and prob_<id>.
     """
     dataset = ViewDataset(
-        clips, read, clip_len=geometry.clip_len, crop_size=geometry.crop_size,
-        num_clips=views.num_clips, num_crops=views.num_crops,
+        clips, data_path,
+        clip_len=geometry.clip_len, resize_size=geometry.resize_size,
+        crop_size=geometry.crop_size, num_clips=views.num_clips, num_crops=views.num_crops,
     )  # fmt: skip
     num_views = views.num_clips * views.num_crops
-    loader = make_loader(
+    loader = DataLoader(
         dataset,
-        range(len(dataset)),
         batch_size=max(1, views.batch_size // num_views),
         num_workers=worker_count(views.num_workers, 1),
     )

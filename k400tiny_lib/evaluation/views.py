@@ -1,16 +1,18 @@
 """The views of a video: several clips in time, several crops in space, averaged."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.transforms.v2 import functional as F
 
 from k400tiny_lib.data.annotations import Clip
-from k400tiny_lib.data.loading import ClipTable, FrameReader
+from k400tiny_lib.data.decoding import read_frames
 from k400tiny_lib.data.pytorchvideo_transforms import uniform_crop
 from k400tiny_lib.data.sampling import view_indices
-from k400tiny_lib.data.transforms import centre_crop
+from k400tiny_lib.data.transforms import resize_and_crop
 
 
 class ViewDataset(Dataset[tuple[Tensor, int, int]]):
@@ -23,16 +25,18 @@ class ViewDataset(Dataset[tuple[Tensor, int, int]]):
     def __init__(
         self,
         clips: Sequence[Clip],
-        read: FrameReader,
+        data_path: Path,
         *,
         clip_len: int,
+        resize_size: int,
         crop_size: int,
         num_clips: int,
         num_crops: int,
     ) -> None:
-        self.clips = ClipTable(clips)
-        self.read = read
+        self.clips = clips
+        self.data_path = data_path
         self.clip_len = clip_len
+        self.resize_size = resize_size
         self.crop_size = crop_size
         self.num_clips = num_clips
         self.num_crops = num_crops
@@ -49,24 +53,26 @@ class ViewDataset(Dataset[tuple[Tensor, int, int]]):
         clip = self.clips[position]
         times = view_indices(clip.num_frames, self.clip_len, self.num_clips)
         used, places = torch.unique(times, return_inverse=True)
-        crops = crop_views(self.read(clip, used.tolist()), self.crop_size, self.num_crops)
+        frames = read_frames(self.data_path / clip.video, (used + clip.segment[0]).tolist())
+        crops = crop_views(frames, self.resize_size, self.crop_size, self.num_crops)
         views = [crop[:, places[view]] for view in range(self.num_clips) for crop in crops]
         return torch.stack(views), clip.target, position
 
 
-def crop_views(images: Tensor, crop_size: int, num_crops: int) -> list[Tensor]:
-    """Crop the centre, or both ends of the long side and the centre.
+def crop_views(frames: Tensor, resize_size: int, crop_size: int, num_crops: int) -> list[Tensor]:
+    """Resize the short side and crop the centre, or both ends of the long side and the centre.
 
     Args:
-        images: uint8 (T, C, h, w), RGB in [0, 255], resized already.
-        crop_size: side of the squares, in pixels, at most the short side.
+        frames: uint8 (T, H, W, C), RGB in [0, 255].
+        resize_size, crop_size: in pixels, as for `resize_and_crop`.
         num_crops: 1 or 3.
 
     Returns:
         num_crops tensors, uint8 (C, T, crop_size, crop_size).
     """
-    video = images.transpose(0, 1)  # (T, C, h, w) -> (C, T, h, w)
-    centre = centre_crop(video, crop_size)
+    centre = resize_and_crop(frames, resize_size, crop_size)
     if num_crops == 1:
         return [centre]
+    images = F.resize(frames.permute(0, 3, 1, 2), [resize_size], antialias=True)
+    video = images.transpose(0, 1)  # (T, C, H, W) -> (C, T, H, W)
     return [uniform_crop(video, crop_size, 0), centre, uniform_crop(video, crop_size, 2)]
