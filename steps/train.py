@@ -17,13 +17,15 @@ def train(config: Config) -> None:
 
     from k400tiny_lib.config import AUTO
     from k400tiny_lib.data.annotations import check_annotations, read_annotations
+    from k400tiny_lib.data.packing import settle_frame_cache
+    from k400tiny_lib.data.pictures import plot_augmented_clips
     from k400tiny_lib.journal import read_entries
     from k400tiny_lib.tracking.runs import active_run_id, local_copy, local_inputs
     from k400tiny_lib.tracking.sender import JournalSender
     from k400tiny_lib.training.checkpoint import BEST
     from k400tiny_lib.training.curves import plot_curves
     from k400tiny_lib.training.launch import launch
-    from k400tiny_lib.training.worker import Job
+    from k400tiny_lib.training.worker import Job, training_clips
 
     run_id = active_run_id()
     annotations_path = local_copy(config.annotations, "annotations")
@@ -41,9 +43,13 @@ def train(config: Config) -> None:
         checkpoint_dir=str(folder),
     )
 
+    pack = settle_frame_cache(config, annotations)
+    figure = plot_augmented_clips(training_clips(config, annotations, pack), annotations)
+    mlflow.log_figure(figure, "images/augmented_clips.png")
+
     journal = folder / f"journal-{run_id}.jsonl"
     sender = JournalSender(run_id, journal)
-    job = Job(config, run_id, journal, error=folder / f"error-{run_id}.txt")
+    job = Job(config, run_id, journal, error=folder / f"error-{run_id}.txt", pack=pack)
     launch(job, folder, while_running=sender.send)
     sender.finish()
 

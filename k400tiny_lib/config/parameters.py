@@ -71,7 +71,22 @@ class Config:
     clip_len: int = _param(16, "Frames of a clip that the model sees.", low=1)
     resize_size: int = _param(128, "Short side of the frames after resizing, in pixels.", low=8)
     crop_size: int = _param(112, "Side of the square crop, in pixels.", low=8)
-    augmentation: str = _param("flip", "Augmentation of training clips.", choices=("none", "flip"))
+    augmentation: str = _param(
+        "flip",
+        "Augmentation of training clips; `standard` adds crops and colours to the flip, `strong` "
+        "RandAugment and MixUp/CutMix to these.",
+        choices=("none", "flip", "standard", "strong"),
+    )
+    no_flip_classes: str = _param(
+        NONE, "Labels, separated by commas, whose clips are never mirrored; `none` for no label."
+    )
+    frame_cache: str = _param(
+        AUTO,
+        "Where frames come from: `none` decodes the image files each time, `packed` decodes them "
+        "once into mapped files, `auto` does so if they fit the free disk twice.",
+        choices=(NONE, "packed", AUTO),
+    )
+    cache_dir: str = _param(".k400tiny/frames", "Where packed frames are kept, named by content.")
     batch_size: int = _param(16, "Clips per batch and process.", low=1)
     num_workers: int | str = _param(
         AUTO,

@@ -34,7 +34,8 @@ _PREPARE_DATA = (
 )  # fmt: skip
 _TRAIN = (
     "data_path", "annotations", "model", "weights", "load_model", "num_classes", *_CLIP,
-    "augmentation", "batch_size", "num_workers", "num_epochs", "optimizer", "lr", "momentum",
+    "augmentation", "no_flip_classes", "frame_cache", "cache_dir", "batch_size", "num_workers",
+    "num_epochs", "optimizer", "lr", "momentum",
     "weight_decay", "scheduler", "warmup_epochs", "label_smoothing", "dropout", "ema_decay",
     "grad_accum_steps", "clip_grad_norm", "amp", "sync_bn", "seed", "checkpoint_dir", "save_every",
     "resume", "print_interval",
@@ -136,6 +137,8 @@ def _check_together(config: Config, step: str) -> None:
             f"val_fraction: {config.val_fraction} and test_fraction {config.test_fraction} leave "
             "nothing to train on. Needed: a sum below 1."
         )
+    if config.augmentation == "strong" and config.batch_size == 1:
+        raise UserError("batch_size: 1, but augmentation=strong mixes clips. Needed: at least 2.")
     if config.num_crops == 2:
         raise UserError("num_crops: 2 is not allowed. Needed: 1 (centre) or 3 (both ends too).")
     if config.node_rank >= config.nnodes:

@@ -1,72 +1,57 @@
-"""From frame folders to batches: decode only what a clip needs, in worker processes."""
+"""From clips to batches, in worker processes."""
 
 import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, overload
 
 import cv2
-import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from k400tiny_lib.config import AUTO
 from k400tiny_lib.data.annotations import Clip
+from k400tiny_lib.data.augmentation import augment, seeded
 from k400tiny_lib.data.sampling import jittered_indices, uniform_indices
-from k400tiny_lib.data.sources import frame_files
-from k400tiny_lib.data.transforms import random_flip, resize_and_crop
+from k400tiny_lib.data.transforms import centre_crop
 from k400tiny_lib.errors import UserError
+
+# Reads frames of a clip by their offsets in its segment: uint8 (T, 3, h, w) at the working short
+# side, RGB in [0, 255]. `decoding.ImageFiles` and `packing.PackedFrames` are such readers.
+FrameReader = Callable[[Clip, Sequence[int]], Tensor]
 
 _MAX_AUTO_WORKERS = 8
 
 
-def decode_frame(path: Path) -> np.ndarray:
-    """Decode one image file.
+class ClipTable(Sequence[Clip]):
+    """Clips as Arrow columns.
 
-    Returns:
-        uint8 (H, W, 3), RGB in [0, 255].
-
-    Raises:
-        UserError: if the file is missing or no image; the message names it.
+    Forked workers share them. A list of Python objects they would copy bit by bit, since looking
+    at an object writes its reference count (pytorch#13246).
     """
-    try:
-        encoded = np.fromfile(path, dtype=np.uint8)
-    except OSError as error:
-        raise UserError(f"data_path: {path} cannot be read: {error.strerror}.") from None
-    image = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB) if encoded.size else None
-    if image is None:
-        raise UserError(f"data_path: {path} is no image. Run prepare_data again, or mend the file.")
-    return image
 
-
-def read_frames(folder: Path, indices: Sequence[int]) -> Tensor:
-    """Decode some frames of a clip; an index that occurs twice is decoded once.
-
-    Args:
-        folder: the clip's folder.
-        indices: positions in the natural order of the frames.
-
-    Returns:
-        uint8 (T, H, W, 3), RGB in [0, 255], T = len(indices).
-
-    Raises:
-        UserError: if a frame is missing, unreadable or of another size than the first.
-    """
-    files = frame_files(folder) if folder.is_dir() else []
-    if not files or max(indices) >= len(files):
-        raise UserError(
-            f"data_path: {folder} has {len(files)} frames, the annotations need "
-            f"{max(indices) + 1}. Run prepare_data again."
+    def __init__(self, clips: Sequence[Clip]) -> None:
+        self._columns = (
+            pa.array([clip.video for clip in clips], pa.string()),
+            pa.array([clip.segment[0] for clip in clips], pa.int32()),
+            pa.array([clip.segment[1] for clip in clips], pa.int32()),
+            pa.array([clip.target for clip in clips], pa.int32()),
+            pa.array([clip.group for clip in clips], pa.string()),
         )
-    images = {index: decode_frame(files[index]) for index in dict.fromkeys(indices)}
-    first = images[indices[0]]
-    for index, image in images.items():
-        if image.shape != first.shape:
-            raise UserError(
-                f"data_path: {files[index]} is {image.shape[1]}x{image.shape[0]}, other frames of "
-                f"the clip are {first.shape[1]}x{first.shape[0]}. Needed: one size per clip."
-            )
-    return torch.from_numpy(np.stack([images[index] for index in indices]))
+
+    def __len__(self) -> int:
+        return len(self._columns[0])
+
+    @overload
+    def __getitem__(self, position: int) -> Clip: ...
+    @overload
+    def __getitem__(self, position: slice) -> Sequence[Clip]: ...
+    def __getitem__(self, position: int | slice) -> Clip | Sequence[Clip]:
+        if isinstance(position, slice):
+            return [self[number] for number in range(*position.indices(len(self)))]
+        video, first, last, target, group = (column[position].as_py() for column in self._columns)
+        return Clip(video, (first, last), target, group)
 
 
 class ClipDataset(Dataset[tuple[Tensor, int, int]]):
@@ -82,22 +67,34 @@ class ClipDataset(Dataset[tuple[Tensor, int, int]]):
     def __init__(
         self,
         clips: Sequence[Clip],
-        data_path: Path,
+        read: FrameReader,
         *,
         clip_len: int,
-        resize_size: int,
         crop_size: int,
-        augmentation: str = "none",
         training: bool = False,
+        augmentation: str = "none",
+        no_flip: frozenset[int] = frozenset(),
         seed: int = 0,
     ) -> None:
-        self.clips = clips
-        self.data_path = data_path
+        """Describe the clips; nothing is read yet.
+
+        Args:
+            clips: the clips of the split.
+            read: where frames come from.
+            clip_len: frames of a clip that the model sees.
+            crop_size: side of the square crop, at most the short side that `read` gives.
+            training: jitter the frame indices and augment; else uniform indices, centre crop.
+            augmentation: as for `augment`.
+            no_flip: targets of clips that are never mirrored.
+            seed: of all randomness.
+        """
+        self.clips = ClipTable(clips)
+        self.read = read
         self.clip_len = clip_len
-        self.resize_size = resize_size
         self.crop_size = crop_size
-        self.augmentation = augmentation
         self.training = training
+        self.augmentation = augmentation
+        self.no_flip = no_flip
         self.seed = seed
         self.epoch = 0
 
@@ -106,42 +103,42 @@ class ClipDataset(Dataset[tuple[Tensor, int, int]]):
 
     def __getitem__(self, position: int) -> tuple[Tensor, int, int]:
         clip = self.clips[position]
-        generator = torch.Generator()
-        # A hash, not a sum: the streams of neighbouring clips and epochs must not overlap.
-        entropy = np.random.SeedSequence([self.seed, self.epoch, position]).generate_state(
-            1, np.uint64
-        )
-        generator.manual_seed(int(entropy[0]))
         if self.training:
-            offsets = jittered_indices(clip.num_frames, self.clip_len, generator)
+            with seeded(self.seed, self.epoch, position) as generator:
+                offsets = jittered_indices(clip.num_frames, self.clip_len, generator)
+                images = self.read(clip, offsets.tolist())
+                may_flip = clip.target not in self.no_flip
+                images = augment(images, self.crop_size, self.augmentation, may_flip)
         else:
             offsets = uniform_indices(clip.num_frames, self.clip_len)
-        frames = read_frames(self.data_path / clip.video, (offsets + clip.segment[0]).tolist())
-        pixels = resize_and_crop(frames, self.resize_size, self.crop_size)
-        if self.training and self.augmentation == "flip":
-            pixels = random_flip(pixels, generator)
-        return pixels.contiguous(), clip.target, position
+            images = centre_crop(self.read(clip, offsets.tolist()), self.crop_size)
+        # (T, C, H, W) -> (C, T, H, W)
+        return images.transpose(0, 1).contiguous(), clip.target, position
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def worker_count(num_workers: int | str, processes_per_node: int) -> int:
     """Loader processes for one training process; `auto` shares the node's cores."""
     if num_workers != AUTO:
         return int(num_workers)
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    return max(1, min(_MAX_AUTO_WORKERS, cores // processes_per_node))
+    return max(1, min(_MAX_AUTO_WORKERS, available_cores() // processes_per_node))
 
 
 def make_loader(
-    dataset: ClipDataset,
+    dataset: Dataset[tuple[Tensor, int, int]],
     sampler: Sampler[int] | Sequence[int],
     *,
     batch_size: int,
     num_workers: int,
     drop_last: bool = False,
 ) -> DataLoader[tuple[Tensor, int, int]]:
-    """Batches of (uint8 (N, C, T, H, W), int64 (N,) targets, int64 (N,) positions)."""
+    """Batches of (uint8 (N, ...) clips, int64 (N,) targets, int64 (N,) positions)."""
     return DataLoader(
         dataset,
         batch_size=batch_size,
@@ -149,10 +146,25 @@ def make_loader(
         num_workers=num_workers,
         drop_last=drop_last,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_one_thread,
+        worker_init_fn=one_thread,
     )
 
 
-def _one_thread(worker: int) -> None:
-    # Workers are as many as the cores; OpenCV's own threads would only fight them.
+def batches(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Iterate over a loader; what a user can mend comes out as the one line it is.
+
+    A DataLoader wraps what a worker raises into an exception of the same type whose message is the
+    worker's traceback.
+
+    Raises:
+        UserError: as the worker raised it.
+    """
+    try:
+        yield from loader
+    except UserError as error:
+        raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from None
+
+
+def one_thread(worker: int) -> None:
+    """Keep a loader process on one core; PyTorch's own threads are off there already."""
     cv2.setNumThreads(1)

@@ -4,15 +4,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 
-from k400tiny_lib.data.annotations import SPLITS
-from k400tiny_lib.data.loading import read_frames
+from k400tiny_lib.data.annotations import SPLITS, Annotations
+from k400tiny_lib.data.augmentation import MIXING, mix_batch, seeded
+from k400tiny_lib.data.decoding import read_frames
+from k400tiny_lib.data.loading import ClipDataset
 from k400tiny_lib.data.sampling import uniform_indices
 
 _MAX_BARS = 60
 _SHEET_FRAMES = 8
 _MAX_ROWS = 12
+_AUGMENTED_CLIPS = 6
 
 
 def plot_class_counts(table: pd.DataFrame) -> Figure:
@@ -48,4 +52,39 @@ def plot_clips(clips: Sequence[tuple[str, Path, int]]) -> Figure:
             axes.imshow(frame)
             axes.set_axis_off()
         axes_of_row[0].set_title(title, fontsize=9, loc="left")
+    return figure
+
+
+def plot_augmented_clips(dataset: ClipDataset, annotations: Annotations) -> Figure:
+    """Training clips as the first epoch's model could see them, mixed where batches are mixed.
+
+    Args:
+        dataset: the training clips; some spread evenly over them are shown.
+        annotations: for the names of the classes.
+
+    Raises:
+        UserError: if a clip cannot be read.
+    """
+    count = min(_AUGMENTED_CLIPS, len(dataset))
+    shown = [dataset[position * len(dataset) // count] for position in range(count)]
+    clips = torch.stack([clip for clip, _, _ in shown]) / 255  # (N, C, T, H, W)
+    targets = torch.tensor([target for _, target, _ in shown])
+    if dataset.augmentation == MIXING and count > 1:
+        with seeded(dataset.seed):
+            clips, soft = mix_batch(clips, targets, annotations.num_classes)
+    else:
+        soft = torch.nn.functional.one_hot(targets, annotations.num_classes).float()
+    columns = uniform_indices(clips.shape[2], min(_SHEET_FRAMES, clips.shape[2])).tolist()
+    figure = Figure(figsize=(1.25 * len(columns), 1.5 * count), layout="constrained")
+    grid = figure.subplots(count, len(columns), squeeze=False)
+    for axes_of_row, clip, shares in zip(grid, clips, soft, strict=True):
+        for axes, column in zip(axes_of_row, columns, strict=True):
+            axes.imshow(clip[:, column].permute(1, 2, 0).numpy())  # (C, H, W) -> (H, W, C)
+            axes.set_axis_off()
+        title = " + ".join(
+            f"{share:.0%} {annotations.class_names[index]}"
+            for index, share in enumerate(shares.tolist())
+            if share > 0
+        )
+        axes_of_row[0].set_title(title.removeprefix("100% "), fontsize=9, loc="left")
     return figure

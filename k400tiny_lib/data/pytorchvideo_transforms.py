@@ -14,5 +14,7 @@ sys.modules.setdefault("torchvision.transforms.functional_tensor", functional_te
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # its TorchScript decorators are deprecated
     from pytorchvideo.transforms.functional import uniform_crop, uniform_temporal_subsample
+    from pytorchvideo.transforms.mix import MixVideo
+    from pytorchvideo.transforms.rand_augment import RandAugment
 
-__all__ = ["uniform_crop", "uniform_temporal_subsample"]
+__all__ = ["MixVideo", "RandAugment", "uniform_crop", "uniform_temporal_subsample"]

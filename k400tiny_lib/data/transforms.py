@@ -1,4 +1,4 @@
-"""What is done to the pixels of a clip: resize, crop, flip, normalise."""
+"""What is done to the pixels of every clip: resize, crop, normalise."""
 
 import torch
 from torch import Tensor
@@ -9,6 +9,20 @@ from torchvision.transforms.v2 import functional as F
 _PRESET = R2Plus1D_18_Weights.KINETICS400_V1.transforms()
 MEAN: tuple[float, ...] = tuple(_PRESET.mean)
 STD: tuple[float, ...] = tuple(_PRESET.std)
+
+
+def resize_short_side(images: Tensor, resize_size: int) -> Tensor:
+    """Resize the short side as training does, with torchvision's uint8 kernel and antialiasing.
+
+    Args:
+        images: uint8 (T, C, H, W), RGB in [0, 255].
+        resize_size: short side after resizing, in pixels.
+
+    Returns:
+        uint8 (T, C, h, w), min(h, w) = resize_size.
+    """
+    resized: Tensor = F.resize(images, [resize_size], antialias=True)
+    return resized
 
 
 def resize_and_crop(frames: Tensor, resize_size: int, crop_size: int) -> Tensor:
@@ -23,9 +37,8 @@ def resize_and_crop(frames: Tensor, resize_size: int, crop_size: int) -> Tensor:
         uint8 (C, T, crop_size, crop_size).
     """
     images = frames.permute(0, 3, 1, 2)  # (T, H, W, C) -> (T, C, H, W)
-    images = F.center_crop(F.resize(images, [resize_size], antialias=True), [crop_size, crop_size])
-    clip: Tensor = images.transpose(0, 1)  # (T, C, H, W) -> (C, T, H, W)
-    return clip
+    images = centre_crop(resize_short_side(images, resize_size), crop_size)
+    return images.transpose(0, 1)  # (T, C, H, W) -> (C, T, H, W)
 
 
 def resize_exactly(frames: Tensor, resize_size: int) -> Tensor:
@@ -51,19 +64,6 @@ def centre_crop(clip: Tensor, crop_size: int) -> Tensor:
     """Crop the centre of (..., h, w) to (..., crop_size, crop_size), in pixels."""
     cropped: Tensor = F.center_crop(clip, [crop_size, crop_size])
     return cropped
-
-
-def random_flip(clip: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror all frames of a clip, or none, with probability 1/2.
-
-    Args:
-        clip: any dtype (C, T, H, W).
-        generator: the source of randomness.
-
-    Returns:
-        The same shape and dtype.
-    """
-    return clip.flip(-1) if torch.rand((), generator=generator) < 0.5 else clip
 
 
 def normalise(clips: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from k400tiny_lib.config import Config
 from k400tiny_lib.data.annotations import Clip
-from k400tiny_lib.data.loading import worker_count
+from k400tiny_lib.data.loading import batches, worker_count
 from k400tiny_lib.data.transforms import normalise
 from k400tiny_lib.evaluation.views import ViewDataset
 
@@ -55,7 +55,7 @@ def predict_clips(
     )
     averaged: list[npt.NDArray[np.float64]] = []
     centre: list[npt.NDArray[np.int64]] = []
-    for batch, _, _ in loader:
+    for batch, _, _ in batches(loader):
         flat = batch.flatten(0, 1)  # (N, V, C, T, H, W) -> (N * V, C, T, H, W)
         logits = [model(normalise(part.to(device))) for part in flat.split(views.batch_size)]
         probabilities = torch.cat(logits).double().softmax(1).unflatten(0, (-1, num_views))

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from k400tiny_lib.data.annotations import Clip
-from k400tiny_lib.data.loading import read_frames
+from k400tiny_lib.data.decoding import read_frames
 from k400tiny_lib.data.pytorchvideo_transforms import uniform_crop
 from k400tiny_lib.data.sampling import view_indices
 from k400tiny_lib.data.transforms import centre_crop, resize_exactly

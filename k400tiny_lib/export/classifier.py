@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from k400tiny_lib.config import NONE, Config
 from k400tiny_lib.data.annotations import read_annotations
-from k400tiny_lib.data.loading import read_frames
+from k400tiny_lib.data.decoding import read_frames
 from k400tiny_lib.data.sampling import uniform_indices
 from k400tiny_lib.data.transforms import MEAN, STD
 from k400tiny_lib.errors import UserError

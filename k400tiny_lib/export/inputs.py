@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from k400tiny_lib.data.loading import read_frames
+from k400tiny_lib.data.decoding import read_frames
 from k400tiny_lib.data.sampling import uniform_indices
 from k400tiny_lib.data.sources import frame_files, natural_key
 from k400tiny_lib.data.video import VIDEO_SUFFIXES, read_video

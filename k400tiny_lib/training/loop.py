@@ -22,7 +22,8 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, DistributedSampler
 
 from k400tiny_lib.config import Config
-from k400tiny_lib.data.loading import ClipDataset
+from k400tiny_lib.data.augmentation import MIXING, mix_batch, seeded
+from k400tiny_lib.data.loading import ClipDataset, batches
 from k400tiny_lib.data.transforms import normalise
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.training.distributed import Process, average_buffers
@@ -121,8 +122,9 @@ def train_epoch(trainer: Trainer) -> dict[str, float]:
     """One pass over the training clips in an order of its own.
 
     Returns:
-        train_loss, train_acc1, train_acc5 (percent; over the clips as the updates saw them), lr of
-        the last update, clips_per_second of all processes, data_time_fraction in [0, 1].
+        train_loss, train_acc1, train_acc5 (percent; over the clips as the updates saw them, a mixed
+        clip counting for the heavier of its labels), lr of the last update, clips_per_second of all
+        processes, data_time_fraction in [0, 1].
 
     Raises:
         UserError: if the loss is not finite.
@@ -142,18 +144,23 @@ def train_epoch(trainer: Trainer) -> dict[str, float]:
     num_clips = 0
     lr = config.lr
 
-    for number, (clips, targets, _) in enumerate(trainer.train_loader, start=1):
+    for number, (clips, targets, _) in enumerate(batches(trainer.train_loader), start=1):
         waiting += time.perf_counter() - waited_from
         clips = clips.to(device, non_blocking=True)
         targets = targets.to(device, non_blocking=True)
+        inputs, labels = normalise(clips), targets
+        if config.augmentation == MIXING:
+            with seeded(config.seed, trainer.epoch, number, trainer.process.rank):
+                inputs, labels = mix_batch(inputs, targets, trainer.num_classes)
+            targets = labels.argmax(1)
         is_update = number % config.grad_accum_steps == 0 or number == num_batches
         # The last update of an epoch may hold fewer batches; they weigh the same within it.
         first_of_update = (number - 1) // config.grad_accum_steps * config.grad_accum_steps
         batches_of_update = min(config.grad_accum_steps, num_batches - first_of_update)
         with _without_sync(trainer.forward, not is_update):
             with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-                logits = trainer.forward(normalise(clips))
-                loss = F.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
+                logits = trainer.forward(inputs)
+                loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
             trainer.scaler.scale(loss / batches_of_update).backward()
         if not torch.isfinite(loss):
             raise UserError(
@@ -215,7 +222,7 @@ def validate(trainer: Trainer) -> dict[str, float]:
     meters = Meters(trainer.num_classes, device)
     # Not the wrapped model: the processes may have different numbers of batches.
     model = trainer.evaluated_model.eval()
-    for clips, targets, _ in trainer.val_loader:
+    for clips, targets, _ in batches(trainer.val_loader):
         clips, targets = clips.to(device, non_blocking=True), targets.to(device, non_blocking=True)
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             logits = model(normalise(clips))

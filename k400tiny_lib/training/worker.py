@@ -19,7 +19,9 @@ from torch.utils.data import DistributedSampler
 
 from k400tiny_lib.config import NONE, Config
 from k400tiny_lib.data.annotations import Annotations, read_annotations
+from k400tiny_lib.data.augmentation import no_flip_targets
 from k400tiny_lib.data.loading import ClipDataset, make_loader, worker_count
+from k400tiny_lib.data.packing import open_frames
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.journal import Journal
 from k400tiny_lib.model import build_model, load_backbone, pretrained_state
@@ -38,16 +40,19 @@ class Job:
         run_id: the MLflow run of the step, noted in the checkpoints.
         journal: where rank 0 writes what happened.
         error: where a process writes a message for the user before it gives up.
+        pack: the packed frames on this node; None to decode image files.
     """
 
     config: Config
     run_id: str
     journal: Path
     error: Path
+    pack: Path | None = None
 
     def write(self, path: Path) -> None:
         """Write the job file."""
         job = {"run_id": self.run_id, "journal": str(self.journal), "error": str(self.error)}
+        job["pack"] = str(self.pack or "")
         path.write_text(json.dumps(job | {"config": dataclasses.asdict(self.config)}))
 
     @classmethod
@@ -55,7 +60,8 @@ class Job:
         """Read a job file."""
         job = json.loads(path.read_text())
         config = Config(**job["config"])
-        return cls(config, job["run_id"], Path(job["journal"]), Path(job["error"]))
+        pack = Path(job["pack"]) if job["pack"] else None
+        return cls(config, job["run_id"], Path(job["journal"]), Path(job["error"]), pack)
 
 
 def initial_model(config: Config, num_classes: int) -> nn.Module:
@@ -74,7 +80,27 @@ def initial_model(config: Config, num_classes: int) -> nn.Module:
     return model
 
 
-def make_trainer(config: Config, annotations: Annotations, process: Process) -> Trainer:
+def training_clips(config: Config, annotations: Annotations, pack: Path | None) -> ClipDataset:
+    """The augmented training clips; without a pack, JPEGs are decoded at reduced scale.
+
+    Raises:
+        UserError: if `no_flip_classes` names a class that the data does not have.
+    """
+    return ClipDataset(
+        annotations.splits["train"],
+        open_frames(pack, Path(config.data_path), config.resize_size, scaled=True),
+        clip_len=config.clip_len,
+        crop_size=config.crop_size,
+        training=True,
+        augmentation=config.augmentation,
+        no_flip=no_flip_targets(config.no_flip_classes, annotations.categories),
+        seed=config.seed,
+    )
+
+
+def make_trainer(
+    config: Config, annotations: Annotations, process: Process, pack: Path | None = None
+) -> Trainer:
     """Build everything that `loop.fit` needs.
 
     Raises:
@@ -98,16 +124,11 @@ def make_trainer(config: Config, annotations: Annotations, process: Process) -> 
     # From here on each process draws its own dropout.
     torch.manual_seed(int(np.random.SeedSequence([config.seed, process.rank]).generate_state(1)[0]))
 
-    geometry: dict[str, Any] = {
-        "clip_len": config.clip_len, "resize_size": config.resize_size,
-        "crop_size": config.crop_size,
-    }  # fmt: skip
-    data_path = Path(config.data_path)
-    train_set = ClipDataset(
-        annotations.splits["train"], data_path, **geometry,
-        augmentation=config.augmentation, training=True, seed=config.seed,
-    )  # fmt: skip
-    val_set = ClipDataset(annotations.splits["val"], data_path, **geometry)
+    train_set = training_clips(config, annotations, pack)
+    read = open_frames(pack, Path(config.data_path), config.resize_size)
+    val_set = ClipDataset(
+        annotations.splits["val"], read, clip_len=config.clip_len, crop_size=config.crop_size
+    )
     workers = worker_count(config.num_workers, process.local_world_size)
     needed = config.batch_size * process.world_size
     if len(train_set) < needed or not len(val_set):
@@ -186,7 +207,7 @@ def run(job: Job, process: Process) -> None:
     """Train as the job says, on this process."""
     config = job.config
     annotations = read_annotations(Path(config.annotations))
-    trainer = make_trainer(config, annotations, process)
+    trainer = make_trainer(config, annotations, process, job.pack)
     source = checkpoint_to_resume(config, process)
     if source is not None:
         checkpoint = read_checkpoint(source, "resume")

@@ -1,0 +1,315 @@
+"""How fast clips come: a plain reference loader against `frame_cache=none` and `packed`.
+
+    python -m benchmarks.data_loading --data ../shared/data/k400tiny_images
+
+All sides read the same clips in one run, in turns; medians are printed and written to
+`benchmarks/results/`, in a file named by the processor.
+"""
+
+import multiprocessing
+import os
+import platform
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.io import ImageReadMode, decode_image
+from torchvision.transforms.v2 import functional as F
+
+from k400tiny_lib.data.annotations import Annotations, Clip
+from k400tiny_lib.data.decoding import ImageFiles
+from k400tiny_lib.data.loading import ClipDataset, available_cores, batches, one_thread
+from k400tiny_lib.data.packing import PackedFrames, pack_clips
+from k400tiny_lib.data.sampling import uniform_indices
+from k400tiny_lib.data.sources import frame_files
+from k400tiny_lib.data.transforms import MEAN, STD
+
+CLIP_LEN, RESIZE, CROP = 16, 128, 112
+BATCH = 8
+RESULTS = Path(__file__).parent / "results"
+
+
+class PlainClips(Dataset[Tensor]):
+    """The reference loader, written plainly: decode every frame, then take those of the clip."""
+
+    def __init__(self, clips: Sequence[Clip], data_path: Path) -> None:
+        self.clips, self.data_path = clips, data_path
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, position: int) -> Tensor:
+        files = frame_files(self.data_path / self.clips[position].video)
+        frames = [cv2.cvtColor(cv2.imread(str(file)), cv2.COLOR_BGR2RGB) for file in files]
+        video = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)  # (T, H, W, C) -> (T, C, ..)
+        video = video[uniform_indices(len(video), CLIP_LEN)].float() / 255
+        video = F.center_crop(F.resize(video, [RESIZE], antialias=True), [CROP, CROP])
+        video = (video - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+        return video.transpose(0, 1).contiguous()  # (T, C, H, W) -> (C, T, H, W)
+
+
+class BareDecoder(Dataset[int]):
+    """What no loader can beat: decode the frames that a clip needs, and drop them."""
+
+    def __init__(
+        self, clips: Sequence[Clip], data_path: Path, flags: int, num_frames: int = CLIP_LEN
+    ) -> None:
+        self.clips, self.data_path, self.flags = clips, data_path, flags
+        self.num_frames = num_frames
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, position: int) -> int:
+        clip = self.clips[position]
+        files = frame_files(self.data_path / clip.video)
+        for index in uniform_indices(clip.num_frames, self.num_frames).tolist():
+            cv2.imdecode(np.fromfile(files[index], np.uint8), self.flags)
+        return 0
+
+
+def dataset(clips: Sequence[Clip], read: Any) -> ClipDataset:
+    """What training reads, without augmentation: uint8 (C, T, crop, crop)."""
+    return ClipDataset(clips, read, clip_len=CLIP_LEN, crop_size=CROP, training=True)
+
+
+def in_turns(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """Median of what each side returns, the sides taking turns."""
+    values: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds + 1):
+        for name, side in sides.items():
+            value = side()
+            if number:  # the first round warms up
+                values[name].append(value)
+    return {name: median(found) for name, found in values.items()}
+
+
+def one_by_one(data: Any, repeats: int = 1) -> float:
+    """Milliseconds per clip in this process."""
+    start = time.perf_counter()
+    for position in range(len(data) * repeats):
+        data[position % len(data)]
+    return 1000 * (time.perf_counter() - start) / (len(data) * repeats)
+
+
+def with_workers(data: Any, num_workers: int, repeats: int = 1) -> float:
+    """Milliseconds per clip in batches through worker processes, their start not counted."""
+    order = [position % len(data) for position in range(len(data) * repeats)]
+    loader: Any = DataLoader(
+        data, BATCH, sampler=order, num_workers=num_workers, worker_init_fn=one_thread
+    )
+    counted, start = 0, 0.0
+    for number, batch in enumerate(batches(loader)):
+        if number == num_workers:  # each worker has delivered, and works on its second batch
+            start = time.perf_counter()
+        elif number > num_workers:
+            counted += len(batch[0] if isinstance(batch, list) else batch)
+    return 1000 * (time.perf_counter() - start) / counted
+
+
+def decoder_rows(files: Sequence[Path], rounds: int) -> list[tuple[str, str]]:
+    """Milliseconds per frame of the decoders at hand."""
+    encoded = [np.fromfile(file, np.uint8) for file in files]
+
+    def timed(decode: Callable[[Any], object]) -> Callable[[], float]:
+        def run() -> float:
+            start = time.perf_counter()
+            for data in encoded:
+                decode(data)
+            return 1000 * (time.perf_counter() - start) / len(encoded)
+
+        return run
+
+    sides = {
+        f"OpenCV {cv2.__version__}": timed(lambda e: cv2.imdecode(e, cv2.IMREAD_COLOR_RGB)),
+        "OpenCV, half scale": timed(lambda e: cv2.imdecode(e, cv2.IMREAD_REDUCED_COLOR_2)),
+        f"torchvision {version('torchvision')}": timed(
+            lambda e: decode_image(torch.from_numpy(e), ImageReadMode.RGB)
+        ),
+    }
+    try:
+        import simplejpeg  # type: ignore[import-not-found, unused-ignore]
+
+        name = f"simplejpeg {version('simplejpeg')}"
+        sides[name] = timed(lambda e: simplejpeg.decode_jpeg(e, "RGB"))
+    except ImportError:
+        pass
+    return [(name, f"{ms:.3f}") for name, ms in in_turns(sides, rounds).items()]
+
+
+def pack_rates(annotations: Annotations, data_path: Path, rounds: int) -> tuple[float, float]:
+    """Milliseconds per clip on all cores: (packing, decoding the same frames and dropping them)."""
+    clips = list(annotations.clips)
+    cores = available_cores()
+
+    def pack() -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            pack_clips(annotations, data_path, RESIZE, Path(folder, "pack"), cores)
+            return 1000 * (time.perf_counter() - start) / len(clips)
+
+    def decode() -> float:
+        bare = BareDecoder(clips, data_path, cv2.IMREAD_COLOR_RGB, clips[0].num_frames)
+        loader: Any = DataLoader(bare, None, num_workers=cores, worker_init_fn=one_thread)
+        start = time.perf_counter()
+        for _ in loader:
+            pass
+        return 1000 * (time.perf_counter() - start) / len(clips)
+
+    times = in_turns({"pack": pack, "decode": decode}, rounds)
+    return times["pack"], times["decode"]
+
+
+def peak_megabytes(make: Callable[[], Any]) -> float:
+    """Peak resident memory of a fresh fork that reads all clips once."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe()
+
+    def child() -> None:
+        data = make()
+        for position in range(len(data)):
+            data[position]
+        sender.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+    process = context.Process(target=child)
+    process.start()
+    peak = float(receiver.recv())
+    process.join()
+    return peak
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def processor() -> str:
+    """The name of the processor."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def report(data_path: Path, num_clips: int, workers: int, rounds: int) -> str:
+    """Measure everything; returns the text of the results file."""
+    folders = sorted(path for path in data_path.iterdir() if path.is_dir())[:num_clips]
+    clips = [Clip(path.name, (0, len(frame_files(path)) - 1), 0, path.name) for path in folders]
+    annotations = Annotations({"a": 0}, {"train": clips, "val": [], "test": []}, "benchmark")
+    files, training_files = ImageFiles(data_path, RESIZE), ImageFiles(data_path, RESIZE, True)
+    quarter = clips[: len(clips) // 4]
+    with tempfile.TemporaryDirectory() as folder:
+        pack = Path(folder, "pack")
+        pack_clips(annotations, data_path, RESIZE, pack, available_cores())
+        size = sum(path.stat().st_size for path in pack.glob("*.arrow")) / len(clips)
+        packed = PackedFrames(pack)
+        memory = [
+            [name, *(f"{peak_megabytes(partial(dataset, c, read)):.0f}" for c in (quarter, clips))]
+            for name, read in (("none", training_files), ("packed", packed))
+        ]
+        sides: dict[str, Any] = {
+            "reference: all frames decoded, floats": PlainClips(clips, data_path),
+            "bare decoder, the clip's frames": BareDecoder(clips, data_path, cv2.IMREAD_COLOR_RGB),
+            "bare decoder at half scale": BareDecoder(clips, data_path, cv2.IMREAD_REDUCED_COLOR_2),
+            "none, full decoding (validation)": dataset(clips, files),
+            "none, scaled decoding (training)": dataset(clips, training_files),
+            "packed": dataset(clips, packed),
+        }
+        alone = in_turns(
+            {
+                name: partial(one_by_one, data, 20 if name == "packed" else 1)
+                for name, data in sides.items()
+            },
+            rounds,
+        )
+        batched = in_turns(
+            {
+                name: partial(with_workers, data, workers, 40 if name == "packed" else 2)
+                for name, data in sides.items()
+                if "bare" not in name
+            },
+            rounds,
+        )
+    packing_ms, decoding_ms = pack_rates(annotations, data_path, rounds)
+
+    plain, bare = list(alone)[:2]
+
+    def rate(milliseconds: float) -> str:
+        return f"{1000 / milliseconds:.0f}"
+
+    rows = [
+        (
+            name, f"{ms:.2f}", rate(ms), f"{alone[plain] / ms:.1f}", f"{alone[bare] / ms:.2f}",
+            rate(batched[name]) if name in batched else "",
+            f"{batched[plain] / batched[name]:.1f}" if name in batched else "",
+        )
+        for name, ms in alone.items()
+    ]  # fmt: skip
+    jpeg = sum(file.stat().st_size for path in folders for file in frame_files(path)) / len(clips)
+    height, width = cv2.imread(str(frame_files(folders[0])[0])).shape[:2]
+    return "\n\n".join(
+        [
+            "# Loading clips",
+            f"{processor()}, {available_cores()} cores, load average {os.getloadavg()[0]:.1f} at "
+            f"the end; Python {platform.python_version()}, PyTorch {torch.__version__}, OpenCV "
+            f"{cv2.__version__}, Arrow {version('pyarrow')}. {len(clips)} clips of "
+            f"{clips[0].num_frames} frames {width}x{height}, {jpeg / 1e6:.2f} MB of JPEG a clip; "
+            f"{CLIP_LEN} frames, short side {RESIZE}, crop {CROP}. Medians of {rounds} rounds in "
+            "turns.",
+            "## Loader",
+            f"Alone: one process, one thread. In batches: {workers} worker(s), batches of {BATCH}. "
+            "The reference hands over normalised floats; `none` and `packed` hand over uint8, "
+            "which the device normalises. \"x bare\" is the share of the bare decoder's rate.",
+            markdown(
+                ("", "ms a clip", "clips/s", "x reference", "x bare", "clips/s in batches",
+                 "x reference in batches"), rows,
+            ),
+            "## Pack",
+            markdown(
+                ("", ""),
+                [
+                    ("bytes a clip", f"{size:,.0f} ({size / jpeg:.1f} times its JPEGs)"),
+                    ("packing on all cores", f"{rate(packing_ms)} clips/s"),
+                    ("decoding alone on all cores", f"{rate(decoding_ms)} clips/s"),
+                    ("packing's share of the decoder's rate", f"{decoding_ms / packing_ms:.2f}"),
+                ],
+            ),
+            "## Peak memory of a loader process (MB)",
+            markdown(("", f"{len(quarter)} clips", f"{len(clips)} clips"), memory),
+            "## Decoders (ms a frame, one thread)",
+            markdown(("", "ms"), decoder_rows(frame_files(folders[0]), rounds)),
+        ]
+    )  # fmt: skip
+
+
+@click.command()
+@click.option("--data", required=True, help="Directory of frame folders.")
+@click.option("--clips", default=80, help="Clips to read, at most.")
+@click.option("--workers", default=2, help="Loader processes.")
+@click.option("--rounds", default=5, help="Rounds, of which medians are taken.")
+def main(data: str, clips: int, workers: int, rounds: int) -> None:
+    """Measure, print and write the table."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    text = report(Path(data), clips, workers, rounds)
+    print(text)
+    RESULTS.mkdir(exist_ok=True)
+    name = "-".join(processor().lower().replace("(r)", "").replace("(tm)", "").split())
+    (RESULTS / f"data_loading-{name}.md").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
