@@ -74,6 +74,9 @@ def launch(job: Job, workdir: Path, while_running: Callable[[], object]) -> None
     environment = dict(os.environ)
     threads = max(1, (os.cpu_count() or 1) // processes_per_node(job.config))
     environment.setdefault("OMP_NUM_THREADS", str(threads))  # torchrun would set 1
+    # Threads that spin while they wait take the cores from the loader's processes and from
+    # whatever else runs on a laptop: a step took three times as long beside another program.
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # torchrun and the workers report on stderr, tracebacks for a user's mistake included. It is
     # kept in a file and shown only where it helps.
     with log_file.open("wb") as log:
