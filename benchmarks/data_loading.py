@@ -52,12 +52,13 @@ class PlainClips(Dataset[Tensor]):
 
     def __getitem__(self, position: int) -> Tensor:
         files = frame_files(self.data_path / self.clips[position].video)
-        frames = [cv2.cvtColor(cv2.imread(str(file)), cv2.COLOR_BGR2RGB) for file in files]
-        video = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)  # (T, H, W, C) -> (T, C, ..)
+        frames = [cv2.imread(str(file), cv2.IMREAD_COLOR_RGB) for file in files]
+        video = torch.from_numpy(np.array(frames)).permute(0, 3, 1, 2)  # (T, H, W, C) -> (T, C, ..)
         video = video[uniform_indices(len(video), CLIP_LEN)].float() / 255
         video = F.center_crop(F.resize(video, [RESIZE], antialias=True), [CROP, CROP])
         video = (video - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
-        return video.transpose(0, 1).contiguous()  # (T, C, H, W) -> (C, T, H, W)
+        clip: Tensor = video.transpose(0, 1).contiguous()  # (T, C, H, W) -> (C, T, H, W)
+        return clip
 
 
 class BareDecoder(Dataset[int]):

@@ -7,7 +7,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import REAL_DATA, write_clip
 from PIL import Image
 from torchvision.io import decode_image
 
@@ -16,6 +15,7 @@ from k400tiny_lib.data.decoding import ImageFiles, decode_frame, read_frames
 from k400tiny_lib.data.transforms import normalise, resize_and_crop, resize_short_side
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.model import build_model
+from tests.conftest import REAL_DATA, write_clip
 
 IMAGES = REAL_DATA / "k400tiny_images"
 needs_real_data = pytest.mark.skipif(not IMAGES.is_dir(), reason="the real clips are not here")
