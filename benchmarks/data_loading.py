@@ -29,7 +29,7 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as F
 
 from k400tiny_lib.data.annotations import Annotations, Clip
-from k400tiny_lib.data.decoding import ImageFiles
+from k400tiny_lib.data.decoding import ImageFiles, decode_frame
 from k400tiny_lib.data.loading import ClipDataset, available_cores, batches, one_thread
 from k400tiny_lib.data.packing import PackedFrames, pack_clips
 from k400tiny_lib.data.sampling import uniform_indices
@@ -52,12 +52,13 @@ class PlainClips(Dataset[Tensor]):
 
     def __getitem__(self, position: int) -> Tensor:
         files = frame_files(self.data_path / self.clips[position].video)
-        frames = [cv2.cvtColor(cv2.imread(str(file)), cv2.COLOR_BGR2RGB) for file in files]
-        video = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)  # (T, H, W, C) -> (T, C, ..)
+        frames = [cv2.imread(str(file), cv2.IMREAD_COLOR_RGB) for file in files]
+        video = torch.from_numpy(np.array(frames)).permute(0, 3, 1, 2)  # (T, H, W, C) -> (T, C, ..)
         video = video[uniform_indices(len(video), CLIP_LEN)].float() / 255
         video = F.center_crop(F.resize(video, [RESIZE], antialias=True), [CROP, CROP])
         video = (video - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
-        return video.transpose(0, 1).contiguous()  # (T, C, H, W) -> (C, T, H, W)
+        clip: Tensor = video.transpose(0, 1).contiguous()  # (T, C, H, W) -> (C, T, H, W)
+        return clip
 
 
 class BareDecoder(Dataset[int]):
@@ -140,7 +141,7 @@ def decoder_rows(files: Sequence[Path], rounds: int) -> list[tuple[str, str]]:
         ),
     }
     try:
-        import simplejpeg  # type: ignore[import-not-found, unused-ignore]
+        import simplejpeg  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
         name = f"simplejpeg {version('simplejpeg')}"
         sides[name] = timed(lambda e: simplejpeg.decode_jpeg(e, "RGB"))
@@ -209,7 +210,7 @@ def report(data_path: Path, num_clips: int, workers: int, rounds: int) -> str:
     folders = sorted(path for path in data_path.iterdir() if path.is_dir())[:num_clips]
     clips = [Clip(path.name, (0, len(frame_files(path)) - 1), 0, path.name) for path in folders]
     annotations = Annotations({"a": 0}, {"train": clips, "val": [], "test": []}, "benchmark")
-    files, training_files = ImageFiles(data_path, RESIZE), ImageFiles(data_path, RESIZE, True)
+    files = ImageFiles(data_path, RESIZE)
     quarter = clips[: len(clips) // 4]
     with tempfile.TemporaryDirectory() as folder:
         pack = Path(folder, "pack")
@@ -218,14 +219,13 @@ def report(data_path: Path, num_clips: int, workers: int, rounds: int) -> str:
         packed = PackedFrames(pack)
         memory = [
             [name, *(f"{peak_megabytes(partial(dataset, c, read)):.0f}" for c in (quarter, clips))]
-            for name, read in (("none", training_files), ("packed", packed))
+            for name, read in (("none", files), ("packed", packed))
         ]
         sides: dict[str, Any] = {
             "reference: all frames decoded, floats": PlainClips(clips, data_path),
             "bare decoder, the clip's frames": BareDecoder(clips, data_path, cv2.IMREAD_COLOR_RGB),
             "bare decoder at half scale": BareDecoder(clips, data_path, cv2.IMREAD_REDUCED_COLOR_2),
-            "none, full decoding (validation)": dataset(clips, files),
-            "none, scaled decoding (training)": dataset(clips, training_files),
+            "none": dataset(clips, files),
             "packed": dataset(clips, packed),
         }
         alone = in_turns(
@@ -259,7 +259,7 @@ def report(data_path: Path, num_clips: int, workers: int, rounds: int) -> str:
         for name, ms in alone.items()
     ]  # fmt: skip
     jpeg = sum(file.stat().st_size for path in folders for file in frame_files(path)) / len(clips)
-    height, width = cv2.imread(str(frame_files(folders[0])[0])).shape[:2]
+    height, width = decode_frame(frame_files(folders[0])[0]).shape[:2]
     return "\n\n".join(
         [
             "# Loading clips",

@@ -5,15 +5,19 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import NUM_FRAMES, write_clip
 from torch.utils.data import Dataset
 
-from k400tiny_lib.data.annotations import Clip
-from k400tiny_lib.data.decoding import ImageFiles
+from k400tiny_lib.config import Config
+from k400tiny_lib.data.annotations import Annotations, Clip
+from k400tiny_lib.data.decoding import ImageFiles, read_frames
 from k400tiny_lib.data.loading import ClipDataset, ClipTable, batches, make_loader, worker_count
 from k400tiny_lib.data.sampling import uniform_indices
 from k400tiny_lib.data.transforms import resize_and_crop
 from k400tiny_lib.errors import UserError
+from k400tiny_lib.training.distributed import Process
+from k400tiny_lib.training.loop import train_epoch
+from k400tiny_lib.training.worker import make_trainer
+from tests.conftest import NUM_FRAMES, write_clip
 
 NUM_CLIPS = 6
 
@@ -42,8 +46,6 @@ def pixels(dataset: Dataset[Any], num_workers: int, batch_size: int = 4) -> torc
 
 
 def test_a_validation_clip_is_what_the_plain_path_makes_of_it(frames: Path) -> None:
-    from k400tiny_lib.data.decoding import read_frames
-
     clip, target, position = dataset_of(frames)[4]
     whole = read_frames(frames / "clip4", uniform_indices(NUM_FRAMES, 4).tolist())
     assert torch.equal(clip, resize_and_crop(whole, 28, 24))
@@ -112,6 +114,22 @@ def test_a_frame_that_goes_bad_names_itself_in_one_line(tmp_path: Path, num_work
     assert str(caught.value) == (
         f"data_path: {bad} is no image. Run prepare_data again, or mend the file."
     )
+
+
+def test_a_frame_that_goes_bad_stops_training_with_the_line_for_the_user(tmp_path: Path) -> None:
+    for number in range(NUM_CLIPS):
+        write_clip(tmp_path / f"clip{number}", seed=number)
+    clips = clips_of(tmp_path)
+    annotations = Annotations({"a": 0, "b": 1, "c": 2}, {"train": clips, "val": clips, "test": []})
+    config = Config(
+        data_path=str(tmp_path), clip_len=2, resize_size=16, crop_size=16, batch_size=NUM_CLIPS,
+        num_workers=1, model="r3d_18",
+    )  # fmt: skip
+    trainer = make_trainer(config, annotations, Process(0, 1, 1, torch.device("cpu"), 0))
+    for path in (tmp_path / "clip3").iterdir():
+        path.write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"^data_path: .*clip3/frame0\d\.jpg is no image[^\n]*$"):
+        train_epoch(trainer)
 
 
 def test_other_errors_of_a_worker_keep_their_traceback() -> None:

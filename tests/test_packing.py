@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import NUM_FRAMES, write_clip
 
 from k400tiny_lib.config import Config
 from k400tiny_lib.data import packing
@@ -26,6 +25,7 @@ from k400tiny_lib.data.packing import (
     settle_frame_cache,
 )
 from k400tiny_lib.errors import UserError
+from tests.conftest import NUM_FRAMES, write_clip
 
 SIZE = 24
 NUM_CLIPS = 3 * CLIPS_PER_FILE + 1

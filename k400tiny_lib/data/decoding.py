@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import cv2
@@ -27,6 +26,7 @@ _FRACTIONS = {
     4: (cv2.IMREAD_REDUCED_COLOR_4 & ~cv2.IMREAD_COLOR) | _FULL,
     8: (cv2.IMREAD_REDUCED_COLOR_8 & ~cv2.IMREAD_COLOR) | _FULL,
 }
+_RESIZED_AT_ONCE = 8  # frames: few calls, and little memory where frames are large
 
 
 def decode_frame(path: Path) -> npt.NDArray[np.uint8]:
@@ -38,7 +38,7 @@ def decode_frame(path: Path) -> npt.NDArray[np.uint8]:
     Raises:
         UserError: if the file is missing or no image; the message names it.
     """
-    return _decode(path, _read_bytes(path), 1)
+    return _decode(path)
 
 
 def read_frames(folder: Path, indices: Sequence[int]) -> Tensor:
@@ -56,25 +56,28 @@ def read_frames(folder: Path, indices: Sequence[int]) -> Tensor:
     """
     files = _select_files(folder, indices)
     images = {index: decode_frame(path) for index, path in files.items()}
-    _require_one_size({files[index]: image.shape for index, image in images.items()})
+    for index, image in images.items():
+        if image.shape != images[indices[0]].shape:
+            raise _mixed_sizes(files[index], files[indices[0]])
     return torch.from_numpy(np.stack([images[index] for index in indices]))
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Reads clips from their image files, decoding only the frames asked for.
+    """Reads clips for training from their image files, decoding only the frames asked for.
+
+    JPEGs are decoded in the DCT domain at the smallest fraction (1/2, 1/4, 1/8) whose short side
+    still is at least `resize_size`. It saves a third of the time and moves pixels by less than a
+    grey level on average, but by more than evaluation and the exported graph may differ: these
+    take whole frames (`read_frames`).
 
     Attributes:
         data_path: directory of the clip folders.
         resize_size: short side of the frames handed out.
-        scaled: decode JPEGs in the DCT domain at the smallest fraction (1/2, 1/4, 1/8) whose short
-            side still is at least `resize_size`. It saves a third of the time and changes pixels
-            slightly, so training alone does so: evaluation and the exported graph see full frames.
     """
 
     data_path: Path
     resize_size: int
-    scaled: bool = False
 
     def __call__(self, clip: Clip, offsets: Sequence[int]) -> Tensor:
         """Read frames of a clip.
@@ -91,20 +94,28 @@ class ImageFiles:
         """
         indices = [clip.segment[0] + offset for offset in offsets]
         files = _select_files(self.data_path / clip.video, indices)
-        fraction = 0
-        sizes: dict[Path, tuple[int, ...]] = {}
-        images: dict[int, Tensor] = {}
-        for index, path in files.items():
-            encoded = _read_bytes(path)
-            fraction = fraction or (_fraction(encoded, self.resize_size) if self.scaled else 1)
-            frame = _decode(path, encoded, fraction)
-            sizes[path] = frame.shape
-            image = torch.from_numpy(frame).permute(2, 0, 1)[None]  # (H, W, C) -> (1, C, H, W)
-            # One frame at a time stays in the processor's cache: stacking full frames first costs
-            # more than it saves.
-            images[index] = resize_short_side(image, self.resize_size)
-        _require_one_size(sizes)
-        return torch.cat([images[index] for index in indices])
+        paths = list(files.values())
+        fraction = _fraction(paths[0], self.resize_size)
+        parts: list[Tensor] = []
+        shape: tuple[int, ...] = ()
+        for start in range(0, len(paths), _RESIZED_AT_ONCE):
+            some = paths[start : start + _RESIZED_AT_ONCE]
+            for place, path in enumerate(some):
+                frame = _decode(path, fraction)
+                shape = shape or frame.shape
+                if frame.shape != shape:
+                    raise _mixed_sizes(path, paths[0])
+                if not place:
+                    frames = np.empty((len(some), *shape), np.uint8)
+                # Copied while it is in the processor's cache; its memory takes the next frame.
+                frames[place] = frame
+            images = torch.from_numpy(frames).permute(0, 3, 1, 2)  # (T, H, W, C) -> (T, C, H, W)
+            parts.append(resize_short_side(images, self.resize_size))
+        unique = torch.cat(parts)
+        if len(paths) == len(indices):
+            return unique
+        places = {index: place for place, index in enumerate(files)}
+        return unique[[places[index] for index in indices]]
 
 
 def _select_files(folder: Path, indices: Sequence[int]) -> dict[int, Path]:
@@ -117,14 +128,15 @@ def _select_files(folder: Path, indices: Sequence[int]) -> dict[int, Path]:
     return {index: files[index] for index in dict.fromkeys(indices)}
 
 
-def _read_bytes(path: Path) -> npt.NDArray[np.uint8]:
+def _read_bytes(path: Path) -> bytes:
     try:
-        return np.fromfile(path, dtype=np.uint8)
+        return path.read_bytes()
     except OSError as error:
         raise UserError(f"data_path: {path} cannot be read: {error.strerror}.") from None
 
 
-def _decode(path: Path, encoded: npt.NDArray[np.uint8], fraction: int) -> npt.NDArray[np.uint8]:
+def _decode(path: Path, fraction: int = 1) -> npt.NDArray[np.uint8]:
+    encoded = np.frombuffer(_read_bytes(path), np.uint8)
     try:
         image = cv2.imdecode(encoded, _FRACTIONS[fraction]) if encoded.size else None
     except cv2.error:  # such as more pixels than OpenCV is willing to decode
@@ -134,21 +146,21 @@ def _decode(path: Path, encoded: npt.NDArray[np.uint8], fraction: int) -> npt.ND
     return np.asarray(image, dtype=np.uint8)
 
 
-def _fraction(encoded: npt.NDArray[np.uint8], resize_size: int) -> int:
+def _fraction(path: Path, resize_size: int) -> int:
     """The largest denominator that leaves a JPEG's short side at least `resize_size`."""
     try:
-        with Image.open(BytesIO(encoded.tobytes())) as image:  # reads the header only
+        with Image.open(path) as image:  # reads the header only
             short = min(image.size) if image.format == "JPEG" else 0
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError):
         return 1  # decoding will say what is wrong
     return max((f for f in _FRACTIONS if short // f >= resize_size), default=1)
 
 
-def _require_one_size(sizes: dict[Path, tuple[int, ...]]) -> None:
-    first = next(iter(sizes.values()))
-    for path, (height, width, *_) in sizes.items():
-        if (height, width) != first[:2]:
-            raise UserError(
-                f"data_path: {path} is {width}x{height}, other frames of the clip are "
-                f"{first[1]}x{first[0]}. Needed: one size per clip."
-            )
+def _mixed_sizes(path: Path, first: Path) -> UserError:
+    (height, width, _), (usual_height, usual_width, _) = (
+        decode_frame(file).shape for file in (path, first)
+    )
+    return UserError(
+        f"data_path: {path} is {width}x{height}, other frames of the clip are "
+        f"{usual_width}x{usual_height}. Needed: one size per clip."
+    )

@@ -71,7 +71,7 @@ def pack_clips(
 ) -> None:
     """Write what a pack lacks; processes that want the same pack wait for the first.
 
-    The frames are decoded in full and resized as for training without a pack.
+    The frames are those that `ImageFiles` reads: a pack changes no pixel.
 
     Args:
         annotations: whose clips to pack, with all frames of their segments.
@@ -155,16 +155,14 @@ def estimated_bytes(annotations: Annotations, data_path: Path, resize_size: int)
     return round(per_frame * sum(clip.num_frames for clip in clips))
 
 
-def open_frames(
-    folder: Path | None, data_path: Path, resize_size: int, *, scaled: bool = False
-) -> FrameReader:
+def open_frames(folder: Path | None, data_path: Path, resize_size: int) -> FrameReader:
     """The reader of a pack, or of image files where there is none.
 
     Args:
         folder: what `settle_frame_cache` returned.
-        data_path, resize_size, scaled: as for `ImageFiles`.
+        data_path, resize_size: as for `ImageFiles`.
     """
-    return PackedFrames(folder) if folder else ImageFiles(data_path, resize_size, scaled)
+    return PackedFrames(folder) if folder else ImageFiles(data_path, resize_size)
 
 
 class PackedFrames:
@@ -235,8 +233,9 @@ class _PackFiles(Dataset[int]):
         with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
             for clip in clips:
                 frames = self.read(clip, range(clip.num_frames)).contiguous().numpy()
-                columns = [
-                    pa.array([frames.data.cast("B")], pa.binary()),
+                ends = pa.py_buffer(np.array([0, frames.nbytes], np.int32))
+                columns = [  # pa.array would copy the frames
+                    pa.BinaryArray.from_buffers(pa.binary(), 1, [None, ends, pa.py_buffer(frames)]),
                     pa.array([frames.shape], _SCHEMA.field("shape").type),
                 ]
                 writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))

@@ -81,14 +81,14 @@ def initial_model(config: Config, num_classes: int) -> nn.Module:
 
 
 def training_clips(config: Config, annotations: Annotations, pack: Path | None) -> ClipDataset:
-    """The augmented training clips; without a pack, JPEGs are decoded at reduced scale.
+    """The augmented training clips, from a pack or from image files.
 
     Raises:
         UserError: if `no_flip_classes` names a class that the data does not have.
     """
     return ClipDataset(
         annotations.splits["train"],
-        open_frames(pack, Path(config.data_path), config.resize_size, scaled=True),
+        open_frames(pack, Path(config.data_path), config.resize_size),
         clip_len=config.clip_len,
         crop_size=config.crop_size,
         training=True,

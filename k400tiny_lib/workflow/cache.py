@@ -19,8 +19,9 @@ _CODE = ("k400tiny_lib/**/*.py", "steps/**/*.py", "requirements.txt")
 # They say how fast a step runs and what it shows, not what comes out; data_path speaks through the
 # digests of the annotations, launch parameters through what they change.
 _WITHOUT_EFFECT = {
-    "data_path", "output_dir", "cache_dir", "num_workers", "print_interval", "checkpoint_dir",
-    "save_every", "node_rank", "rdzv_endpoint", "max_restarts", "use_cache", "env_manager",
+    "data_path", "output_dir", "frame_cache", "cache_dir", "num_workers", "print_interval",
+    "checkpoint_dir", "save_every", "node_rank", "rdzv_endpoint", "max_restarts", "use_cache",
+    "env_manager",
 }  # fmt: skip
 
 _PROOF = {
