@@ -19,6 +19,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 _CONNECT_SECONDS = 10
+_PRELOAD = ("k400tiny_lib.data.decoding",)
 _TASKS_PER_WORKER = 4  # enough to keep it busy, few enough to bound the results in memory
 
 
@@ -35,8 +36,10 @@ def open_executor(scheduler: str, workers: int | str) -> Iterator[tuple[Executor
     """
     if scheduler == NONE:
         count = (os.cpu_count() or 1) if workers == AUTO else int(workers)
-        # spawn: a fork would copy the locks of threads that torch or MLflow have started.
-        context = multiprocessing.get_context("spawn")
+        # A fork would copy the locks of threads that torch or MLflow have started, and spawned
+        # workers would import for seconds each; the fork server imports once, without threads.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(list(_PRELOAD))
         pool = ProcessPoolExecutor(count, context, initializer=_start_worker)
         try:
             yield pool, count
