@@ -166,5 +166,5 @@ def random_split_leak(
     train, rest = train_test_split(
         np.arange(len(table)), test_size=held_out, random_state=seed, stratify=stratify
     )
-    groups = table["group"].to_numpy()
+    groups, _ = pd.factorize(table["group"])
     return int(np.isin(groups[rest], groups[train]).sum()), len(rest)

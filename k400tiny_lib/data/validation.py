@@ -139,7 +139,7 @@ def check_clips(root: Path, names: Iterable[str], index: ContentIndex) -> dict[s
         signature = _signature(f"{root}/{name}")
         if signature is None:
             verdicts[name] = Verdict("", "", 0, "no such folder")
-        elif escapes(root / name, real_root):
+        elif escapes(str(root), name, real_root):
             verdicts[name] = Verdict("", "", 0, LEAVES)
         elif name in known and known[name][0] == signature:
             verdicts[name] = Verdict(*json.loads(known[name][1]))

@@ -58,6 +58,7 @@ def list_videos(data_path: str) -> dict[str, VideoFile]:
             except OSError:  # a link to nowhere
                 continue
             stamp = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
-            leaves = path.is_symlink() and escapes(path, real_root)
-            found[path.relative_to(root).as_posix()] = VideoFile(str(path), stamp, leaves)
+            relative = path.relative_to(root).as_posix()
+            leaves = path.is_symlink() and escapes(str(root), relative, real_root)
+            found[relative] = VideoFile(str(path), stamp, leaves)
     return dict(sorted(found.items()))
