@@ -30,10 +30,10 @@ from torchvision.transforms.v2 import functional as F
 
 from k400tiny_lib.data.annotations import Annotations, Clip
 from k400tiny_lib.data.decoding import ImageFiles, decode_frame
+from k400tiny_lib.data.frames import frame_files
 from k400tiny_lib.data.loading import ClipDataset, available_cores, batches, one_thread
 from k400tiny_lib.data.packing import PackedFrames, pack_clips
 from k400tiny_lib.data.sampling import uniform_indices
-from k400tiny_lib.data.sources import frame_files
 from k400tiny_lib.data.transforms import MEAN, STD
 
 CLIP_LEN, RESIZE, CROP = 16, 128, 112

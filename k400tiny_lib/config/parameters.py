@@ -49,12 +49,18 @@ class Config:
 
     # --- data -----------------------------------------------------------------------------------
     data_path: str = _param(
-        "sample", "Directory with one folder of frames per clip, or `sample` to render one."
+        "sample",
+        "Directory or URI with frame folders or videos, named by gt_csv or in one folder per "
+        "class; `sample` to render one.",
     )
     gt_csv: str = _param(
-        NONE, "Ground truth `folder_name,youtube_id,label`; `none` for the rendered sample."
+        NONE,
+        "Ground truth, a path or URI: folder_name,youtube_id,label or file,label[,youtube_id] or "
+        "the list of Kinetics; `none` for class folders and the sample.",
     )
-    output_dir: str = _param("data", "Where prepare_data writes what it renders.")
+    output_dir: str = _param(
+        "data", "Directory or URI for what prepare_data renders and decodes, and what it knows."
+    )
     val_fraction: float = _param(
         0.1, "Share of the clips held out for validation.", above=0, below=1
     )
@@ -64,6 +70,20 @@ class Config:
     group_by: str = _param(
         "youtube_id",
         "CSV column whose values never stand in two splits, or `none` to split single clips.",
+    )
+    use_official_splits: bool = _param(
+        True, "Keep the splits that a column `split` of gt_csv names, rather than draw new ones."
+    )
+    on_bad_clip: str = _param(
+        "drop", "Bad clips: leave them out and say why, or stop.", choices=("drop", "fail")
+    )
+    decode_workers: int | str = _param(
+        AUTO, "Processes that decode videos; `auto` is one per core.", low=1, words=(AUTO,)
+    )
+    dask_scheduler: str = _param(
+        NONE,
+        "Dask scheduler (tcp://host:port) whose workers decode videos, `none` for this machine; "
+        "prepare_data also takes it as `scheduler`.",
     )
     annotations: str = _param(NONE, "annotations.json: a path or an artifact URI (runs:/...).")
     split: str = _param("test", "Split to evaluate.", choices=("train", "val", "test"))

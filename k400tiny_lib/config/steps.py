@@ -20,17 +20,20 @@ class Step:
         help: what the step does, in one sentence.
         params: the parameters it takes, in the order of `--help`.
         required: those of them without a default.
+        also: a second name of a parameter on the command line.
     """
 
     help: str
     params: tuple[str, ...]
     required: tuple[str, ...] = ()
+    also: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 _CLIP = ("clip_len", "resize_size", "crop_size")
 
 _PREPARE_DATA = (
     "data_path", "gt_csv", "output_dir", "val_fraction", "test_fraction", "group_by", "seed",
+    "use_official_splits", "on_bad_clip", "decode_workers", "dask_scheduler",
 )  # fmt: skip
 _TRAIN = (
     "data_path", "annotations", "model", "weights", "load_model", "num_classes", *_CLIP,
@@ -52,7 +55,12 @@ _EXPORT_ONNX = (
 _PREDICT = ("input", "model_uri", "registered_model_name", "top_k", "batch_size")
 
 CHAIN: dict[str, Step] = {
-    "prepare_data": Step("Check the clips, map their labels, split them by source.", _PREPARE_DATA),
+    "prepare_data": Step(
+        "Bring clips to disk, check them, map their labels, split them by source.",
+        _PREPARE_DATA,
+        # In main, and in train, `scheduler` is that of the learning rate.
+        also={"dask_scheduler": "scheduler"},
+    ),
     "train": Step("Train a model with torchrun.", _TRAIN, ("data_path", "annotations")),
     "evaluate": Step(
         "Score a checkpoint on a held-out split.",
@@ -150,11 +158,8 @@ def _check_together(config: Config, step: str) -> None:
         raise UserError("load_model: weights is given too. Needed: one of them, the other `none`.")
     if step == "export_onnx" and (config.checkpoint == NONE) == (config.weights == NONE):
         raise UserError("checkpoint: export_onnx needs either checkpoint or weights, not both.")
-    if step in ("main", "prepare_data"):
-        if config.data_path == "sample" and config.gt_csv != NONE:
-            raise UserError("gt_csv: the rendered sample has its own. Give data_path too.")
-        if config.data_path != "sample" and config.gt_csv == NONE:
-            raise UserError("gt_csv: needed with data_path. Columns: folder_name,youtube_id,label.")
+    if config.data_path == "sample" and config.gt_csv != NONE:
+        raise UserError("gt_csv: the rendered sample has its own. Give data_path too.")
 
 
 def parameters_of(step: str, config: Config) -> dict[str, str]:

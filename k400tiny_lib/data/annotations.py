@@ -9,7 +9,7 @@ The layout is the one that K400-Tiny users know; `group` and `data_digest` stand
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,15 @@ class Clip:
     segment: tuple[int, int]
     target: int
     group: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The clip as it stands in the file."""
+        return {
+            "video": self.video,
+            "segment": list(self.segment),
+            "target": self.target,
+            "group": self.group,
+        }
 
     @property
     def num_frames(self) -> int:
@@ -68,7 +77,7 @@ class Annotations:
     def to_json(self) -> str:
         """The file's text; the same annotations give the same bytes."""
         content: dict[str, Any] = {"categories": self.categories}
-        content |= {name: [asdict(clip) for clip in self.splits[name]] for name in SPLITS}
+        content |= {name: [clip.to_dict() for clip in self.splits[name]] for name in SPLITS}
         return json.dumps(content | {"data_digest": self.data_digest})
 
     @classmethod

@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from k400tiny_lib.data.annotations import Clip
-from k400tiny_lib.data.sources import frame_files
+from k400tiny_lib.data.frames import frame_files
 from k400tiny_lib.data.transforms import resize_short_side
 from k400tiny_lib.errors import UserError
 

@@ -1,10 +1,12 @@
-"""Class ids: those of Kinetics-400 where all labels are Kinetics-400 names."""
+"""Labels: one spelling per class, and the ids of Kinetics-400 where all are Kinetics-400 names."""
 
 from collections.abc import Iterable
 
+import pandas as pd
 from torchvision.models.video import R2Plus1D_18_Weights
 
 KINETICS_400: tuple[str, ...] = tuple(R2Plus1D_18_Weights.KINETICS400_V1.meta["categories"])
+_KINETICS_BY_KEY = {name.casefold(): name for name in KINETICS_400}
 
 
 def categories_of(labels: Iterable[str]) -> dict[str, int]:
@@ -17,3 +19,25 @@ def categories_of(labels: Iterable[str]) -> dict[str, int]:
     present = set(labels)
     names = KINETICS_400 if present <= set(KINETICS_400) else sorted(present)
     return {label: index for index, label in enumerate(names)}
+
+
+def unify_spelling(labels: "pd.Series[str]") -> tuple["pd.Series[str]", dict[str, str]]:
+    """Give labels that differ only in case or spaces one spelling.
+
+    That of Kinetics-400 where it is one of its names (underscores for spaces count too, as class
+    folders have them), else the most frequent one, else the first in the alphabet.
+
+    Returns:
+        The labels, and what was changed: spelling found, spelling used.
+    """
+    counts = labels.value_counts()
+    spellings = sorted(counts.index, key=lambda label: (-counts[label], label))
+    chosen: dict[str, str] = {}
+    unified: dict[str, str] = {}
+    for spelling in spellings:
+        text = " ".join(spelling.split())
+        key = text.casefold()
+        known = _KINETICS_BY_KEY.get(key) or _KINETICS_BY_KEY.get(key.replace("_", " "))
+        unified[spelling] = known or chosen.setdefault(key, text)
+    changed = {found: used for found, used in sorted(unified.items()) if found != used}
+    return labels.map(unified), changed

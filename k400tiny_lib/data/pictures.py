@@ -34,6 +34,23 @@ def plot_class_counts(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def plot_split_balance(table: pd.DataFrame) -> Figure:
+    """The share of each class that val and test hold; lines mark the shares of all clips."""
+    shares = pd.crosstab(table["label"], table["split"], normalize="index") * 100
+    shares = shares.reindex(columns=SPLITS, fill_value=0.0).sort_values("test")
+    figure = Figure(figsize=(8, 3.5), layout="constrained")
+    axes = figure.subplots()
+    for split in SPLITS[1:]:
+        (dots,) = axes.plot(range(len(shares)), shares[split], ".", label=split)
+        overall = float((table["split"] == split).mean()) * 100
+        axes.axhline(overall, color=dots.get_color(), linewidth=0.8, linestyle="--")
+    if len(shares) <= _MAX_BARS:
+        axes.set_xticks(range(len(shares)), shares.index, rotation=90)
+    axes.set(ylabel="% of the class's clips", xlabel=f"{len(shares)} classes", ylim=(0, None))
+    axes.legend()
+    return figure
+
+
 def plot_contact_sheet(table: pd.DataFrame, clips_path: Path) -> Figure:
     """One clip per class (at most 12 classes) as a row of frames in order of time."""
     rows = list(table.groupby("label", sort=True).head(1).sort_values("label").itertuples())

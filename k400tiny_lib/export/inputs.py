@@ -8,8 +8,8 @@ import pandas as pd
 from torch import Tensor
 
 from k400tiny_lib.data.decoding import read_frames
+from k400tiny_lib.data.frames import frame_files, natural_key
 from k400tiny_lib.data.sampling import uniform_indices
-from k400tiny_lib.data.sources import frame_files, natural_key
 from k400tiny_lib.data.video import VIDEO_SUFFIXES, read_video
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.export.registry import RegisteredModel

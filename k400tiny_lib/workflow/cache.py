@@ -8,9 +8,8 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from k400tiny_lib.config import AUTO, NONE, Config, parameters_of
-from k400tiny_lib.data.content import combine, data_digest, file_digest
-from k400tiny_lib.data.prepare import clip_directory, ground_truth_file
-from k400tiny_lib.data.sources import SAMPLE
+from k400tiny_lib.data.content import combine, file_digest
+from k400tiny_lib.data.prepare import source_digest, source_is_ready
 from k400tiny_lib.tracking.runs import CACHE_KEY_TAG, MODEL_VERSION_TAG, STEP_TAG, local_copy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,7 +20,7 @@ _CODE = ("k400tiny_lib/**/*.py", "steps/**/*.py", "requirements.txt")
 _WITHOUT_EFFECT = {
     "data_path", "output_dir", "frame_cache", "cache_dir", "num_workers", "print_interval",
     "checkpoint_dir", "save_every", "node_rank", "rdzv_endpoint", "max_restarts", "use_cache",
-    "env_manager",
+    "env_manager", "decode_workers", "dask_scheduler",
 }  # fmt: skip
 
 _PROOF = {
@@ -48,15 +47,13 @@ def cache_key(step: str, config: Config) -> str:
     for name in sorted(parameters.keys() - _WITHOUT_EFFECT):
         parts += [name, _identity(name, parameters[name])]
     if step == "prepare_data":
-        parts += [data_digest(clip_directory(config)), file_digest(ground_truth_file(config))]
-        if config.data_path == SAMPLE:
-            parts.append(str(clip_directory(config)))
+        parts.append(source_digest(config))
     return combine(parts)
 
 
 def inputs_exist(step: str, config: Config) -> bool:
-    """Whether a step's inputs are all there; False for a sample that is still to be rendered."""
-    return step != "prepare_data" or ground_truth_file(config).exists()
+    """Whether a step's inputs are all there; False for clips still to be rendered or decoded."""
+    return step != "prepare_data" or source_is_ready(config)
 
 
 def _identity(name: str, value: str) -> str:

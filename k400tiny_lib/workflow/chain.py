@@ -4,7 +4,6 @@ import dataclasses
 import logging
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import mlflow
 from mlflow import MlflowClient
@@ -14,6 +13,7 @@ from mlflow.exceptions import ExecutionException
 from k400tiny_lib.config import CHAIN, NONE, Config, parameters_of
 from k400tiny_lib.data.prepare import check_source, clip_directory
 from k400tiny_lib.data.sources import SAMPLE
+from k400tiny_lib.data.storage import absolute
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.model import find_weights
 from k400tiny_lib.tracking.runs import (
@@ -69,8 +69,8 @@ def _absolute(config: Config) -> Config:
         return config
     return dataclasses.replace(
         config,
-        data_path=str(Path(config.data_path).absolute()),
-        gt_csv=str(Path(config.gt_csv).absolute()),
+        data_path=absolute(config.data_path),
+        gt_csv=config.gt_csv if config.gt_csv == NONE else absolute(config.gt_csv),
     )
 
 

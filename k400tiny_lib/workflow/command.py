@@ -40,7 +40,8 @@ def click_command(step: str) -> click.Command:
         default = default_text(step, name)
         note = "required" if default is None else f"default: {default}"
         help_text = f"{rule(name).help} {allowed(name).capitalize()}. [{note}]"
-        options.append(click.Option([f"--{name}"], help=help_text, metavar="VALUE"))
+        names = [f"--{n}" for n in (name, STEPS[step].also.get(name)) if n]
+        options.append(click.Option([name, *names], help=help_text, metavar="VALUE"))
     return click.Command(
         step,
         params=options,

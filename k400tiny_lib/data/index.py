@@ -1,0 +1,73 @@
+"""What was found out about files before, so that unchanged ones are not read again.
+
+A SQLite file in the output directory. A signature (names, sizes, times and inodes of files) tells
+whether something changed since; only then is it read, and its content decides.
+"""
+
+import contextlib
+import sqlite3
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from k400tiny_lib.errors import UserError
+
+_VERSION = 1  # another version's file is started anew
+_BUSY_SECONDS = 120.0
+_TABLE = (
+    "CREATE TABLE IF NOT EXISTS facts (root TEXT, name TEXT, signature TEXT, fact TEXT, "
+    "PRIMARY KEY (root, name)) WITHOUT ROWID"
+)
+
+
+class ContentIndex:
+    """Facts about named things below a root: (root, name) -> signature, fact; both texts.
+
+    Several processes may use one file: SQLite's own locks keep their writes apart, and a process
+    that is killed leaves the file as it was before its last `save`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self._create()
+            except sqlite3.DatabaseError as error:
+                if isinstance(error, sqlite3.OperationalError):  # locked, read-only, disk full
+                    raise
+                path.unlink(missing_ok=True)  # no database: it can be made again, at a cost
+                self._create()
+        except (OSError, sqlite3.Error) as error:
+            raise UserError(f"output_dir: {path} cannot be used: {error}.") from None
+
+    def load(self, root: str) -> dict[str, tuple[str, str]]:
+        """All that is known below a root: name -> (signature, fact)."""
+        with self._connect() as connection:
+            rows = connection.execute(
+                "SELECT name, signature, fact FROM facts WHERE root = ?", (root,)
+            )
+            return {name: (signature, fact) for name, signature, fact in rows}
+
+    def save(self, root: str, rows: Iterable[tuple[str, str, str]]) -> None:
+        """Write (name, signature, fact) rows, all or none."""
+        with self._connect() as connection:
+            connection.executemany(
+                "INSERT OR REPLACE INTO facts VALUES (?, ?, ?, ?)", ((root, *row) for row in rows)
+            )
+
+    def _create(self) -> None:
+        with self._connect() as connection:
+            connection.execute("BEGIN IMMEDIATE")  # no other process between asking and making
+            if connection.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
+                connection.execute("DROP TABLE IF EXISTS facts")
+                connection.execute(f"PRAGMA user_version = {_VERSION}")
+            connection.execute(_TABLE)
+
+    @contextlib.contextmanager
+    def _connect(self) -> Iterator[sqlite3.Connection]:
+        connection = sqlite3.connect(self._path, timeout=_BUSY_SECONDS)
+        try:
+            with connection:  # one transaction
+                yield connection
+        finally:
+            connection.close()
