@@ -99,7 +99,7 @@ def grad_cam(model: nn.Module, clips: Tensor, target: int) -> Tensor:
     Returns:
         float32 (N, T, H, W) in [0, 1], the maximum of each clip being 1 (or all 0).
     """
-    layer = _deepest_in_time(model, clips[:1])
+    layer = _deepest_in_time(model, clips.shape[2])
     maps = LayerGradCam(model, layer).attribute(clips, target=target, relu_attributions=True)
     size = tuple(clips.shape[2:])
     maps = LayerAttribution.interpolate(maps, size, "trilinear")[:, 0].detach()
@@ -109,15 +109,15 @@ def grad_cam(model: nn.Module, clips: Tensor, target: int) -> Tensor:
 
 
 @torch.no_grad()
-def _deepest_in_time(model: nn.Module, clips: Tensor) -> nn.Module:
-    stages = [model.get_submodule(f"layer{number}") for number in (1, 2, 3, 4)]
-    features = model.get_submodule("stem")(clips)
-    chosen = stages[0]
-    for stage in stages:
-        features = stage(features)
-        if features.shape[2] < min(_MIN_TIME, clips.shape[2]):
+def _deepest_in_time(model: nn.Module, num_frames: int) -> nn.Module:
+    # How many moments a stage tells apart does not depend on the pictures: small ones will do.
+    features = model.get_submodule("stem")(torch.zeros(1, 3, num_frames, 16, 16))
+    chosen = model.get_submodule("layer1")
+    for name in ("layer1", "layer2", "layer3", "layer4"):
+        features = model.get_submodule(name)(features)
+        if features.shape[2] < min(_MIN_TIME, num_frames):
             break
-        chosen = stage
+        chosen = model.get_submodule(name)
     return chosen
 
 

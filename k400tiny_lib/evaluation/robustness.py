@@ -18,7 +18,7 @@ from k400tiny_lib.evaluation.comparison import Comparison, paired
 from k400tiny_lib.evaluation.predictions import Ints, clip_loader, probabilities_of_views
 from k400tiny_lib.evaluation.views import Geometry, Protocol, ViewDataset
 
-MAX_CLIPS = 64  # every condition is one more forward pass for each of them
+MAX_CLIPS = 48  # every condition is one more forward pass for each of them
 CLEAN, REVERSED = "as recorded", "reversed order"
 _ONE_VIEW = Protocol(num_clips=1, num_crops=1)
 

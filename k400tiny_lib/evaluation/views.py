@@ -142,7 +142,11 @@ def crop_views(frames: Tensor, geometry: Geometry, num_crops: int) -> list[Tenso
     """
     size = geometry.crop_size
     images = frames.permute(0, 3, 1, 2)  # (T, H, W, C) -> (T, C, H, W)
-    images = F.resize(images, list(geometry.resize), antialias=geometry.antialias)
+    if geometry.antialias:
+        images = F.resize(images, list(geometry.resize), antialias=True)
+    else:
+        # The transforms() of weights resize in float32; in uint8 some pixels would be 1 brighter.
+        images = F.resize(images.float(), list(geometry.resize), antialias=False).round().byte()
     video = images.transpose(0, 1)  # (T, C, H, W) -> (C, T, H, W)
     centre = F.center_crop(video, [size, size])
     if num_crops == 1:

@@ -43,12 +43,13 @@ def log_scores(
         trained_by: the training run, as export_onnx writes it to the tag `training_run_id`.
     """
     with warnings.catch_warnings():
-        # mlflow registers its source type of local paths twice and warns that it must choose.
+        # mlflow registers its source type of local paths twice and warns that it must choose, and
+        # it warns of whole numbers in the schema.
         warnings.simplefilter("ignore", UserWarning)
         dataset = from_pandas(
             clips, source=data_path, targets="target", name=f"k400tiny-{split}", digest=digest
         )
-    mlflow.log_input(dataset, context=split)
+        mlflow.log_input(dataset, context=split)
     mlflow.log_metrics(dict(scores), dataset=dataset, model_id=_newest_export(trained_by))
 
 
