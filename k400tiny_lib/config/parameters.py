@@ -181,6 +181,14 @@ class Config:
     )
     num_clips: int = _param(1, "Temporal views of a video, averaged.", low=1)
     num_crops: int = _param(1, "Spatial crops of a view, averaged: 1 or 3.", low=1, high=3)
+    robustness: bool = _param(
+        True, "Measure accuracy under changed light, blur, compression, lost and reversed frames."
+    )
+    compare_with: str = _param(
+        NONE,
+        "Other model on the same clips: a run of evaluate (its id or runs:/<id>), predictions.csv "
+        "(a path or URI) or a registered model (models:/...).",
+    )
     # --- export and use -------------------------------------------------------------------------
     registered_model_name: str = _param("k400tiny-r2plus1d_18", "Name in the model registry.")
     opset: int = _param(18, "ONNX opset.", low=18, high=23)

@@ -45,8 +45,8 @@ _TRAIN = (
     "nproc_per_node", "nnodes", "node_rank", "rdzv_endpoint", "max_restarts",
 )  # fmt: skip
 _EVALUATE = (
-    "data_path", "annotations", "checkpoint", "split", "num_clips", "num_crops", "batch_size",
-    "num_workers",
+    "data_path", "annotations", "checkpoint", "weights", "split", "num_clips", "num_crops",
+    "batch_size", "num_workers", "robustness", "compare_with", "nproc_per_node",
 )  # fmt: skip
 _EXPORT_ONNX = (
     "checkpoint", "weights", "data_path", "annotations", "registered_model_name", "opset",
@@ -63,9 +63,7 @@ CHAIN: dict[str, Step] = {
     ),
     "train": Step("Train a model with torchrun.", _TRAIN, ("data_path", "annotations")),
     "evaluate": Step(
-        "Score a checkpoint on a held-out split.",
-        _EVALUATE,
-        ("data_path", "annotations", "checkpoint"),
+        "Score a checkpoint on a held-out split.", _EVALUATE, ("data_path", "annotations")
     ),
     "export_onnx": Step("Export to ONNX, prove it equal, register it.", _EXPORT_ONNX),
 }
@@ -156,8 +154,10 @@ def _check_together(config: Config, step: str) -> None:
         )
     if config.weights != NONE and config.load_model != NONE:
         raise UserError("load_model: weights is given too. Needed: one of them, the other `none`.")
-    if step == "export_onnx" and (config.checkpoint == NONE) == (config.weights == NONE):
-        raise UserError("checkpoint: export_onnx needs either checkpoint or weights, not both.")
+    if step in ("evaluate", "export_onnx") and (
+        (config.checkpoint == NONE) == (config.weights == NONE)
+    ):
+        raise UserError(f"checkpoint: {step} needs either checkpoint or weights, not both.")
     if config.data_path == "sample" and config.gt_csv != NONE:
         raise UserError("gt_csv: the rendered sample has its own. Give data_path too.")
 

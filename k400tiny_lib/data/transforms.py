@@ -1,5 +1,7 @@
 """What is done to the pixels of every clip: resize, crop, normalise."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torchvision.models.video import R2Plus1D_18_Weights
@@ -41,8 +43,8 @@ def resize_and_crop(frames: Tensor, resize_size: int, crop_size: int) -> Tensor:
     return images.transpose(0, 1)  # (T, C, H, W) -> (C, T, H, W)
 
 
-def resize_exactly(frames: Tensor, resize_size: int) -> Tensor:
-    """Resize the short side as the exported graph does: in float32, rounded at the end.
+def resize_exactly(frames: Tensor, size: Sequence[int], antialias: bool = True) -> Tensor:
+    """Resize as the exported graph does: bilinear in float32, rounded at the end.
 
     torchvision's uint8 kernel, which training uses, is 13 times faster, but moves one pixel in
     eight by a grey level and with them the probabilities by about 1e-4. A number in a report
@@ -50,13 +52,14 @@ def resize_exactly(frames: Tensor, resize_size: int) -> Tensor:
 
     Args:
         frames: uint8 (T, H, W, C), RGB in [0, 255].
-        resize_size: short side after resizing, in pixels.
+        size: short side, or height and width, after resizing; in pixels.
+        antialias: whether to smooth first; the `transforms()` of torchvision's weights do not.
 
     Returns:
-        uint8 (C, T, h, w), the smaller of h and w being resize_size.
+        uint8 (C, T, h, w).
     """
     images = frames.permute(0, 3, 1, 2).float()  # (T, H, W, C) -> (T, C, H, W)
-    resized: Tensor = F.resize(images, [resize_size], antialias=True).round().clamp(0, 255)
+    resized: Tensor = F.resize(images, list(size), antialias=antialias).round().clamp(0, 255)
     return resized.to(torch.uint8).transpose(0, 1)  # (T, C, H, W) -> (C, T, H, W)
 
 

@@ -1,88 +1,151 @@
 """The predictions table: one row per clip, from which every score follows."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
-from torch import nn
-from torch.utils.data import DataLoader
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
-from k400tiny_lib.config import Config
 from k400tiny_lib.data.annotations import Clip
-from k400tiny_lib.data.loading import batches, worker_count
+from k400tiny_lib.data.loading import batches, one_thread
 from k400tiny_lib.data.transforms import normalise
-from k400tiny_lib.evaluation.views import ViewDataset
+from k400tiny_lib.evaluation.views import Geometry, Protocol, ViewDataset
 
 PROBABILITY = "prob_"  # column prob_<class id>
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of the table, as one process computes them.
+
+    Attributes:
+        positions: int64 (N,), places of the clips in the split.
+        probabilities: float64 (N, K), averaged over the views.
+        clip_predicted: int64 (N,), class of the centre view alone.
+    """
+
+    positions: Ints
+    probabilities: Floats
+    clip_predicted: Ints
+
+    def save(self, path: Path) -> None:
+        """Write the rows as an .npz file."""
+        with path.open("wb") as file:
+            np.savez(file, **self.__dict__)
+
+    @classmethod
+    def load(cls, path: Path) -> "Rows":
+        """The inverse of `save`."""
+        with np.load(path) as content:
+            return cls(*(content[name] for name in cls.__dataclass_fields__))
 
 
 @torch.inference_mode()
 def predict_clips(
     model: nn.Module,
     clips: Sequence[Clip],
+    positions: Sequence[int],
     data_path: Path,
-    geometry: Config,
-    views: Config,
+    geometry: Geometry,
+    protocol: Protocol,
+    *,
+    batch_size: int,
+    num_workers: int,
     device: torch.device,
-) -> pd.DataFrame:
-    """Run a model over all views of all clips and average their probabilities per clip.
+) -> Rows:
+    """Run a model over all views of some clips and average their probabilities per clip.
 
     Args:
-        model: in evaluation mode, from float32 (N, C, T, H, W) to logits (N, K).
-        clips: what to predict.
+        model: on `device` in evaluation mode, from float32 (N, C, T, H, W) to logits (N, K).
+        clips: the split.
+        positions: which of them this process takes.
         data_path: directory of the clip folders.
-        geometry: clip_len, resize_size and crop_size that the model was trained with.
-        views: num_clips, num_crops, batch_size (views per forward pass) and num_workers.
+        geometry: what the model sees of a view.
+        protocol: the views.
+        batch_size: views in one forward pass.
+        num_workers: loader processes; decoding then overlaps with the forward passes.
         device: where the model is.
+    """
+    dataset = ViewDataset(clips, data_path, geometry, protocol)
+    centre, num_views = protocol.centre, protocol.num_views
+    shown = max(num_views, centre + 1)  # the centre view may be an extra one
+    loader = clip_loader(dataset, positions, max(1, batch_size // shown), num_workers)
+    seen: list[Ints] = []
+    averaged: list[Floats] = []
+    clip_predicted: list[Ints] = []
+    for views, batch_positions in batches(loader):
+        # (N, V, C, T, H, W) -> (N * V, C, T, H, W) and back
+        probabilities = probabilities_of_views(model, views.flatten(0, 1), batch_size, device)
+        probabilities = probabilities.unflatten(0, (-1, shown))
+        seen.append(batch_positions.numpy())
+        averaged.append(probabilities[:, :num_views].mean(1).numpy())
+        clip_predicted.append(probabilities[:, centre].argmax(1).numpy())
+    if not seen:  # fewer clips than processes
+        nothing = np.empty(0, np.int64)
+        return Rows(nothing, np.empty((0, 0)), nothing)
+    return Rows(np.concatenate(seen), np.concatenate(averaged), np.concatenate(clip_predicted))
+
+
+def probabilities_of_views(
+    model: nn.Module, views: Tensor, batch_size: int, device: torch.device
+) -> Tensor:
+    """Class probabilities of views, uint8 (N, C, T, H, W) to float64 (N, K) on the CPU."""
+    logits = [model(normalise(part.to(device))) for part in views.split(batch_size)]
+    return torch.cat(logits).double().softmax(1).cpu()
+
+
+def clip_loader(
+    dataset: Dataset[Any], positions: Sequence[int], batch_size: int, num_workers: int
+) -> DataLoader[Any]:
+    """Batches of a data set in the order of the positions."""
+    return DataLoader(
+        dataset,
+        sampler=positions,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=one_thread,
+    )
+
+
+def make_table(clips: Sequence[Clip], parts: Sequence[Rows]) -> pd.DataFrame:
+    """Put the rows of all processes in the order of the clips.
 
     Returns:
-        One row per clip in their order: video, group, target, predicted (of the averaged
-        probabilities), confidence, clip_predicted (of the centre view alone) and prob_<id>.
+        video, group, target, predicted (of the averaged probabilities), confidence,
+        clip_predicted (of the centre view alone) and prob_<class id>, one row per clip.
+
+    Raises:
+        ValueError: if a clip is missing or occurs twice.
     """
-    dataset = ViewDataset(
-        clips, data_path,
-        clip_len=geometry.clip_len, resize_size=geometry.resize_size,
-        crop_size=geometry.crop_size, num_clips=views.num_clips, num_crops=views.num_crops,
-    )  # fmt: skip
-    num_views = views.num_clips * views.num_crops
-    loader = DataLoader(
-        dataset,
-        batch_size=max(1, views.batch_size // num_views),
-        num_workers=worker_count(views.num_workers, 1),
-    )
-    averaged: list[npt.NDArray[np.float64]] = []
-    centre: list[npt.NDArray[np.int64]] = []
-    for batch, _, _ in batches(loader):
-        flat = batch.flatten(0, 1)  # (N, V, C, T, H, W) -> (N * V, C, T, H, W)
-        logits = [model(normalise(part.to(device))) for part in flat.split(views.batch_size)]
-        probabilities = torch.cat(logits).double().softmax(1).unflatten(0, (-1, num_views))
-        averaged.append(probabilities.mean(1).cpu().numpy())
-        centre.append(probabilities[:, dataset.centre].argmax(1).cpu().numpy())
-    return _table(clips, np.concatenate(averaged), np.concatenate(centre))
+    parts = [part for part in parts if len(part.positions)]
+    positions = np.concatenate([part.positions for part in parts])
+    order = np.argsort(positions)
+    if not np.array_equal(positions[order], np.arange(len(clips))):
+        raise ValueError(f"{len(positions)} predictions do not cover {len(clips)} clips once each")
+    probabilities = np.concatenate([part.probabilities for part in parts])[order]
+    columns: dict[str, Any] = {
+        "video": [clip.video for clip in clips],
+        "group": [clip.group for clip in clips],
+        "target": [clip.target for clip in clips],
+        "predicted": probabilities.argmax(1),
+        "confidence": probabilities.max(1),
+        "clip_predicted": np.concatenate([part.clip_predicted for part in parts])[order],
+    }
+    names = [f"{PROBABILITY}{index}" for index in range(probabilities.shape[1])]
+    return pd.concat([pd.DataFrame(columns), pd.DataFrame(probabilities, columns=names)], axis=1)
 
 
-def _table(
-    clips: Sequence[Clip], probabilities: npt.NDArray[np.float64], centre: npt.NDArray[np.int64]
-) -> pd.DataFrame:
-    table = pd.DataFrame(
-        {
-            "video": [clip.video for clip in clips],
-            "group": [clip.group for clip in clips],
-            "target": [clip.target for clip in clips],
-            "predicted": probabilities.argmax(1),
-            "confidence": probabilities.max(1),
-            "clip_predicted": centre,
-        }
-    )
-    columns = [f"{PROBABILITY}{index}" for index in range(probabilities.shape[1])]
-    return pd.concat([table, pd.DataFrame(probabilities, columns=columns)], axis=1)
-
-
-def probabilities_of(table: pd.DataFrame) -> npt.NDArray[np.float64]:
+def probabilities_of(table: pd.DataFrame) -> Floats:
     """The class probabilities of a predictions table, float64 (N, K)."""
     columns = [column for column in table.columns if column.startswith(PROBABILITY)]
-    values: npt.NDArray[np.float64] = table[columns].to_numpy(dtype=np.float64)
+    values: Floats = table[columns].to_numpy(dtype=np.float64)
     return values

@@ -1,76 +1,148 @@
 """The views of a video: several clips in time, several crops in space, averaged."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.models.video import R2Plus1D_18_Weights
 
+from k400tiny_lib.config import Config
 from k400tiny_lib.data.annotations import Clip
 from k400tiny_lib.data.decoding import read_frames
 from k400tiny_lib.data.pytorchvideo_transforms import uniform_crop
 from k400tiny_lib.data.sampling import view_indices
 from k400tiny_lib.data.transforms import centre_crop, resize_exactly
+from k400tiny_lib.errors import UserError
+
+_PRESET_CLIP_LEN = 16  # of all torchvision video weights: "clip_len=16" in their meta["_docs"]
 
 
-class ViewDataset(Dataset[tuple[Tensor, int, int]]):
-    """The clips of a split, each as all of its views: uint8 (V, C, T, crop, crop).
+@dataclass(frozen=True)
+class Geometry:
+    """What a model sees of a video.
 
-    V is num_clips * num_crops, in order of time and, within one time, from the left (or top) to
-    the right. Each frame is decoded once for all views.
+    Attributes:
+        clip_len: frames of a view.
+        resize: short side, or height and width, after resizing; in pixels.
+        crop_size: side of the square crop.
+        antialias: whether resizing smooths first.
     """
 
-    def __init__(
-        self,
-        clips: Sequence[Clip],
-        data_path: Path,
-        *,
-        clip_len: int,
-        resize_size: int,
-        crop_size: int,
-        num_clips: int,
-        num_crops: int,
-    ) -> None:
-        self.clips = clips
-        self.data_path = data_path
-        self.clip_len = clip_len
-        self.resize_size = resize_size
-        self.crop_size = crop_size
-        self.num_clips = num_clips
-        self.num_crops = num_crops
+    clip_len: int
+    resize: tuple[int, ...]
+    crop_size: int
+    antialias: bool = True
+
+    @classmethod
+    def trained_with(cls, config: Config) -> "Geometry":
+        """As the parameters of train say."""
+        return cls(config.clip_len, (config.resize_size,), config.crop_size)
+
+    @classmethod
+    def of_weights(cls, weights: R2Plus1D_18_Weights) -> "Geometry":
+        """As the `transforms()` of torchvision's video weights do, which never antialias."""
+        preset = weights.transforms()
+        resize, crop = tuple(map(int, preset.resize_size)), int(preset.crop_size[0])
+        return cls(_PRESET_CLIP_LEN, resize, crop, antialias=False)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How many views of a video are averaged: num_clips in time x num_crops in space."""
+
+    num_clips: int
+    num_crops: int
+
+    @property
+    def num_views(self) -> int:
+        """Views whose probabilities are averaged."""
+        return self.num_clips * self.num_crops
 
     @property
     def centre(self) -> int:
-        """Number of the view that is central in time and space."""
-        return (self.num_clips // 2) * self.num_crops + self.num_crops // 2
+        """Position of the view that is central in time and space among those of ViewDataset.
+
+        An even number of temporal views has none in the middle; the dataset then adds one.
+        """
+        if self.num_clips % 2:
+            return self.num_clips // 2 * self.num_crops + self.num_crops // 2
+        return self.num_views
+
+    def text(self, geometry: Geometry) -> str:
+        """The protocol behind a video's score, in words."""
+        clips = "1 clip" if self.num_clips == 1 else f"{self.num_clips} clips"
+        crops = "the centre crop" if self.num_crops == 1 else f"{self.num_crops} crops"
+        mean = "" if self.num_views == 1 else ", probabilities averaged"
+        return (
+            f"{clips} of {geometry.clip_len} frames spread over the whole segment x {crops} of "
+            f"{geometry.crop_size} px (resized to {'x'.join(map(str, geometry.resize))}){mean}"
+        )
+
+
+def check_views(clips: Sequence[Clip], protocol: Protocol) -> None:
+    """Refuse more temporal views than a clip has frames.
+
+    Raises:
+        UserError: naming the shortest clip.
+    """
+    shortest = min(clips, key=lambda clip: clip.num_frames)
+    if protocol.num_clips > shortest.num_frames:
+        raise UserError(
+            f"num_clips: {protocol.num_clips} views, but {shortest.video} has "
+            f"{shortest.num_frames} frames. Needed: at most {shortest.num_frames}."
+        )
+
+
+class ViewDataset(Dataset[tuple[Tensor, int]]):
+    """Clips, each as all of its views and its position: uint8 (V, C, T, crop, crop), int.
+
+    V is num_clips * num_crops, in order of time and, within one time, from the left (or top) to
+    the right; where no view is central, that one follows. Each frame is decoded once for all.
+    """
+
+    def __init__(
+        self, clips: Sequence[Clip], data_path: Path, geometry: Geometry, protocol: Protocol
+    ) -> None:
+        self.clips = clips
+        self.data_path = data_path
+        self.geometry = geometry
+        self.protocol = protocol
 
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, position: int) -> tuple[Tensor, int, int]:
-        clip = self.clips[position]
-        times = view_indices(clip.num_frames, self.clip_len, self.num_clips)
+    def __getitem__(self, position: int) -> tuple[Tensor, int]:
+        clip, protocol = self.clips[position], self.protocol
+        clip_len = self.geometry.clip_len
+        times = view_indices(clip.num_frames, clip_len, protocol.num_clips)
+        if protocol.centre == protocol.num_views:
+            times = torch.cat([times, view_indices(clip.num_frames, clip_len, 1)])
         used, places = torch.unique(times, return_inverse=True)
         frames = read_frames(self.data_path / clip.video, (used + clip.segment[0]).tolist())
-        crops = crop_views(frames, self.resize_size, self.crop_size, self.num_crops)
-        views = [crop[:, places[view]] for view in range(self.num_clips) for crop in crops]
-        return torch.stack(views), clip.target, position
+        crops = crop_views(frames, self.geometry, protocol.num_crops)
+        views = [crop[:, place] for place in places[: protocol.num_clips] for crop in crops]
+        if protocol.centre == protocol.num_views:
+            views.append(crops[protocol.num_crops // 2][:, places[-1]])
+        return torch.stack(views), position
 
 
-def crop_views(frames: Tensor, resize_size: int, crop_size: int, num_crops: int) -> list[Tensor]:
-    """Resize the short side and crop the centre, or both ends of the long side and the centre.
+def crop_views(frames: Tensor, geometry: Geometry, num_crops: int) -> list[Tensor]:
+    """Resize and crop the centre, or both ends of the long side and the centre.
 
     Args:
         frames: uint8 (T, H, W, C), RGB in [0, 255].
-        resize_size, crop_size: in pixels, as for `transforms.resize_exactly`.
+        geometry: sizes to resize to and to crop.
         num_crops: 1 or 3.
 
     Returns:
         num_crops tensors, uint8 (C, T, crop_size, crop_size).
     """
-    video = resize_exactly(frames, resize_size)
-    centre = centre_crop(video, crop_size)
+    size = geometry.crop_size
+    video = resize_exactly(frames, geometry.resize, geometry.antialias)
+    centre = centre_crop(video, size)
     if num_crops == 1:
         return [centre]
-    return [uniform_crop(video, crop_size, 0), centre, uniform_crop(video, crop_size, 2)]
+    return [uniform_crop(video, size, 0), centre, uniform_crop(video, size, 2)]

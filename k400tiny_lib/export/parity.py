@@ -52,7 +52,7 @@ def run_onnx(session: onnxruntime.InferenceSession, frames: Tensor) -> Probabili
 def run_eager(model: nn.Module, frames: Tensor, resize_size: int, crop_size: int) -> Probabilities:
     """uint8 (N, T, H, W, 3) to float32 (N, K) the way evaluation does it, in PyTorch."""
     clips = torch.stack(
-        [centre_crop(resize_exactly(clip, resize_size), crop_size) for clip in frames]
+        [centre_crop(resize_exactly(clip, [resize_size]), crop_size) for clip in frames]
     )
     result: Probabilities = model(normalise(clips)).softmax(1).numpy()
     return result

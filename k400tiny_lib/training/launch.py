@@ -1,4 +1,4 @@
-"""Starts torchrun with the workers and follows their journal until they end."""
+"""Starts torchrun with the workers of a step and waits until they end."""
 
 import os
 import subprocess
@@ -6,16 +6,33 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
 from k400tiny_lib.config import AUTO, Config
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.training.worker import Job
+
+TRAINING = "k400tiny_lib.training.worker"
 
 _POLL_SECONDS = 1.0
 _STOP_SECONDS = 60.0
 _LOG_LINES = 40
+
+
+class Job(Protocol):
+    """What workers are told, as a file."""
+
+    @property
+    def config(self) -> Config:
+        """The parameters of the step; the launch parameters are among them."""
+
+    @property
+    def error(self) -> Path:
+        """Where a worker writes a message for the user before it gives up."""
+
+    def write(self, path: Path) -> None:
+        """Write the job file."""
 
 
 class WorkerFailed(Exception):
@@ -37,8 +54,8 @@ def processes_per_node(config: Config) -> int:
     return wanted
 
 
-def torchrun_command(config: Config, job_file: Path) -> list[str]:
-    """The torchrun command line; one process and many go the same way."""
+def torchrun_command(config: Config, job_file: Path, module: str) -> list[str]:
+    """The torchrun command line of a worker module; one process and many go the same way."""
     command = [
         sys.executable, "-m", "torch.distributed.run",
         f"--nnodes={config.nnodes}",
@@ -54,16 +71,22 @@ def torchrun_command(config: Config, job_file: Path) -> list[str]:
             f"--rdzv-conf=is_host={int(config.node_rank == 0)}",
             "--rdzv-id=k400tiny",
         ]
-    return [*command, "-m", "k400tiny_lib.training.worker", str(job_file)]
+    return [*command, "-m", module, str(job_file)]
 
 
-def launch(job: Job, workdir: Path, while_running: Callable[[], object]) -> None:
+def launch(
+    job: Job,
+    workdir: Path,
+    while_running: Callable[[], object] = lambda: None,
+    module: str = TRAINING,
+) -> None:
     """Run the workers to their end.
 
     Args:
         job: what they are told.
         workdir: a directory for the job file and the log of the workers.
         while_running: called about every second, and must not raise.
+        module: of the workers, started with the path of the job file.
 
     Raises:
         UserError: with the message that a worker left.
@@ -81,7 +104,7 @@ def launch(job: Job, workdir: Path, while_running: Callable[[], object]) -> None
     # kept in a file and shown only where it helps.
     with log_file.open("wb") as log:
         process = subprocess.Popen(
-            torchrun_command(job.config, job_file), env=environment, stderr=log
+            torchrun_command(job.config, job_file, module), env=environment, stderr=log
         )
         try:
             while process.poll() is None:

@@ -138,8 +138,11 @@ def summarise(finished: list[Finished], config: Config) -> str:
     """Log scores and steps to the parent's run; returns the closing lines for the console."""
     runs = {done.step: done.run for done in finished}
     scores = runs["evaluate"].data.metrics
-    mlflow.log_metrics(scores)
     version = runs["export_onnx"].data.tags[MODEL_VERSION_TAG]
+    # Evaluation comes before export: only now is there a model that the scores can be tied to.
+    name, _, number = version.partition("/")
+    model_id = MlflowClient().get_model_version(name, number).model_id
+    mlflow.log_metrics(scores, model_id=model_id)
     experiment = runs["evaluate"].info.experiment_id
     rows = [
         f"| {done.step} | [{done.run.info.run_id}](#/experiments/{experiment}/runs/"

@@ -1,0 +1,117 @@
+"""Temperature scaling: one number that makes confidences mean what they say.
+
+Guo et al. 2017, "On Calibration of Modern Neural Networks", arXiv:1706.04599. It never changes
+which class is predicted.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+from sklearn.model_selection import GroupKFold
+
+from k400tiny_lib.evaluation.metrics import calibration_error
+from k400tiny_lib.evaluation.predictions import Floats, Ints, probabilities_of
+
+_LOG_RANGE = (np.log(0.05), np.log(20.0))
+_FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A temperature fitted on one split and what it does to another.
+
+    Attributes:
+        temperature: above 1 it softens the probabilities, below 1 it sharpens them.
+        applied: whether it is worth using: see `calibrate`.
+        reason: why, in a sentence.
+        fitted_on: number of validation clips that it was fitted on.
+        ece_before, ece_after: on the evaluated split, in [0, 1].
+        loss_before, loss_after: mean negative log probability there.
+    """
+
+    temperature: float
+    applied: bool
+    reason: str
+    fitted_on: int
+    ece_before: float
+    ece_after: float
+    loss_before: float
+    loss_after: float
+
+
+def scale(probabilities: Floats, temperature: float) -> Floats:
+    """Probabilities at a temperature, float64 (N, K): softmax(log p / temperature).
+
+    For one view this is the softmax of its logits over the temperature; of averaged views it is
+    the same operation on their mean.
+    """
+    return np.exp(_log_scaled(probabilities, temperature))
+
+
+def _log_scaled(probabilities: Floats, temperature: float) -> Floats:
+    floor = np.finfo(np.float64).tiny  # a probability that underflowed has no logarithm
+    scaled: Floats = log_softmax(np.log(np.maximum(probabilities, floor)) / temperature, axis=1)
+    return scaled
+
+
+def loss_at(probabilities: Floats, targets: Ints, temperature: float) -> float:
+    """Mean negative log probability of the targets at a temperature."""
+    logs = _log_scaled(probabilities, temperature)
+    return float(-logs[np.arange(len(targets)), targets].mean())
+
+
+def fit_temperature(probabilities: Floats, targets: Ints) -> float:
+    """The temperature in [0.05, 20] with the smallest loss."""
+    best = minimize_scalar(
+        lambda log_t: loss_at(probabilities, targets, float(np.exp(log_t))),
+        bounds=_LOG_RANGE, method="bounded",
+    )  # fmt: skip
+    return float(np.exp(best.x))
+
+
+def held_out_gain(probabilities: Floats, targets: Ints, groups: "pd.Series[str]") -> float:
+    """How much a temperature fitted on some sources lowers the mean loss on the others.
+
+    Cross-validation over whole sources; negative where fitting does harm, 0 for a single source.
+    """
+    folds = min(_FOLDS, groups.nunique())
+    if folds < 2:
+        return 0.0
+    gain = 0.0
+    for fit, held in GroupKFold(folds).split(probabilities, targets, groups):
+        temperature = fit_temperature(probabilities[fit], targets[fit])
+        before = loss_at(probabilities[held], targets[held], 1.0)
+        after = loss_at(probabilities[held], targets[held], temperature)
+        gain += (before - after) * len(held) / len(targets)
+    return gain
+
+
+def calibrate(fitting: pd.DataFrame, table: pd.DataFrame) -> Calibration:
+    """Fit a temperature on the validation clips and measure it on others.
+
+    It is applied if it helps on validation clips that it was not fitted on (mean loss,
+    cross-validated over sources) and lowers the calibration error of the evaluated split too.
+
+    Args:
+        fitting: predictions of the validation clips.
+        table: predictions of the clips to measure on.
+    """
+    probabilities, targets = probabilities_of(fitting), fitting["target"].to_numpy()
+    temperature = fit_temperature(probabilities, targets)
+    gain = held_out_gain(probabilities, targets, fitting["group"])
+    p, t = probabilities_of(table), table["target"].to_numpy()
+    scaled = scale(p, temperature)
+    before, after = calibration_error(p, t), calibration_error(scaled, t)
+    if gain <= 0:
+        reason = "on validation clips that it was not fitted on it does not lower the loss"
+    elif after >= before:
+        reason = "it helps on validation clips, but does not lower the calibration error here"
+    else:
+        reason = "it lowers the loss on held-out validation clips and the calibration error here"
+    return Calibration(
+        temperature, gain > 0 and after < before, reason, len(fitting),
+        before, after, loss_at(p, t, 1.0), loss_at(p, t, temperature),
+    )  # fmt: skip

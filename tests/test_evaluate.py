@@ -1,0 +1,127 @@
+"""The step and its workers, through torchrun, as a user starts them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import REPOSITORY
+from evaluation_helpers import write_annotated_clips, write_checkpoint
+
+from k400tiny_lib.config import Config
+from k400tiny_lib.data.labels import KINETICS_400
+from k400tiny_lib.evaluation import worker
+from k400tiny_lib.evaluation.predictions import probabilities_of
+from k400tiny_lib.model import build_model
+from k400tiny_lib.training.launch import launch
+
+
+def run_step(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "steps.evaluate", *arguments],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)} | environment,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_processes_and_batch_sizes_leave_identical_tables(tmp_path: Path) -> None:
+    data_path, path, annotations = write_annotated_clips(tmp_path)
+    checkpoint = write_checkpoint(tmp_path / "best.pt")
+    tables = []
+    for processes, batch_size in ((1, 1), (1, 7), (2, 3)):
+        config = Config(
+            data_path=str(data_path), annotations=str(path), checkpoint=str(checkpoint),
+            batch_size=batch_size, nproc_per_node=processes, num_workers=0, robustness=False,
+        )  # fmt: skip
+        folder = tmp_path / f"{processes}-{batch_size}"
+        folder.mkdir()
+        job = worker.Job(config, folder)
+        launch(job, folder, module=worker.__name__)
+        assert len(list(folder.glob("test-*.npz"))) == processes
+        tables.append(worker.read_tables(job, annotations)["test"])
+    exact = ["video", "group", "target", "predicted", "clip_predicted"]
+    for table in tables[1:]:
+        pd.testing.assert_frame_equal(table[exact], tables[0][exact])
+        # Convolutions add up in another order for another batch: float32 rounding.
+        np.testing.assert_allclose(
+            probabilities_of(table), probabilities_of(tables[0]), rtol=0, atol=1e-5
+        )
+
+
+def test_torchvision_weights_are_evaluated_without_training_and_compared(
+    tmp_path: Path, store: str
+) -> None:
+    data_path, annotations, _ = write_annotated_clips(
+        tmp_path, num_clips=5, num_frames=16, labels=KINETICS_400
+    )
+    hub = tmp_path / "torch" / "hub" / "checkpoints"
+    hub.mkdir(parents=True)
+    torch.manual_seed(0)
+    torch.save(build_model("r2plus1d_18", 400).state_dict(), hub / "r2plus1d_18-91a641e6.pth")
+    inputs = ["--data_path", str(data_path), "--annotations", str(annotations)]
+    weights = ["--weights", "R2Plus1D_18_Weights.KINETICS400_V1"]
+    other = pd.DataFrame(
+        {"video": [f"test{n}" for n in range(5)], "target": [0, 1, 2, 0, 1], "predicted": 0}
+    )
+    other.to_csv(tmp_path / "other.csv", index=False)
+    done = run_step(
+        *inputs, *weights, "--num_workers", "0", "--robustness", "False",
+        "--compare_with", str(tmp_path / "other.csv"), TORCH_HOME=str(tmp_path / "torch"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+    run = mlflow.search_runs(search_all_experiments=True, output_format="list")[0]
+    folder = Path(mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/evaluation"))
+    table = pd.read_csv(folder / "predictions.csv")
+    assert list(table["video"]) == [f"test{n}" for n in range(5)]
+    names = ("acc1", "acc5", "present_acc1", "ece", "clip_acc1", "acc1_difference", "mcnemar_p")
+    assert {f"test_{name}" for name in names} <= set(run.data.metrics)
+    assert run.data.metrics["test_acc1"] == 100 * (table["predicted"] == table["target"]).mean()
+    assert "112 px (resized to 128x171)" in run.data.tags["k400tiny.protocol"]
+    dataset = run.inputs.dataset_inputs[0].dataset
+    assert dataset.name == "k400tiny-test"
+    assert json.loads(dataset.profile)["num_rows"] == 5
+    page = (folder / "report.html").read_text()
+    assert "67.463 %" in page
+    assert "86.175 %" in page
+    assert json.loads((folder / "calibration.json").read_text())["fitted_on"] == 5
+    assert {path.name for path in folder.iterdir()} == {
+        "predictions.csv", "predictions_val.csv", "per_class.csv", "calibration.json",
+        "confusion_matrix.png", "report.html",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", ["classes", "split", "views", "both", "comparison"])
+def test_a_users_mistake_is_one_line(tmp_path: Path, store: str, mistake: str) -> None:
+    data_path, path, annotations = write_annotated_clips(tmp_path, num_clips=2)
+    labels = ("other", "labels", "here") if mistake == "classes" else tuple(annotations.categories)
+    checkpoint = write_checkpoint(tmp_path / "best.pt", labels)
+    other = pd.DataFrame({"video": ["strange"], "target": [0], "predicted": [0]})
+    other.to_csv(tmp_path / "other.csv", index=False)
+    arguments = {
+        "data_path": str(data_path), "annotations": str(path), "checkpoint": str(checkpoint),
+    } | {
+        "classes": {},
+        "split": {"split": "train"},
+        "views": {"num_clips": "7"},
+        "both": {"weights": "R2Plus1D_18_Weights.KINETICS400_V1"},
+        "comparison": {"compare_with": str(tmp_path / "other.csv")},
+    }[mistake]  # fmt: skip
+    done = run_step(*(text for name, value in arguments.items() for text in (f"--{name}", value)))
+    expected = {
+        "classes": "evaluate: checkpoint: it does not know 3 of the data's 3 classes",
+        "split": "evaluate: split: train has no clips.",
+        "views": "evaluate: num_clips: 7 views, but test0 has 6 frames.",
+        "both": "evaluate: checkpoint: evaluate needs either checkpoint or weights, not both.",
+        "comparison": "evaluate: compare_with: it was evaluated on other clips (0 of 2 in common",
+    }[mistake]
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(expected)
+    assert "Traceback" not in done.stderr
