@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from conftest import LABELS, write_clip
 
 from k400tiny_lib.config import Config
 from k400tiny_lib.data.annotations import Annotations, Clip
 from k400tiny_lib.evaluation.predictions import Rows, make_table
 from k400tiny_lib.model import build_model
+from tests.conftest import LABELS, write_clip
 
 GEOMETRY = {"clip_len": 4, "resize_size": 32, "crop_size": 32}
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from evaluation_helpers import clips_of, random_table
 
 from k400tiny_lib.evaluation.calibration import calibrate, fit_temperature, scale
 from k400tiny_lib.evaluation.metrics import calibration_error
 from k400tiny_lib.evaluation.predictions import Rows, make_table, probabilities_of
+from tests.evaluation_helpers import clips_of, random_table
 
 
 def honest_clips(seed: int, sharpness: float, num_clips: int = 3000):

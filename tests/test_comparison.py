@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from evaluation_helpers import clips_of, random_table, write_annotated_clips
 
 from k400tiny_lib.data.loading import read_frames
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.evaluation.comparison import align, compare, paired, predict_frames
 from k400tiny_lib.evaluation.views import Protocol
+from tests.evaluation_helpers import clips_of, random_table, write_annotated_clips
 
 
 def test_the_difference_and_its_interval_are_of_the_same_clips_in_any_order() -> None:

@@ -11,8 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import REPOSITORY
-from evaluation_helpers import write_annotated_clips, write_checkpoint
 
 from k400tiny_lib.config import Config
 from k400tiny_lib.data.labels import KINETICS_400
@@ -20,6 +18,8 @@ from k400tiny_lib.evaluation import worker
 from k400tiny_lib.evaluation.predictions import probabilities_of
 from k400tiny_lib.model import build_model
 from k400tiny_lib.training.launch import launch
+from tests.conftest import REPOSITORY
+from tests.evaluation_helpers import write_annotated_clips, write_checkpoint
 
 
 def run_step(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

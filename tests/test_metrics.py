@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from evaluation_helpers import random_table
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sk
@@ -20,6 +19,7 @@ from k400tiny_lib.evaluation.metrics import (
     score,
 )
 from k400tiny_lib.evaluation.predictions import probabilities_of
+from tests.evaluation_helpers import random_table
 
 
 def test_scikit_learn_recomputes_every_score_from_predictions_csv() -> None:

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from evaluation_helpers import write_annotated_clips, write_checkpoint
 
 from k400tiny_lib.config import Config
 from k400tiny_lib.data.annotations import Annotations
@@ -14,6 +13,7 @@ from k400tiny_lib.data.transforms import normalise
 from k400tiny_lib.evaluation.predictions import Rows, make_table, predict_clips, probabilities_of
 from k400tiny_lib.evaluation.subject import Subject, load_subject
 from k400tiny_lib.evaluation.views import Protocol, ViewDataset
+from tests.evaluation_helpers import write_annotated_clips, write_checkpoint
 
 PROTOCOL = Protocol(num_clips=2, num_crops=1)
 CPU = torch.device("cpu")

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from evaluation_helpers import clips_of, random_table, write_annotated_clips
 
 from k400tiny_lib.evaluation import gallery
 from k400tiny_lib.evaluation.facts import Fact, data_facts, model_facts, split_digest
@@ -19,6 +18,7 @@ from k400tiny_lib.evaluation.robustness import CLEAN, CONDITIONS
 from k400tiny_lib.evaluation.subject import Published, Subject
 from k400tiny_lib.evaluation.views import Geometry
 from k400tiny_lib.model import build_model
+from tests.evaluation_helpers import clips_of, random_table, write_annotated_clips
 
 GEOMETRY = Geometry(4, (32,), 32)
 HOSTILE = '"><script>alert(1)</script>'

@@ -4,7 +4,6 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
-from evaluation_helpers import random_table
 
 from k400tiny_lib.evaluation.robustness import (
     CLEAN,
@@ -19,6 +18,7 @@ from k400tiny_lib.evaluation.robustness import (
     reverse,
     robustness,
 )
+from tests.evaluation_helpers import random_table
 
 CLIP = torch.randint(0, 256, (3, 8, 24, 24), generator=torch.Generator().manual_seed(0)).byte()
 

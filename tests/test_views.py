@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from evaluation_helpers import write_annotated_clips
 from torchvision.models.video import R2Plus1D_18_Weights
 
 from k400tiny_lib.data.annotations import Clip
@@ -12,6 +11,7 @@ from k400tiny_lib.data.transforms import normalise
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.evaluation import views
 from k400tiny_lib.evaluation.views import Geometry, Protocol, ViewDataset, check_views, crop_views
+from tests.evaluation_helpers import write_annotated_clips
 
 GEOMETRY = Geometry(clip_len=4, resize=(36,), crop_size=32)
 
