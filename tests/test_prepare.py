@@ -20,6 +20,7 @@ from k400tiny_lib.data.prepare import (
     source_is_ready,
 )
 from k400tiny_lib.errors import UserError
+from k400tiny_lib.tracking.runs import local_copy
 from k400tiny_lib.workflow.command import parse_arguments
 from tests.conftest import write_clip, write_data
 from tests.test_validation import DAMAGES
@@ -182,7 +183,12 @@ def test_everything_may_lie_in_an_object_store(
     )
     local = prepare(frames_config(tiny_data, tmp_path))
     check_source(uris)
-    assert prepare(uris).annotations.to_json() == local.annotations.to_json()
+    text = prepare(uris).annotations.to_json()
+    assert text == local.annotations.to_json()
+    memory.pipe("/bucket/annotations.json", text.encode())
+    assert local_copy("memory://bucket/annotations.json", "annotations").read_text() == text
+    frames = local_copy("memory://bucket/frames", "data_path")
+    assert data_digest(frames) == local.annotations.data_digest
 
 
 def test_decoded_frames_are_written_to_a_remote_output_dir(
