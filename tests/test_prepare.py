@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import fsspec
@@ -19,6 +20,7 @@ from k400tiny_lib.data.prepare import (
     source_digest,
     source_is_ready,
 )
+from k400tiny_lib.data.sample import CLASSES, render_sample
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.tracking.runs import local_copy
 from k400tiny_lib.workflow.command import parse_arguments
@@ -204,6 +206,22 @@ def test_decoded_frames_are_written_to_a_remote_output_dir(
     assert len(written) == 9 * 40
     local = (folder / "a" / "v0" / "frame07.jpg").read_bytes()
     assert fsspec.filesystem("memory").cat(f"/results/{folder.name}/a/v0/frame07.jpg") == local
+
+
+def test_the_rendered_sample_is_a_source_like_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = partial(
+        render_sample, num_sources_per_class=3, clips_per_source=1, num_frames=2, size=32, workers=1
+    )
+    monkeypatch.setattr("k400tiny_lib.data.prepare.render_sample", small)
+    config = Config(output_dir=str(tmp_path))
+    check_source(config)
+    assert not source_is_ready(config)
+    prepared = prepare(config)
+    assert prepared.report["num_clips"] == 3 * len(CLASSES)
+    assert source_is_ready(config)
+    assert source_digest(config) == source_digest(config)
 
 
 def test_prepare_data_takes_the_scheduler_of_dask_by_its_short_name() -> None:
