@@ -30,7 +30,8 @@ _CLIPS_PER_SOURCE = 2
 def make_tree(root: Path, num_clips: int) -> None:
     """Clip folders with two frames each, and their ground truth.
 
-    Hard links to few files, of 16 pixels a side; one in 5,000 shows the same as a clip of another source.
+    Hard links to few files, of 16 pixels a side; one clip in 5,000 shows the same as a clip of
+    another source.
     """
     from k400tiny_lib.data.labels import KINETICS_400
 

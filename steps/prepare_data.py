@@ -54,7 +54,7 @@ def prepare_data(config: Config) -> None:
             name=clips_path.name,
             digest=report["data_digest"],
         )
-    mlflow.log_input(data, context="prepare_data")
+        mlflow.log_input(data, context="prepare_data")
     mlflow.log_figure(plot_class_counts(table), "images/class_counts.png")
     mlflow.log_figure(plot_split_balance(table), "images/split_balance.png")
     mlflow.log_figure(plot_contact_sheet(table, clips_path), "images/contact_sheet.png")

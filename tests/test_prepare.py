@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import fsspec
@@ -19,7 +20,9 @@ from k400tiny_lib.data.prepare import (
     source_digest,
     source_is_ready,
 )
+from k400tiny_lib.data.sample import CLASSES, render_sample
 from k400tiny_lib.errors import UserError
+from k400tiny_lib.tracking.runs import local_copy
 from k400tiny_lib.workflow.command import parse_arguments
 from tests.conftest import write_clip, write_data
 from tests.test_validation import DAMAGES
@@ -182,7 +185,12 @@ def test_everything_may_lie_in_an_object_store(
     )
     local = prepare(frames_config(tiny_data, tmp_path))
     check_source(uris)
-    assert prepare(uris).annotations.to_json() == local.annotations.to_json()
+    text = prepare(uris).annotations.to_json()
+    assert text == local.annotations.to_json()
+    memory.pipe("/bucket/annotations.json", text.encode())
+    assert local_copy("memory://bucket/annotations.json", "annotations").read_text() == text
+    frames = local_copy("memory://bucket/frames", "data_path")
+    assert data_digest(frames) == local.annotations.data_digest
 
 
 def test_decoded_frames_are_written_to_a_remote_output_dir(
@@ -198,6 +206,22 @@ def test_decoded_frames_are_written_to_a_remote_output_dir(
     assert len(written) == 9 * 40
     local = (folder / "a" / "v0" / "frame07.jpg").read_bytes()
     assert fsspec.filesystem("memory").cat(f"/results/{folder.name}/a/v0/frame07.jpg") == local
+
+
+def test_the_rendered_sample_is_a_source_like_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = partial(
+        render_sample, num_sources_per_class=3, clips_per_source=1, num_frames=2, size=32, workers=1
+    )
+    monkeypatch.setattr("k400tiny_lib.data.prepare.render_sample", small)
+    config = Config(output_dir=str(tmp_path))
+    check_source(config)
+    assert not source_is_ready(config)
+    prepared = prepare(config)
+    assert prepared.report["num_clips"] == 3 * len(CLASSES)
+    assert source_is_ready(config)
+    assert source_digest(config) == source_digest(config)
 
 
 def test_prepare_data_takes_the_scheduler_of_dask_by_its_short_name() -> None:

@@ -13,6 +13,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from k400tiny_lib.config import AUTO, NONE, Config, parameters_of
+from k400tiny_lib.data.storage import fetch
 from k400tiny_lib.errors import UserError
 
 STEP_TAG = "k400tiny.step"
@@ -74,17 +75,18 @@ def _check_artifact_store(run: Run) -> None:
 
 
 def local_copy(uri: str, parameter: str) -> Path:
-    """A local path of an input: the path itself, or a download of an artifact URI.
+    """A local path of an input: the path itself, or a download of what a URI names.
 
     Args:
-        uri: a local path, or any artifact URI (`runs:/<run_id>/<path>`, `s3://...`).
+        uri: a local path, an artifact URI of MLflow (`runs:/<run_id>/<path>`), or whatever fsspec
+            reads (`s3://`, `gs://`, `memory://`), directories included.
         parameter: the parameter that named it, for the message.
 
     Raises:
         UserError: if nothing is there.
     """
-    if "://" not in uri and not uri.startswith(("runs:/", "models:/", "mlflow-artifacts:/")):
-        path = Path(uri)
+    if not uri.startswith(("runs:/", "models:/", "mlflow-artifacts:/", "dbfs:/")):
+        path = fetch(uri, parameter) if "://" in uri else Path(uri)
         if not path.exists():
             raise UserError(
                 f"{parameter}: {uri} does not exist. Needed: a path or an artifact URI."
