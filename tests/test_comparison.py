@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from k400tiny_lib.data.loading import read_frames
+from k400tiny_lib.data.decoding import read_frames
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.evaluation.comparison import align, compare, paired, predict_frames
 from k400tiny_lib.evaluation.views import Protocol
