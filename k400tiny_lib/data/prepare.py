@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from tqdm import tqdm
 
 from k400tiny_lib.config import NONE, Config
 from k400tiny_lib.data.annotations import SPLITS, Annotations, Clip
@@ -125,7 +126,13 @@ def prepare(config: Config) -> Prepared:
     """
     root = clip_directory(config)
     if config.data_path == SAMPLE and not (root.parent / GROUND_TRUTH_FILE).exists():
-        render_sample(root.parent, seed=config.seed)
+        with tqdm(desc="render", unit="clip", mininterval=1) as bar:
+
+            def show(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            render_sample(root.parent, seed=config.seed, progress=show)
     source, index = _read(config), _index(config)
     table, dropped = source.table, list(source.rows.dropped)
     if source.videos is not None:
