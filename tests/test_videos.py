@@ -33,10 +33,15 @@ from tests.conftest import REPOSITORY
 SMALL = FrameSettings(num_frames=4, size=32)
 
 
-def write_video(path: Path, num_frames: int = 12, size: tuple[int, int] = (48, 64)) -> None:
+def write_video(
+    path: Path,
+    num_frames: int = 12,
+    size: tuple[int, int] = (48, 64),
+    options: dict[str, str] | None = None,
+) -> None:
     """A video, height x width = size, whose frame number k is grey at 20 * k modulo 256."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream("mpeg4", rate=Fraction(12))
         stream.height, stream.width = size
         stream.pix_fmt = "yuv420p"
@@ -115,6 +120,19 @@ def test_a_file_that_is_no_video_is_named_with_its_reason(videos: Path, tmp_path
     tasks, bad = plan(named(videos), tmp_path / "frames", SMALL, index)
     assert tasks == []
     assert [(clip.video, "cannot be decoded" in clip.reason) for clip in bad] == [("bad", True)]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".avi"])
+def test_half_a_video_is_refused_wherever_its_header_is(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"x{suffix}"
+    # With the header first, as for streaming, half a file still decodes to half the video.
+    options = {} if suffix == ".avi" else {"movflags": "faststart"}
+    write_video(path, num_frames=60, options=options)
+    assert len(read_video(path, 4)) == 4
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"is truncated|cannot be decoded"):
+        read_video(path, 4)
 
 
 def test_finished_videos_are_kept_and_changed_ones_decoded_again(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def read_video(path: Path, num_frames: int) -> Tensor:
         uint8 (num_frames, H, W, 3), RGB in [0, 255].
 
     Raises:
-        UserError: if the file cannot be decoded or holds no video.
+        UserError: if the file cannot be decoded, is truncated or holds no video.
     """
     images = sample_video(path, num_frames, lambda image: image)
     if len({image.shape for image in images}) > 1:
@@ -55,7 +55,7 @@ def sample_video(path: Path, num_frames: int, process: Callable[[Image], Result]
         What `process` returned, num_frames of them in order of time.
 
     Raises:
-        UserError: if the file cannot be decoded or holds no video.
+        UserError: if the file cannot be decoded, is truncated or holds no video.
     """
     try:
         expected = _count_packets(path)
@@ -91,7 +91,13 @@ def _process_frames(
 
 def _count_packets(path: Path) -> int:
     with av.open(str(path)) as container:
-        return sum(1 for packet in container.demux(_stream(path, container)) if packet.size)
+        stream = _stream(path, container)
+        # Half a download decodes without complaint, to half the video.
+        end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
+        packets = [packet.is_corrupt for packet in container.demux(stream) if packet.size]
+        if end > path.stat().st_size or any(packets):
+            raise UserError(f"{path} is truncated.")
+        return len(packets)
 
 
 def _decoded(path: Path) -> Iterator[Any]:
