@@ -39,7 +39,7 @@ def evaluate(config: Config) -> None:
     from k400tiny_lib.tracking.runs import active_run_id, local_inputs
     from k400tiny_lib.training.launch import launch
 
-    config = local_inputs(config, "annotations", "checkpoint")
+    config = local_inputs(config, "data_path", "annotations", "checkpoint")
     annotations, split = read_annotations(Path(config.annotations)), config.split
     clips, data_path = annotations.splits[split], Path(config.data_path)
     if not clips:

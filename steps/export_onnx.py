@@ -30,7 +30,9 @@ def export_onnx(config: Config) -> None:
         classifier = from_weights(config)
     else:
         classifier = from_checkpoint(local_copy(config.checkpoint, "checkpoint"))
-    clips = parity_clips(local_inputs(config, "annotations"), classifier.clip_len)
+    if config.annotations != NONE:
+        config = local_inputs(config, "data_path", "annotations")
+    clips = parity_clips(config, classifier.clip_len)
 
     model, resize, crop = classifier.model, classifier.resize_size, classifier.crop_size
     module = FramesToProbabilities(model, resize, crop).eval()

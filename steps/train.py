@@ -20,7 +20,7 @@ def train(config: Config) -> None:
     from k400tiny_lib.data.packing import settle_frame_cache
     from k400tiny_lib.data.pictures import plot_augmented_clips
     from k400tiny_lib.journal import read_entries
-    from k400tiny_lib.tracking.runs import active_run_id, local_copy, local_inputs
+    from k400tiny_lib.tracking.runs import active_run_id, local_inputs
     from k400tiny_lib.tracking.sender import JournalSender
     from k400tiny_lib.training.checkpoint import BEST
     from k400tiny_lib.training.curves import plot_curves
@@ -28,8 +28,8 @@ def train(config: Config) -> None:
     from k400tiny_lib.training.worker import Job, training_clips
 
     run_id = active_run_id()
-    annotations_path = local_copy(config.annotations, "annotations")
-    annotations = read_annotations(annotations_path)
+    config = local_inputs(config, "data_path", "annotations", "load_model", "resume")
+    annotations = read_annotations(Path(config.annotations))
     check_annotations(annotations, Path(config.data_path), config)
     folder = (
         Path("checkpoints", run_id)
@@ -37,11 +37,7 @@ def train(config: Config) -> None:
         else Path(config.checkpoint_dir)
     )
     folder.mkdir(parents=True, exist_ok=True)
-    config = dataclasses.replace(
-        local_inputs(config, "load_model", "resume"),
-        annotations=str(annotations_path),
-        checkpoint_dir=str(folder),
-    )
+    config = dataclasses.replace(config, checkpoint_dir=str(folder))
 
     pack = settle_frame_cache(config, annotations)
     figure = plot_augmented_clips(training_clips(config, annotations, pack), annotations)
