@@ -44,3 +44,9 @@ def test_a_mistake_is_one_line_with_exit_code_2(arguments: list[str], message: s
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
     assert message in done.stderr
+
+
+def test_a_chain_of_finished_steps_does_not_wait_for_pytorch() -> None:
+    code = "import sys, k400tiny_lib.workflow.chain; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -13,13 +13,13 @@ from k400tiny_lib.config import Config, resolve
 from k400tiny_lib.data import validation
 from k400tiny_lib.data.annotations import SPLITS, Annotations
 from k400tiny_lib.data.content import data_digest
-from k400tiny_lib.data.prepare import (
+from k400tiny_lib.data.origin import (
     check_source,
     clip_directory,
-    prepare,
     source_digest,
     source_is_ready,
 )
+from k400tiny_lib.data.prepare import prepare
 from k400tiny_lib.data.sample import CLASSES, render_sample
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.tracking.runs import local_copy

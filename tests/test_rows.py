@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+from torchvision.models.video import R2Plus1D_18_Weights
 
 from k400tiny_lib.data.labels import KINETICS_400, unify_spelling
 from k400tiny_lib.data.rows import LEAVES, clean_rows
@@ -51,3 +52,7 @@ def test_other_labels_take_their_most_frequent_spelling() -> None:
     labels, changed = unify_spelling(pd.Series(["Cat", "cat", "Cat ", "Cat", "snake_case"]))
     assert labels.tolist() == ["Cat", "Cat", "Cat", "Cat", "snake_case"]
     assert changed == {"cat": "Cat", "Cat ": "Cat"}
+
+
+def test_the_class_names_are_those_of_torchvisions_weights_in_their_order() -> None:
+    assert list(KINETICS_400) == R2Plus1D_18_Weights.KINETICS400_V1.meta["categories"]

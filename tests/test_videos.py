@@ -20,13 +20,13 @@ from k400tiny_lib.data.index import ContentIndex
 from k400tiny_lib.data.ingest import (
     FrameSettings,
     Task,
-    decode,
     decode_videos,
     plan,
 )
 from k400tiny_lib.data.sampling import uniform_indices
 from k400tiny_lib.data.video import read_video
 from k400tiny_lib.data.video_files import VideoFile, list_videos
+from k400tiny_lib.data.video_frames import decode
 from k400tiny_lib.errors import UserError
 from tests.conftest import REPOSITORY
 

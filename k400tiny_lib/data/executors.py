@@ -19,7 +19,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 _CONNECT_SECONDS = 10
-_PRELOAD = ("k400tiny_lib.data.ingest",)
+_PRELOAD = ("k400tiny_lib.data.video_frames",)
 _TASKS_PER_WORKER = 4  # enough to keep it busy, few enough to bound the results in memory
 
 

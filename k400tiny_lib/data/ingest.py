@@ -12,10 +12,9 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import cv2
 import psutil
-import torch
 from tqdm import tqdm
 
 from k400tiny_lib.data.content import combine, file_digest
@@ -23,10 +22,10 @@ from k400tiny_lib.data.executors import map_unordered, open_executor
 from k400tiny_lib.data.index import ContentIndex
 from k400tiny_lib.data.rows import Dropped
 from k400tiny_lib.data.storage import fetch_file, is_remote
-from k400tiny_lib.data.transforms import resize_and_crop
-from k400tiny_lib.data.video import Image, sample_video
 from k400tiny_lib.data.video_files import VideoFile
-from k400tiny_lib.errors import UserError
+
+if TYPE_CHECKING:
+    from k400tiny_lib.data.video_frames import Decoded
 
 _SOURCE = ".source"  # in a finished folder: the digest of its video
 _ROOT = "video"  # of the facts about videos in the index
@@ -54,49 +53,6 @@ class Task:
     uri: str
     stamp: str
     settings: FrameSettings
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """A decoded video: its digest and its frames as JPEG files; no frames, but a reason, if bad."""
-
-    digest: str
-    frames: tuple[bytes, ...]
-    problem: str = ""
-
-
-def decode(task: Task) -> Decoded:
-    """Decode one video into JPEG frames: short side and centre crop as the settings say.
-
-    The same video and settings give the same bytes, on whichever worker. What is wrong with the
-    video is part of the result.
-    """
-    torch.set_num_threads(1)  # there is a worker per core already
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(task.uri)
-        digest = ""
-        try:
-            if is_remote(task.uri):
-                path = Path(folder, task.uri.rpartition("/")[2])
-                fetch_file(task.uri, path)
-            digest = file_digest(path)
-            settings = task.settings
-            frames = sample_video(path, settings.num_frames, lambda image: _jpeg(image, settings))
-        except UserError as error:
-            return Decoded(digest, (), str(error).replace(f"{path} ", "").rstrip("."))
-        except OSError as error:
-            return Decoded(digest, (), f"cannot be read: {error.strerror or error}")
-    return Decoded(digest, tuple(frames))
-
-
-def _jpeg(image: Image, settings: FrameSettings) -> bytes:
-    frames = torch.from_numpy(image)[None]  # (H, W, C) -> (1, H, W, C)
-    pixels = resize_and_crop(frames, settings.size, settings.size)[
-        :, 0
-    ]  # (C, 1, S, S) -> (C, S, S)
-    bgr = pixels.flip(0).permute(1, 2, 0).contiguous().numpy()
-    _, jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, settings.quality])
-    return bytes(jpeg.tobytes())
 
 
 def video_digests(videos: Mapping[str, VideoFile], index: ContentIndex) -> dict[str, str]:
@@ -172,6 +128,9 @@ def decode_videos(
     Raises:
         UserError: if the workers cannot be used.
     """
+    # Here, because main looks at the plan each time and should not wait for PyTorch.
+    from k400tiny_lib.data.video_frames import decode
+
     target.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(target)
     tasks, bad = plan(videos, target, settings, index)
@@ -201,7 +160,7 @@ def _source_of(folder: Path) -> str:
         return ""
 
 
-def _write_folder(target: Path, name: str, decoded: Decoded) -> None:
+def _write_folder(target: Path, name: str, decoded: "Decoded") -> None:
     folder = target / name
     partial = target / f".part-{os.getpid()}"
     shutil.rmtree(partial, ignore_errors=True)

@@ -1,11 +1,14 @@
 """Labels: one spelling per class, and the ids of Kinetics-400 where all are Kinetics-400 names."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import pandas as pd
-from torchvision.models.video import R2Plus1D_18_Weights
 
-KINETICS_400: tuple[str, ...] = tuple(R2Plus1D_18_Weights.KINETICS400_V1.meta["categories"])
+# In the order of the ids, as the metadata of torchvision's weights has them; importing torchvision
+# for them would cost main several seconds each time. A test compares the two.
+_NAMES = Path(__file__).with_name("kinetics_400.txt")
+KINETICS_400: tuple[str, ...] = tuple(_NAMES.read_text().splitlines())
 _KINETICS_BY_KEY = {name.casefold(): name for name in KINETICS_400}
 
 

@@ -9,11 +9,17 @@ from mlflow.exceptions import MlflowException
 
 from k400tiny_lib.config import AUTO, NONE, Config, parameters_of
 from k400tiny_lib.data.content import combine, file_digest
-from k400tiny_lib.data.prepare import source_digest, source_is_ready
+from k400tiny_lib.data.origin import source_digest, source_is_ready
 from k400tiny_lib.tracking.runs import CACHE_KEY_TAG, MODEL_VERSION_TAG, STEP_TAG, local_copy
 
 ROOT = Path(__file__).resolve().parents[2]
-_CODE = ("k400tiny_lib/**/*.py", "k400tiny_lib/**/*.j2", "steps/**/*.py", "requirements.txt")
+_CODE = (
+    "k400tiny_lib/**/*.py",
+    "k400tiny_lib/**/*.txt",
+    "k400tiny_lib/**/*.j2",
+    "steps/**/*.py",
+    "requirements.txt",
+)
 
 # They say how fast a step runs and what it shows, not what comes out; data_path speaks through the
 # digests of the annotations, launch parameters through what they change.

@@ -11,11 +11,10 @@ from mlflow.entities import Run
 from mlflow.exceptions import ExecutionException
 
 from k400tiny_lib.config import CHAIN, NONE, Config, parameters_of
-from k400tiny_lib.data.prepare import check_source, clip_directory
+from k400tiny_lib.data.origin import check_source, clip_directory
 from k400tiny_lib.data.sources import SAMPLE
 from k400tiny_lib.data.storage import absolute
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.model import find_weights
 from k400tiny_lib.tracking.runs import (
     ERROR_TAG,
     MODEL_VERSION_TAG,
@@ -23,7 +22,6 @@ from k400tiny_lib.tracking.runs import (
     end_running_children,
     local_copy,
 )
-from k400tiny_lib.training.checkpoint import read_checkpoint
 from k400tiny_lib.workflow.cache import ROOT, cache_key, find_finished, inputs_exist
 
 
@@ -44,10 +42,7 @@ def run_chain(config: Config) -> list[Finished]:
         UserError: if a source is missing, or a step failed: its name, run and message.
     """
     check_source(config)
-    if config.weights != NONE:
-        find_weights(config.weights, config.model)
-    if config.load_model != NONE:
-        read_checkpoint(local_copy(config.load_model, "load_model"), "load_model")
+    _check_initial_weights(config)
     # mlflow would print every step's whole command line.
     logging.getLogger("mlflow.projects").setLevel(logging.WARNING)
     parent = active_run_id()
@@ -61,6 +56,18 @@ def run_chain(config: Config) -> list[Finished]:
     finally:
         end_running_children(parent)
     return finished
+
+
+def _check_initial_weights(config: Config) -> None:
+    # Imported where needed: a chain of finished steps is answered without waiting for PyTorch.
+    if config.weights != NONE:
+        from k400tiny_lib.model import find_weights
+
+        find_weights(config.weights, config.model)
+    if config.load_model != NONE:
+        from k400tiny_lib.training.checkpoint import read_checkpoint
+
+        read_checkpoint(local_copy(config.load_model, "load_model"), "load_model")
 
 
 def _absolute(config: Config) -> Config:
