@@ -9,7 +9,6 @@ All sides read the same clips in one run, in turns; medians are printed and writ
 import multiprocessing
 import os
 import platform
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -28,10 +27,17 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as F
 
+from k400tiny_lib.config import AUTO
 from k400tiny_lib.data.annotations import Annotations, Clip
 from k400tiny_lib.data.decoding import ImageFiles, decode_frame
 from k400tiny_lib.data.frames import frame_files
-from k400tiny_lib.data.loading import ClipDataset, available_cores, batches, one_thread
+from k400tiny_lib.data.loading import (
+    ClipDataset,
+    available_cores,
+    batches,
+    one_thread,
+    worker_count,
+)
 from k400tiny_lib.data.packing import PackedFrames, pack_clips
 from k400tiny_lib.data.sampling import uniform_indices
 from k400tiny_lib.data.transforms import MEAN, STD
@@ -105,8 +111,8 @@ def one_by_one(data: Any, repeats: int = 1) -> float:
     return 1000 * (time.perf_counter() - start) / (len(data) * repeats)
 
 
-def with_workers(data: Any, num_workers: int, repeats: int = 1) -> float:
-    """Milliseconds per clip in batches through worker processes, their start not counted."""
+def in_batches(data: Any, num_workers: int, repeats: int = 1) -> float:
+    """Milliseconds per clip in batches, the start of worker processes not counted."""
     order = [position % len(data) for position in range(len(data) * repeats)]
     loader: Any = DataLoader(
         data, BATCH, sampler=order, num_workers=num_workers, worker_init_fn=one_thread
@@ -174,21 +180,32 @@ def pack_rates(annotations: Annotations, data_path: Path, rounds: int) -> tuple[
 
 
 def peak_megabytes(make: Callable[[], Any]) -> float:
-    """Peak resident memory of a fresh fork that reads all clips once."""
+    """Peak memory of a fresh fork that reads all clips once, without pages of mapped files.
+
+    Those belong to the system's cache, which drops them when somebody needs the memory.
+    """
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe()
 
     def child() -> None:
         data = make()
+        peak = 0
         for position in range(len(data)):
             data[position]
-        sender.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+            peak = max(peak, anonymous_kilobytes())
+        sender.send(peak / 1024)
 
     process = context.Process(target=child)
     process.start()
     peak = float(receiver.recv())
     process.join()
     return peak
+
+
+def anonymous_kilobytes() -> int:
+    """Resident memory of this process that no file backs."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -235,9 +252,15 @@ def report(data_path: Path, num_clips: int, workers: int, rounds: int) -> str:
             },
             rounds,
         )
+        sides["packed, sent by worker processes"] = sides["packed"]
         batched = in_turns(
             {
-                name: partial(with_workers, data, workers, 40 if name == "packed" else 2)
+                name: partial(
+                    in_batches,
+                    data,
+                    worker_count(AUTO, 1, data) if name == "packed" else workers,
+                    40 if "packed" in name else 2,
+                )
                 for name, data in sides.items()
                 if "bare" not in name
             },
@@ -250,14 +273,15 @@ def report(data_path: Path, num_clips: int, workers: int, rounds: int) -> str:
     def rate(milliseconds: float) -> str:
         return f"{1000 / milliseconds:.0f}"
 
-    rows = [
-        (
-            name, f"{ms:.2f}", rate(ms), f"{alone[plain] / ms:.1f}", f"{alone[bare] / ms:.2f}",
-            rate(batched[name]) if name in batched else "",
-            f"{batched[plain] / batched[name]:.1f}" if name in batched else "",
-        )
-        for name, ms in alone.items()
-    ]  # fmt: skip
+    rows = []
+    for name in sides:
+        one, batch = [""] * 4, [""] * 2
+        if name in alone:
+            ms = alone[name]
+            one = [f"{ms:.2f}", rate(ms), f"{alone[plain] / ms:.1f}", f"{alone[bare] / ms:.2f}"]
+        if name in batched:
+            batch = [rate(batched[name]), f"{batched[plain] / batched[name]:.1f}"]
+        rows.append([name, *one, *batch])
     jpeg = sum(file.stat().st_size for path in folders for file in frame_files(path)) / len(clips)
     height, width = decode_frame(frame_files(folders[0])[0]).shape[:2]
     return "\n\n".join(
@@ -270,7 +294,8 @@ def report(data_path: Path, num_clips: int, workers: int, rounds: int) -> str:
             f"{CLIP_LEN} frames, short side {RESIZE}, crop {CROP}. Medians of {rounds} rounds in "
             "turns.",
             "## Loader",
-            f"Alone: one process, one thread. In batches: {workers} worker(s), batches of {BATCH}. "
+            f"Alone: one process, one thread. In batches: batches of {BATCH}, {workers} worker(s); "
+            "`packed` has a thread that reads ahead instead, as `num_workers=auto` chooses. "
             "The reference hands over normalised floats; `none` and `packed` hand over uint8, "
             "which the device normalises. \"x bare\" is the share of the bare decoder's rate.",
             markdown(

@@ -14,7 +14,7 @@ from k400tiny_lib.config import Config
 from k400tiny_lib.data import packing
 from k400tiny_lib.data.annotations import Annotations, Clip
 from k400tiny_lib.data.decoding import ImageFiles
-from k400tiny_lib.data.loading import ClipDataset
+from k400tiny_lib.data.loading import ClipDataset, batches, make_loader, worker_count
 from k400tiny_lib.data.packing import (
     CLIPS_PER_FILE,
     PackedFrames,
@@ -96,6 +96,64 @@ def test_training_from_a_pack_sees_the_pixels_of_training_from_files(
     files, packed = dataset(ImageFiles(frames, SIZE)), dataset(PackedFrames(pack))
     for position in (0, 7, 40):
         assert torch.equal(files[position][0], packed[position][0])
+
+
+def test_a_thread_that_reads_ahead_changes_no_pixel_and_no_randomness(
+    pack: Path, annotations: Annotations
+) -> None:
+    clips = list(annotations.clips)
+    dataset = ClipDataset(
+        clips, PackedFrames(pack), clip_len=4, crop_size=24, training=True, augmentation="flip"
+    )
+    assert worker_count("auto", 1, dataset) == 0
+    results = []
+    for num_workers in (0, 1):
+        loader = make_loader(dataset, range(len(clips)), batch_size=4, num_workers=num_workers)
+        torch.manual_seed(3)
+        results.append([(batch[0], torch.rand(2)) for batch in batches(loader)])
+    for (ahead, drawn), (from_worker, drawn_beside_worker) in zip(*results, strict=True):
+        assert torch.equal(ahead, from_worker)
+        assert torch.equal(drawn, drawn_beside_worker)
+
+
+def test_only_light_clips_are_read_without_worker_processes(
+    frames: Path, pack: Path, annotations: Annotations
+) -> None:
+    def light(read: ImageFiles | PackedFrames, augmentation: str, training: bool) -> bool:
+        return ClipDataset(
+            list(annotations.clips), read, clip_len=4, crop_size=24, training=training,
+            augmentation=augmentation,
+        ).is_light  # fmt: skip
+
+    packed, files = PackedFrames(pack), ImageFiles(frames, SIZE)
+    assert light(packed, "none", True)
+    assert light(packed, "flip", True)
+    assert light(packed, "strong", False)
+    assert not light(packed, "standard", True)
+    assert not light(packed, "strong", True)
+    assert not light(files, "none", True)
+
+
+def test_a_damaged_pack_is_one_line_from_the_thread_that_reads_ahead(
+    pack: Path, annotations: Annotations, tmp_path: Path
+) -> None:
+    copy = tmp_path / "pack"
+    shutil.copytree(pack, copy)
+    (copy / "000000.arrow").write_bytes(b"broken")
+    dataset = ClipDataset(list(annotations.clips), PackedFrames(copy), clip_len=4, crop_size=24)
+    loader = make_loader(dataset, range(len(dataset)), batch_size=1, num_workers=0)
+    with pytest.raises(UserError, match=r"^frame_cache: [^\n]*000000.arrow cannot be read[^\n]*$"):
+        list(batches(loader))
+
+
+def test_opening_a_file_of_a_pack_copies_no_frame(pack: Path) -> None:
+    path = pack / "000000.arrow"
+    content = path.read_bytes()
+    clips = packing._map_file(path)
+    # In a mapped file the frames are as far apart as in the file.
+    starts = {clip.ctypes.data - content.find(clip.tobytes()) for clip in clips}
+    assert len(clips) == CLIPS_PER_FILE
+    assert len(starts) == 1
 
 
 def test_neither_the_number_of_processes_nor_the_order_of_clips_changes_a_byte(

@@ -15,6 +15,7 @@ from k400tiny_lib.data.transforms import centre_crop
 from k400tiny_lib.errors import UserError
 
 MIXING = "strong"  # the augmentation that also mixes the clips of a batch
+LIGHT = ("none", "flip")  # they draw from the generator that they are given, nothing else
 
 # Less of the frame goes than the 92 % of ImageNet recipes: the actor may stand at its edge.
 _CROP_AREA = (0.35, 1.0)
@@ -35,17 +36,34 @@ def seeded(*numbers: int) -> Iterator[torch.Generator]:
         torch's default generator, which the transforms of torchvision and pytorchvideo draw from.
     """
     state = torch.get_rng_state()
-    seed = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
     # torch.manual_seed would seed the GPUs as well.
-    torch.default_generator.manual_seed(int(seed))
+    torch.default_generator.manual_seed(_hashed(numbers))
     try:
         yield torch.default_generator
     finally:
         torch.set_rng_state(state)
 
 
-def augment(images: Tensor, crop_size: int, augmentation: str, may_flip: bool = True) -> Tensor:
-    """Crop a clip for training, the same way in all its frames; randomness is torch's.
+def own_generator(*numbers: int) -> torch.Generator:
+    """A generator with the stream that `seeded` gives torch's, which stays untouched.
+
+    Threads may draw from their own generators side by side.
+    """
+    return torch.Generator().manual_seed(_hashed(numbers))
+
+
+def _hashed(numbers: tuple[int, ...]) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+def augment(
+    images: Tensor,
+    crop_size: int,
+    augmentation: str,
+    may_flip: bool = True,
+    generator: torch.Generator = torch.default_generator,
+) -> Tensor:
+    """Crop a clip for training, the same way in all its frames.
 
     Args:
         images: uint8 (T, C, H, W), RGB in [0, 255], the short side at least crop_size.
@@ -53,16 +71,18 @@ def augment(images: Tensor, crop_size: int, augmentation: str, may_flip: bool = 
         augmentation: `none` (centre crop), `flip` (and mirrored, or not), `standard` (random
             resized crop, flip, colour jitter) or `strong` (and RandAugment).
         may_flip: False keeps the clip from being mirrored.
+        generator: decides about mirroring. Beyond LIGHT it must be torch's default one, which the
+            transforms of torchvision and pytorchvideo draw from.
 
     Returns:
         uint8 (T, C, crop_size, crop_size).
     """
-    if augmentation in ("none", "flip"):
+    if augmentation in LIGHT:
         images = centre_crop(images, crop_size)
     else:
         images = v2.RandomResizedCrop(crop_size, scale=_CROP_AREA, antialias=True)(images)
     # Drawn even where it may not flip: what follows does not depend on the class.
-    mirrored = augmentation != "none" and bool(torch.rand(()) < 0.5)
+    mirrored = augmentation != "none" and bool(torch.rand((), generator=generator) < 0.5)
     if mirrored and may_flip:
         images = images.flip(-1)
     if augmentation in ("standard", MIXING):

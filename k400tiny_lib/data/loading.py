@@ -1,7 +1,8 @@
-"""From clips to batches, in worker processes."""
+"""From clips to batches, in worker processes or in a thread that reads ahead."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, overload
 
 import cv2
@@ -12,13 +13,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from k400tiny_lib.config import AUTO
 from k400tiny_lib.data.annotations import Clip
-from k400tiny_lib.data.augmentation import augment, seeded
+from k400tiny_lib.data.augmentation import LIGHT, augment, own_generator, seeded
 from k400tiny_lib.data.sampling import jittered_indices, uniform_indices
 from k400tiny_lib.data.transforms import centre_crop
 from k400tiny_lib.errors import UserError
 
 # Reads frames of a clip by their offsets in its segment: uint8 (T, 3, h, w) at the working short
-# side, RGB in [0, 255]. `decoding.ImageFiles` and `packing.PackedFrames` are such readers.
+# side, RGB in [0, 255]. `decoding.ImageFiles` and `packing.PackedFrames` are such readers; one
+# whose attribute `copies` is true does nothing but copy memory.
 FrameReader = Callable[[Clip, Sequence[int]], Tensor]
 
 _MAX_AUTO_WORKERS = 8
@@ -98,22 +100,35 @@ class ClipDataset(Dataset[tuple[Tensor, int, int]]):
         self.seed = seed
         self.epoch = 0
 
+    @property
+    def is_light(self) -> bool:
+        """Whether a clip is only copied and cropped: sending it between processes costs more."""
+        return getattr(self.read, "copies", False) and (
+            not self.training or self.augmentation in LIGHT
+        )
+
     def __len__(self) -> int:
         return len(self.clips)
 
     def __getitem__(self, position: int) -> tuple[Tensor, int, int]:
         clip = self.clips[position]
-        if self.training:
-            with seeded(self.seed, self.epoch, position) as generator:
-                offsets = jittered_indices(clip.num_frames, self.clip_len, generator)
-                images = self.read(clip, offsets.tolist())
-                may_flip = clip.target not in self.no_flip
-                images = augment(images, self.crop_size, self.augmentation, may_flip)
-        else:
+        numbers = (self.seed, self.epoch, position)
+        if not self.training:
             offsets = uniform_indices(clip.num_frames, self.clip_len)
             images = centre_crop(self.read(clip, offsets.tolist()), self.crop_size)
+        elif self.augmentation in LIGHT:
+            images = self._training_frames(clip, own_generator(*numbers))
+        else:
+            with seeded(*numbers) as generator:
+                images = self._training_frames(clip, generator)
         # (T, C, H, W) -> (C, T, H, W)
         return images.transpose(0, 1).contiguous(), clip.target, position
+
+    def _training_frames(self, clip: Clip, generator: torch.Generator) -> Tensor:
+        offsets = jittered_indices(clip.num_frames, self.clip_len, generator)
+        images = self.read(clip, offsets.tolist())
+        may_flip = clip.target not in self.no_flip
+        return augment(images, self.crop_size, self.augmentation, may_flip, generator)
 
 
 def available_cores() -> int:
@@ -123,10 +138,20 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def worker_count(num_workers: int | str, processes_per_node: int) -> int:
-    """Loader processes for one training process; `auto` shares the node's cores."""
+def worker_count(
+    num_workers: int | str, processes_per_node: int, dataset: ClipDataset | None = None
+) -> int:
+    """Loader processes for one training process.
+
+    Args:
+        num_workers: a number, or `auto`: none where clips are light, else the node's cores shared.
+        processes_per_node: training processes on this node.
+        dataset: what they read; None where it is never light.
+    """
     if num_workers != AUTO:
         return int(num_workers)
+    if dataset is not None and dataset.is_light:
+        return 0
     return max(1, min(_MAX_AUTO_WORKERS, available_cores() // processes_per_node))
 
 
@@ -153,16 +178,34 @@ def make_loader(
 def batches(loader: DataLoader[Any]) -> Iterator[Any]:
     """Iterate over a loader; what a user can mend comes out as the one line it is.
 
+    Without worker processes, light clips are read by a thread, one batch ahead.
+
     A DataLoader wraps what a worker raises into an exception of the same type whose message is the
     worker's traceback.
 
     Raises:
         UserError: as the worker raised it.
     """
+    ahead = not loader.num_workers and getattr(loader.dataset, "is_light", False)
     try:
-        yield from loader
+        yield from _read_ahead(iter(loader)) if ahead else loader
     except UserError as error:
         raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from None
+
+
+def _read_ahead(iterator: Iterator[Any]) -> Iterator[Any]:
+    gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+
+    def read() -> Any:
+        if gpu is not None:  # pinning memory asks for it, and each thread has its own
+            torch.cuda.set_device(gpu)
+        return next(iterator, None)
+
+    with ThreadPoolExecutor(1, "loader") as thread:
+        following = thread.submit(read)
+        while (batch := following.result()) is not None:
+            following = thread.submit(read)
+            yield batch
 
 
 def one_thread(worker: int) -> None:

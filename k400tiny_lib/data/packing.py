@@ -8,6 +8,7 @@ leaves whole files, which the next one keeps, and scraps, which it removes.
 Training and its validation read packs. Evaluation does not: it resizes as the exported graph does.
 """
 
+import functools
 import os
 import shutil
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ FORMAT = 1  # count it up when the files change
 CLIPS_PER_FILE = 16
 INDEX = "clips.npy"
 PARTIAL = ".part"
+_MAPPED_FILES = 256  # of 30 MB each; a process may have 65,000
 _SCHEMA = pa.schema([("frames", pa.binary()), ("shape", pa.list_(pa.int32(), 4))])
 _ROOM = 0.5  # share of the free disk that `auto` takes at most
 _PROBES = 16  # clips looked at to estimate the size of a pack
@@ -166,11 +168,21 @@ def open_frames(folder: Path | None, data_path: Path, resize_size: int) -> Frame
 
 
 class PackedFrames:
-    """Reads clips from a pack. It keeps no file open and no frame in memory."""
+    """Reads clips from a pack.
+
+    It keeps the files mapped that it read last, since opening one costs ten times a read; their
+    pages belong to the system's cache, not to the process.
+    """
+
+    copies = True
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._start()
+
+    def _start(self) -> None:
         self._index: npt.NDArray[np.bytes_] | None = None
+        self._open = functools.lru_cache(_MAPPED_FILES)(_map_file)
 
     def __call__(self, clip: Clip, offsets: Sequence[int]) -> Tensor:
         """Read frames of a clip.
@@ -188,12 +200,8 @@ class PackedFrames:
         number, record = divmod(self._find(clip), CLIPS_PER_FILE)
         path = _file(self.folder, number)
         try:
-            with pa.memory_map(str(path)) as mapped:
-                batch = pa.ipc.open_file(mapped).get_batch(record)
-                shape = batch.column("shape")[0].as_py()
-                buffer = batch.column("frames")[0].as_buffer()
-                frames = np.frombuffer(buffer, np.uint8).reshape(shape)
-                return torch.from_numpy(frames[list(offsets)])  # a copy: the mapping ends here
+            frames = self._open(path)[record]
+            return torch.from_numpy(frames[list(offsets)])  # a copy: the mapping may end
         except (OSError, pa.ArrowInvalid, ValueError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise UserError(
@@ -210,8 +218,25 @@ class PackedFrames:
             raise UserError(f"frame_cache: {self.folder} lacks clip {clip.video}. Delete it.")
         return position
 
-    def __getstate__(self) -> dict[str, object]:
-        return {"folder": self.folder, "_index": None}
+    def __getstate__(self) -> Path:
+        return self.folder
+
+    def __setstate__(self, folder: Path) -> None:
+        self.folder = folder
+        self._start()
+
+
+def _map_file(path: Path) -> list[npt.NDArray[np.uint8]]:
+    """The clips of a file, each uint8 (T, 3, h, w), without reading one."""
+    reader = pa.ipc.open_file(pa.memory_map(str(path)))
+    records = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+    # The third buffer of a binary column holds its bytes; asking for its value would copy them.
+    return [
+        np.frombuffer(record.column("frames").buffers()[2], np.uint8).reshape(
+            record.column("shape")[0].as_py()
+        )
+        for record in records
+    ]
 
 
 class _PackFiles(Dataset[int]):

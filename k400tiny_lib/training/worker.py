@@ -129,7 +129,7 @@ def make_trainer(
     val_set = ClipDataset(
         annotations.splits["val"], read, clip_len=config.clip_len, crop_size=config.crop_size
     )
-    workers = worker_count(config.num_workers, process.local_world_size)
+    workers = worker_count(config.num_workers, process.local_world_size, train_set)
     needed = config.batch_size * process.world_size
     if len(train_set) < needed or not len(val_set):
         raise UserError(
