@@ -1,5 +1,6 @@
 """Training that is killed, stopped or restarted ends with the undisturbed run's weights."""
 
+import contextlib
 import json
 import os
 import random
@@ -28,7 +29,7 @@ from tests.training_helpers import CPU, annotate, config, in_nursery, make_job, 
 EACH_UPDATE = 1e-6  # minutes between two writes
 # Whatever has a state of its own is switched on.
 DELICATE: dict[str, Any] = {
-    "model": "mc3_18", "num_epochs": 4, "batch_size": 2, "ema_decay": 0.5, "dropout": 0.2,
+    "model": "mc3_18", "num_epochs": 5, "batch_size": 2, "ema_decay": 0.5, "dropout": 0.2,
     "lr": 1e-3, "warmup_epochs": 1.0, "augmentation": "standard",
 }  # fmt: skip
 
@@ -80,14 +81,14 @@ def send(process: BaseProcess, number: int) -> None:
 
 
 def kill(job: Job, rng: random.Random) -> None:
-    """Train until up to two checkpoints are written, and up to 0.1 s on: anywhere."""
+    """Train until up to three checkpoints are written, and up to 0.05 s on: anywhere."""
     last = Path(job.config.checkpoint_dir) / "last.pt"
     process = start(train, job)
-    for _ in range(rng.randint(0, 2)):
+    for _ in range(rng.randint(0, 3)):
         before = last.stat().st_mtime_ns if last.exists() else 0
         while process.is_alive() and (not last.exists() or last.stat().st_mtime_ns == before):
             time.sleep(0.001)
-    time.sleep(rng.uniform(0, 0.1))
+    time.sleep(rng.uniform(0, 0.05))
     send(process, signal.SIGKILL)
 
 
@@ -137,9 +138,10 @@ def test_a_worker_killed_under_torchrun_is_restarted_and_changes_no_bit(
         if killed or not (tmp_path / "killed" / "last.pt").exists():
             return
         for process in psutil.Process().children(recursive=True):
-            if process.environ().get("RANK") == "1":
-                process.kill()
-                killed.append(process.pid)
+            with contextlib.suppress(psutil.Error):  # it may have ended by itself
+                if process.environ().get("RANK") == "1":
+                    process.kill()
+                    killed.append(process.pid)
 
     for name in ("undisturbed", "killed"):
         folder = tmp_path / name
@@ -152,7 +154,7 @@ def test_a_worker_killed_under_torchrun_is_restarted_and_changes_no_bit(
     assert killed
     assert_same_end(tmp_path / "killed", tmp_path / "undisturbed")
     journal = [e.step for e, _ in read_entries(tmp_path / "killed" / "run.jsonl")]
-    assert journal == [1, 2, 3, 4]  # no epoch twice
+    assert journal == [1, 2, 3, 4, 5]  # no epoch twice
 
 
 def test_a_signal_during_validation_ends_it_and_loses_nothing(

@@ -10,42 +10,16 @@ import torch
 from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 from torch.utils.data import DistributedSampler
 
-from k400tiny_lib.config import Config
-from k400tiny_lib.data.annotations import Annotations, Clip
+from k400tiny_lib.data.annotations import Annotations
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.journal import read_entries
 from k400tiny_lib.model import build_model
 from k400tiny_lib.training.checkpoint import read_checkpoint, write_atomically
-from k400tiny_lib.training.distributed import Process
 from k400tiny_lib.training.launch import launch
 from k400tiny_lib.training.loop import fit, validate
 from k400tiny_lib.training.meters import Meters
 from k400tiny_lib.training.worker import Job, make_trainer
-from tests.conftest import LABELS, NUM_FRAMES
-
-CPU = Process(rank=0, world_size=1, local_world_size=1, device=torch.device("cpu"), restarts=0)
-
-
-def annotate(data_path: Path, num_val: int = 5) -> Annotations:
-    """Every tenth clip or so for validation, the rest for training."""
-    clips = [
-        Clip(folder.name, (0, NUM_FRAMES - 1), int(folder.name[1]), folder.name[:4])
-        for folder in sorted(data_path.iterdir())
-    ]
-    val = clips[::5][:num_val]
-    categories = {label: index for index, label in enumerate(LABELS)}
-    return Annotations(
-        categories, {"train": [c for c in clips if c not in val], "val": val, "test": val}
-    )
-
-
-def config(data_path: Path, folder: Path, **changes: Any) -> Config:
-    small: dict[str, Any] = {
-        "data_path": str(data_path), "checkpoint_dir": str(folder), "clip_len": 4,
-        "resize_size": 32, "crop_size": 32, "batch_size": 4, "num_workers": 0, "num_epochs": 2,
-        "warmup_epochs": 0.0, "annotations": str(folder / "annotations.json"),
-    }  # fmt: skip
-    return Config(**(small | changes))
+from tests.training_helpers import CPU, annotate, config
 
 
 def test_a_single_batch_is_learnt_by_heart(tiny_data: tuple[Path, Path], tmp_path: Path) -> None:
