@@ -20,11 +20,12 @@ import torch
 from k400tiny_lib.journal import read_entries
 from k400tiny_lib.training import launch
 from k400tiny_lib.training.checkpoint import read_training_state
+from k400tiny_lib.training.distributed import Process
 from k400tiny_lib.training.interruption import EXIT_CODE
 from k400tiny_lib.training.loop import Interrupted, fit
 from k400tiny_lib.training.reporting import Reporter
 from k400tiny_lib.training.worker import Job, make_trainer, run
-from tests.training_helpers import CPU, annotate, config, in_nursery, make_job, start
+from tests.training_helpers import CPU, annotate, config, in_nursery, make_job, run_group, start
 
 EACH_UPDATE = 1e-6  # minutes between two writes
 # Whatever has a state of its own is switched on.
@@ -92,6 +93,10 @@ def kill(job: Job, rng: random.Random) -> None:
     send(process, signal.SIGKILL)
 
 
+def train_together(process: Process, folder: Path, job: Job) -> None:
+    run(job, process)
+
+
 def survive(data_path: Path, folder: Path) -> None:
     """Train undisturbed, under SIGKILL and under SIGTERM, all from one warm process."""
     rng = random.Random(0)
@@ -116,26 +121,34 @@ def survive(data_path: Path, folder: Path) -> None:
         process = start(train, each)
         process.join()
         assert process.exitcode == 0
+    run_group(2, train_together, folder, job("two undisturbed", save_every_minutes=0.0))
 
 
-def test_ten_kills_and_two_sigterms_at_random_moments_change_no_bit(
-    tiny_data: tuple[Path, Path], tmp_path: Path
-) -> None:
-    in_nursery(survive, tiny_data[0], tmp_path)
-    assert_same_end(tmp_path / "killed", tmp_path / "undisturbed")
-    # SIGTERM, twice: the only writes but the last are those at the signals.
-    assert_same_end(tmp_path / "stopped", tmp_path / "undisturbed")
+@pytest.fixture(scope="module")
+def survivors(tiny_data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folders of the training runs of `survive`."""
+    folder = tmp_path_factory.mktemp("survivors")
+    in_nursery(survive, tiny_data[0], folder)
+    return folder
+
+
+def test_ten_kills_at_random_moments_change_no_bit(survivors: Path) -> None:
+    assert_same_end(survivors / "killed", survivors / "undisturbed")
+
+
+def test_two_sigterms_at_random_moments_change_no_bit(survivors: Path) -> None:
+    assert_same_end(survivors / "stopped", survivors / "undisturbed")
 
 
 def test_a_worker_killed_under_torchrun_is_restarted_and_changes_no_bit(
-    tiny_data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    survivors: Path, tiny_data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launch, "_POLL_SECONDS", 0.02)
-    annotations = annotate(tiny_data[0], num_val=3)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as in the run to compare with
     killed: list[int] = []
 
     def kill_rank_1() -> None:
-        if killed or not (tmp_path / "killed" / "last.pt").exists():
+        if killed or not (tmp_path / "last.pt").exists():
             return
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):  # it may have ended by itself
@@ -143,17 +156,15 @@ def test_a_worker_killed_under_torchrun_is_restarted_and_changes_no_bit(
                     process.kill()
                     killed.append(process.pid)
 
-    for name in ("undisturbed", "killed"):
-        folder = tmp_path / name
-        settled = config(
-            tiny_data[0], folder, nproc_per_node=2, max_restarts=1,
-            save_every_minutes=EACH_UPDATE if name == "killed" else 0.0, **DELICATE,
-        )  # fmt: skip
-        job = make_job(settled, annotations)
-        launch.launch(job, folder, kill_rank_1, module="tests.training_helpers")
+    settled = config(
+        tiny_data[0], tmp_path, nproc_per_node=2, max_restarts=1, save_every_minutes=EACH_UPDATE,
+        **DELICATE,
+    )  # fmt: skip
+    job = make_job(settled, annotate(tiny_data[0], num_val=2, num_train=16))
+    launch.launch(job, tmp_path, kill_rank_1, module="tests.training_helpers")
     assert killed
-    assert_same_end(tmp_path / "killed", tmp_path / "undisturbed")
-    journal = [e.step for e, _ in read_entries(tmp_path / "killed" / "run.jsonl")]
+    assert_same_end(tmp_path, survivors / "two undisturbed")
+    journal = [entry.step for entry, _ in read_entries(job.journal)]
     assert journal == [1, 2, 3, 4, 5]  # no epoch twice
 
 
@@ -167,7 +178,7 @@ def test_a_signal_during_validation_ends_it_and_loses_nothing(
     stopped = make_job(config(tiny_data[0], tmp_path / "b", **changes), annotations)
     trainer = make_trainer(stopped.config, annotations, CPU)
     reporter = Reporter(stopped.config, "run", stopped.journal, annotations.categories, CPU)
-    trainer.stop = lambda: trainer.batch == 2 and not trainer.forward.training
+    trainer.stop = lambda: not trainer.evaluated_model.training  # from the first validation on
     with pytest.raises(Interrupted):
         fit(trainer, reporter, reporter.after_update)
     assert not stopped.journal.exists()  # half a validation is no result

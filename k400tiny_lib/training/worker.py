@@ -196,8 +196,8 @@ def run(job: Job, process: Process) -> None:
     trainer = make_trainer(job.config, annotations, process, job.pack)
     resume(trainer, job, annotations.categories)
     reporter = Reporter(job.config, job.run_id, job.journal, annotations.categories, process)
-    trainer.stop = StopSignal()
-    fit(trainer, reporter, reporter.after_update)
+    with StopSignal() as trainer.stop:
+        fit(trainer, reporter, reporter.after_update)
 
 
 def main() -> None:
