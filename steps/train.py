@@ -20,11 +20,12 @@ def train(config: Config) -> None:
     from k400tiny_lib.data.packing import settle_frame_cache
     from k400tiny_lib.data.pictures import plot_augmented_clips
     from k400tiny_lib.journal import read_entries
-    from k400tiny_lib.tracking.runs import active_run_id, local_inputs
+    from k400tiny_lib.tracking.runs import active_run_id, link_run, local_inputs
     from k400tiny_lib.tracking.sender import JournalSender
     from k400tiny_lib.training.checkpoint import BEST
     from k400tiny_lib.training.curves import plot_curves
     from k400tiny_lib.training.launch import launch
+    from k400tiny_lib.training.resuming import settle_resume
     from k400tiny_lib.training.worker import Job, training_clips
 
     run_id = active_run_id()
@@ -37,7 +38,8 @@ def train(config: Config) -> None:
         else Path(config.checkpoint_dir)
     )
     folder.mkdir(parents=True, exist_ok=True)
-    config = dataclasses.replace(config, checkpoint_dir=str(folder))
+    config, former_run = settle_resume(dataclasses.replace(config, checkpoint_dir=str(folder)))
+    link_run(former_run, config.parent_run)
 
     pack = settle_frame_cache(config, annotations)
     figure = plot_augmented_clips(training_clips(config, annotations, pack), annotations)
@@ -46,7 +48,9 @@ def train(config: Config) -> None:
     journal = folder / f"journal-{run_id}.jsonl"
     sender = JournalSender(run_id, journal)
     job = Job(config, run_id, journal, error=folder / f"error-{run_id}.txt", pack=pack)
-    launch(job, folder, while_running=sender.send)
+    workdir = folder / f"workers-{run_id}"  # of this node alone: the nodes may share the folder
+    workdir.mkdir(exist_ok=True)
+    launch(job, workdir, while_running=sender.send)
     sender.finish()
 
     entries = [entry for entry, _ in read_entries(journal)]

@@ -1,50 +1,25 @@
-"""The loop and its workers: learns, resumes to the bit, counts every clip once."""
+"""The loop and its workers: learns, counts every clip once."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
+from torch.utils.data import DistributedSampler
 
-from k400tiny_lib.config import Config
-from k400tiny_lib.data.annotations import Annotations, Clip
+from k400tiny_lib.data.annotations import Annotations
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.journal import read_entries
 from k400tiny_lib.model import build_model
-from k400tiny_lib.training import loop
 from k400tiny_lib.training.checkpoint import read_checkpoint, write_atomically
-from k400tiny_lib.training.distributed import Process
 from k400tiny_lib.training.launch import launch
 from k400tiny_lib.training.loop import fit, validate
 from k400tiny_lib.training.meters import Meters
 from k400tiny_lib.training.worker import Job, make_trainer
-from tests.conftest import LABELS, NUM_FRAMES
-
-CPU = Process(rank=0, world_size=1, local_world_size=1, device=torch.device("cpu"), restarts=0)
-
-
-def annotate(data_path: Path, num_val: int = 5) -> Annotations:
-    """Every tenth clip or so for validation, the rest for training."""
-    clips = [
-        Clip(folder.name, (0, NUM_FRAMES - 1), int(folder.name[1]), folder.name[:4])
-        for folder in sorted(data_path.iterdir())
-    ]
-    val = clips[::5][:num_val]
-    categories = {label: index for index, label in enumerate(LABELS)}
-    return Annotations(
-        categories, {"train": [c for c in clips if c not in val], "val": val, "test": val}
-    )
-
-
-def config(data_path: Path, folder: Path, **changes: Any) -> Config:
-    small: dict[str, Any] = {
-        "data_path": str(data_path), "checkpoint_dir": str(folder), "clip_len": 4,
-        "resize_size": 32, "crop_size": 32, "batch_size": 4, "num_workers": 0, "num_epochs": 2,
-        "warmup_epochs": 0.0, "annotations": str(folder / "annotations.json"),
-    }  # fmt: skip
-    return Config(**(small | changes))
+from tests.training_helpers import CPU, annotate, config
 
 
 def test_a_single_batch_is_learnt_by_heart(tiny_data: tuple[Path, Path], tmp_path: Path) -> None:
@@ -62,35 +37,6 @@ def test_a_single_batch_is_learnt_by_heart(tiny_data: tuple[Path, Path], tmp_pat
     fit(trainer, lambda _, metrics, best: seen.append(metrics))
     assert seen[-1]["train_acc1"] == 100.0
     assert seen[-1]["train_loss"] < 0.3 * seen[0]["train_loss"]
-
-
-def test_resuming_after_an_epoch_gives_the_undisturbed_weights_bit_for_bit(
-    tiny_data: tuple[Path, Path], tmp_path: Path
-) -> None:
-    every = annotate(tiny_data[0])
-    few = {"train": every.splits["train"][:8], "val": every.splits["val"][:2], "test": []}
-    annotations = Annotations(every.categories, few)
-    settled = config(tiny_data[0], tmp_path, ema_decay=0.5, dropout=0.2, grad_accum_steps=2)
-
-    class Stopped(Exception):
-        pass
-
-    def stop(trainer: loop.Trainer, metrics: dict[str, float], best: bool) -> None:
-        write_atomically(trainer.state(), tmp_path / "state.pt")
-        raise Stopped
-
-    undisturbed = make_trainer(settled, annotations, CPU)
-    fit(undisturbed, lambda *_: None)
-    with pytest.raises(Stopped):
-        fit(make_trainer(settled, annotations, CPU), stop)
-    resumed = make_trainer(settled, annotations, CPU)
-    resumed.load_state(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert resumed.epoch == 1
-    fit(resumed, lambda *_: None)
-    for name, tensor in undisturbed.model.state_dict().items():
-        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
-    for name, tensor in undisturbed.evaluated_model.state_dict().items():
-        assert torch.equal(tensor, resumed.evaluated_model.state_dict()[name]), name
 
 
 def test_two_processes_count_each_validation_clip_once(
@@ -121,13 +67,22 @@ def test_a_mistake_found_by_a_worker_reaches_the_launcher_as_its_line(
         launch(job, tmp_path, while_running=lambda: None)
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_epoch_and_batch(
+def test_a_loss_that_is_not_finite_stops_with_the_epoch_the_batch_and_its_clips(
     tiny_data: tuple[Path, Path], tmp_path: Path
 ) -> None:
     settled = config(tiny_data[0], tmp_path, lr=1e30, optimizer="sgd", scheduler="constant")
-    trainer = make_trainer(settled, annotate(tiny_data[0]), CPU)
-    with pytest.raises(UserError, match=r"^lr: the loss is (nan|inf) in epoch 1, batch \d+"):
+    annotations = annotate(tiny_data[0])
+    trainer = make_trainer(settled, annotations, CPU)
+    with pytest.raises(UserError) as caught:
         fit(trainer, lambda *_: None)
+    found = re.match(r"lr: the loss is (nan|inf) in epoch 1, batch (\d+), of the clips (.*?)\.",
+                     str(caught.value))  # fmt: skip
+    assert found
+    # The order of PyTorch's own sampler under the same seed and epoch.
+    clips = annotations.splits["train"]
+    sampler: DistributedSampler[Any] = DistributedSampler(clips, 1, 0, seed=0)  # type: ignore
+    batch = list(sampler)[4 * (int(found[2]) - 1) :][:4]
+    assert found[3].split(", ") == [clips[position].video for position in batch]
 
 
 def test_sync_bn_on_a_cpu_is_refused(tiny_data: tuple[Path, Path], tmp_path: Path) -> None:

@@ -158,11 +158,18 @@ class Config:
     seed: int = _param(0, "Seed of the splits, the weights and the order of the clips.", low=0)
     # --- checkpoints and progress ---------------------------------------------------------------
     checkpoint_dir: str = _param(
-        AUTO, "Where last.pt and best.pt are written; `auto` is checkpoints/<run id>."
+        AUTO,
+        "Where last.pt, the previous.pt before it and best.pt are written; `auto` is "
+        "checkpoints/<run id>.",
     )
     save_every: int = _param(1, "Epochs between two writes of last.pt.", low=1)
+    save_every_minutes: float = _param(
+        10.0, "Minutes between two writes of last.pt within an epoch; 0 for none.", low=0
+    )
     resume: str = _param(
-        NONE, "`auto` continues last.pt of checkpoint_dir, a path that file, `none` starts anew."
+        NONE,
+        "`auto` continues the newest usable checkpoint of checkpoint_dir, a path or URI that file "
+        "or folder, `none` starts anew.",
     )
     print_interval: int = _param(
         0, "Batches between two progress lines; 0 for one per epoch.", low=0
@@ -174,7 +181,17 @@ class Config:
     nnodes: int = _param(1, "Nodes that train together.", low=1)
     node_rank: int = _param(0, "Number of this node, 0 to nnodes - 1.", low=0)
     rdzv_endpoint: str = _param("localhost:0", "host:port where the nodes meet (of node 0).")
-    max_restarts: int = _param(0, "Times that torchrun restarts failed workers.", low=0)
+    rdzv_timeout: int = _param(600, "Seconds to wait there for all the nodes.", low=1)
+    max_restarts: int = _param(
+        0,
+        "Times that torchrun restarts failed workers, which go on from the last checkpoint.",
+        low=0,
+    )
+    parent_run: str = _param(
+        NONE,
+        "Id of the MLflow run to show this run under, the same for all nodes (`mlflow runs create` "
+        "makes one); `none` for no parent.",
+    )
     # --- evaluation -----------------------------------------------------------------------------
     checkpoint: str = _param(
         NONE, "Checkpoint (best.pt): a path or an artifact URI; `none` where `weights` is given."

@@ -41,8 +41,9 @@ _TRAIN = (
     "num_epochs", "optimizer", "lr", "momentum",
     "weight_decay", "scheduler", "warmup_epochs", "label_smoothing", "dropout", "ema_decay",
     "grad_accum_steps", "clip_grad_norm", "amp", "sync_bn", "seed", "checkpoint_dir", "save_every",
-    "resume", "print_interval",
-    "nproc_per_node", "nnodes", "node_rank", "rdzv_endpoint", "max_restarts",
+    "save_every_minutes", "resume", "print_interval",
+    "nproc_per_node", "nnodes", "node_rank", "rdzv_endpoint", "rdzv_timeout", "max_restarts",
+    "parent_run",
 )  # fmt: skip
 _EVALUATE = (
     "data_path", "annotations", "checkpoint", "weights", "split", "num_clips", "num_crops",
@@ -151,6 +152,11 @@ def _check_together(config: Config, step: str) -> None:
         raise UserError(
             f"node_rank: {config.node_rank} does not exist among nnodes={config.nnodes}. "
             f"Needed: 0 to {config.nnodes - 1}."
+        )
+    if config.nnodes > 1 and config.rdzv_endpoint.rpartition(":")[2] in ("", "0"):
+        raise UserError(
+            f"rdzv_endpoint: {config.rdzv_endpoint} is no place to meet for nnodes={config.nnodes}."
+            " Needed: <address of node 0>:<free port>, the same on all nodes."
         )
     if config.weights != NONE and config.load_model != NONE:
         raise UserError("load_model: weights is given too. Needed: one of them, the other `none`.")

@@ -1,6 +1,7 @@
 """From clips to batches, in worker processes or in a thread that reads ahead."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, overload
@@ -171,7 +172,10 @@ def make_loader(
         num_workers=num_workers,
         drop_last=drop_last,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=one_thread,
+        worker_init_fn=_outlive_signals,
+        # A loader draws a seed for its workers each time; of its own, so that dropout's generator
+        # does not notice when an epoch is continued with a second loader.
+        generator=torch.Generator(),
     )
 
 
@@ -211,3 +215,11 @@ def _read_ahead(iterator: Iterator[Any]) -> Iterator[Any]:
 def one_thread(worker: int) -> None:
     """Keep a loader process on one core; PyTorch's own threads are off there already."""
     cv2.setNumThreads(1)
+
+
+def _outlive_signals(worker: int) -> None:
+    # A signal goes to all processes of a group, and training needs its clips to finish the step.
+    # Loader processes end with the one that started them.
+    one_thread(worker)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -22,6 +22,7 @@ ERROR_TAG = "k400tiny.error"
 DATA_PATH_TAG = "k400tiny.data_path"
 DATA_DIGEST_TAG = "k400tiny.data_digest"
 MODEL_VERSION_TAG = "k400tiny.model_version"
+RESUMED_FROM_TAG = "k400tiny.resumed_from"
 RESOLVED = "config/resolved.yaml"
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 _ERROR_LENGTH = 5000  # MLflow refuses tags beyond 8000 characters
@@ -121,6 +122,29 @@ def active_run_id() -> str:
     if run is None:
         raise RuntimeError("a step runs inside step_run")
     return str(run.info.run_id)
+
+
+def link_run(resumed_from: str | None, parent_run: str) -> None:
+    """Note on the active run which one it continues, and put it under a parent.
+
+    Args:
+        resumed_from: the run whose checkpoint is resumed, None for none.
+        parent_run: the id of a run, `none` to leave it where it is.
+
+    Raises:
+        UserError: if the tracking store has no such parent.
+    """
+    if resumed_from is not None:
+        mlflow.set_tag(RESUMED_FROM_TAG, resumed_from)
+    if parent_run != NONE:
+        try:
+            MlflowClient().get_run(parent_run)
+        except MlflowException:
+            raise UserError(
+                f"parent_run: {mlflow.get_tracking_uri()} has no run {parent_run}. Needed: the id "
+                "of a run in the same tracking store."
+            ) from None
+        mlflow.set_tag("mlflow.parentRunId", parent_run)
 
 
 def tag_cache_key(key: str) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,27 +16,89 @@ from k400tiny_lib.model import build_model, load_backbone
 
 BEST = "best.pt"
 LAST = "last.pt"
+PREVIOUS = "previous.pt"
 BEST_KEYS = ("model", "epoch", "config", "categories")
 
 
 def write_atomically(content: Mapping[str, Any], path: Path) -> None:
     """Write a checkpoint so that a crash leaves either the former file or the new one."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    _write_partial(content, path).replace(path)
+
+
+def write_last(content: Mapping[str, Any], folder: Path) -> None:
+    """Write last.pt; the one before it stays as previous.pt.
+
+    A crash leaves at least one of them whole, at any moment.
+    """
+    last = folder / LAST
+    partial = _write_partial(content, last)
+    if last.exists():
+        last.replace(folder / PREVIOUS)
+    partial.replace(last)
+
+
+def _write_partial(content: Mapping[str, Any], path: Path) -> Path:
+    # A name that does not change: a process killed while it writes leaves one file, not many.
+    partial = path.with_name(f".{path.name}.part")
     with partial.open("wb") as file:
         torch.save(dict(content), file)
         file.flush()
         os.fsync(file.fileno())
-    partial.replace(path)
+    return partial
 
 
-def read_checkpoint(path: Path, parameter: str) -> dict[str, Any]:
+def newest_checkpoint(folder: Path, run_id: str | None = None) -> Path | None:
+    """The newest usable checkpoint of a folder; a damaged one is named in a warning and skipped.
+
+    Args:
+        folder: where training writes.
+        run_id: of the MLflow run that must have written it; None for any.
+    """
+    for path in (folder / LAST, folder / PREVIOUS):
+        if not path.exists():
+            continue
+        try:
+            content = read_training_state(path, mapped=True)
+        except UserError as error:
+            print(f"warning: skipped, {error}", file=sys.stderr, flush=True)
+            continue
+        if run_id in (None, content.get("run_id")):
+            return path
+    return None
+
+
+def read_training_state(path: Path, *, mapped: bool = False) -> dict[str, Any]:
+    """Read a checkpoint that training can be resumed from.
+
+    Args:
+        path: the file.
+        mapped: leave the tensors in the file until they are looked at, to see what it is.
+
+    Raises:
+        UserError: as for `read_checkpoint`, and for a best.pt, which holds no training state.
+    """
+    content = read_checkpoint(path, "resume", mapped=mapped)
+    if "processes" not in content:
+        raise UserError(
+            f"resume: {path} holds no training state. Needed: a {LAST} or its folder; "
+            "load_model starts anew from the weights of this one."
+        )
+    return content
+
+
+def read_checkpoint(path: Path, parameter: str, *, mapped: bool = False) -> dict[str, Any]:
     """Read a checkpoint with `weights_only=True`, on the CPU.
+
+    Args:
+        path: the file.
+        parameter: the parameter that named it, for the message.
+        mapped: leave the tensors in the file until they are looked at.
 
     Raises:
         UserError: if the file is missing, truncated, would run code, or is no checkpoint of ours.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0][:150] if str(error).strip() else "no content"
         raise UserError(
@@ -78,8 +141,15 @@ def class_count(checkpoint: Mapping[str, Any]) -> int:
     return int(head.shape[0])
 
 
-def check_categories(checkpoint: Mapping[str, Any], categories: Mapping[str, int]) -> None:
+def check_categories(
+    checkpoint: Mapping[str, Any], categories: Mapping[str, int], source: str = "checkpoint: it"
+) -> None:
     """Refuse a checkpoint whose classes are not those of the data.
+
+    Args:
+        checkpoint: what was read.
+        categories: class ids of the data by label.
+        source: where it came from, for the message.
 
     Raises:
         UserError: naming the first label that differs.
@@ -88,7 +158,7 @@ def check_categories(checkpoint: Mapping[str, Any], categories: Mapping[str, int
     differing = sorted(label for label in categories if known.get(label) != categories[label])
     if differing:
         raise UserError(
-            f"checkpoint: it does not know {len(differing)} of the data's {len(categories)} "
+            f"{source} does not know {len(differing)} of the data's {len(categories)} "
             f"classes by the same id, first {differing[0]!r}. Needed: a checkpoint trained on "
             "these labels."
         )

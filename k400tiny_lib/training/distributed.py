@@ -1,14 +1,19 @@
 """Which process this is, on which device, among how many: what torchrun has set."""
 
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.utils.data import DistributedSampler
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,40 @@ class Process:
     def is_main(self) -> bool:
         """Whether this process speaks for all: prints, saves, logs."""
         return self.rank == 0
+
+    def anywhere(self, *flags: bool) -> tuple[bool, ...]:
+        """Which of the flags are up on any process; every process must ask at the same place."""
+        if self.world_size == 1:
+            return flags
+        raised = torch.tensor(flags, dtype=torch.int32, device=self.device)
+        dist.all_reduce(raised, dist.ReduceOp.MAX)
+        return tuple(bool(flag) for flag in raised.tolist())
+
+    def gather(self, value: T) -> list[T]:
+        """A small value of each process, by rank, on every process; tensors must be on the CPU."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+
+class TrainSampler(DistributedSampler[Any]):
+    """The clips of one process in an order that follows from seed and epoch alone.
+
+    Process r of n takes every n-th clip from the r-th on, so that the batches of all processes
+    together are the same clips for any n, as long as they hold as many.
+    """
+
+    _seen = 0
+
+    def begin(self, epoch: int, seen: int) -> None:
+        """Start or continue an epoch: the first `seen` clips of this process are passed over."""
+        self.set_epoch(epoch)
+        self._seen = seen
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(super().__iter__(), self._seen, None)
 
 
 @torch.no_grad()

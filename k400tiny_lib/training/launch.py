@@ -1,6 +1,7 @@
 """Starts torchrun with the workers of a step and waits until they end."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+import psutil
 import torch
 
 from k400tiny_lib.config import AUTO, Config
@@ -18,6 +20,7 @@ TRAINING = "k400tiny_lib.training.worker"
 _POLL_SECONDS = 1.0
 _STOP_SECONDS = 60.0
 _LOG_LINES = 40
+_NOBODY_CAME = ("RendezvousTimeoutError", "RendezvousConnectionError")
 
 
 class Job(Protocol):
@@ -66,12 +69,60 @@ def torchrun_command(config: Config, job_file: Path, module: str) -> list[str]:
     ]  # fmt: skip
     if config.nnodes > 1:
         # c10d would guess the host by comparing names, which fails where nodes share one.
+        conf = {
+            "is_host": int(config.node_rank == 0),
+            "join_timeout": config.rdzv_timeout,
+            "read_timeout": config.rdzv_timeout,  # also of the first connection to node 0
+        }
         command += [
             f"--node-rank={config.node_rank}",
-            f"--rdzv-conf=is_host={int(config.node_rank == 0)}",
+            f"--local-addr={local_address(config.rdzv_endpoint)}",
+            f"--rdzv-conf={','.join(f'{key}={value}' for key, value in conf.items())}",
             "--rdzv-id=k400tiny",
         ]
     return [*command, "-m", module, str(job_file)]
+
+
+def local_address(rdzv_endpoint: str) -> str:
+    """The address of this node on the way to the place where the nodes meet.
+
+    Raises:
+        UserError: if that place has no address or there is no way to it.
+    """
+    host, _, port = rdzv_endpoint.rpartition(":")
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host.strip("[]"), int(port))[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(address)  # sends nothing: the system only chooses the way
+            return str(probe.getsockname()[0])
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"rdzv_endpoint: {rdzv_endpoint} cannot be reached from this node ({error}). "
+            "Needed: <address of node 0>:<free port>."
+        ) from None
+
+
+def interface_of(address: str) -> str | None:
+    """The network interface that has an address; None if none does."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(a.address.partition("%")[0] == address for a in addresses):
+            return str(name)
+    return None
+
+
+def _environment(config: Config) -> dict[str, str]:
+    environment = dict(os.environ)
+    threads = max(1, (os.cpu_count() or 1) // processes_per_node(config))
+    environment.setdefault("OMP_NUM_THREADS", str(threads))  # torchrun would set 1
+    # Threads that spin while they wait take the cores from the loader's processes and from
+    # whatever else runs on a laptop: a step took three times as long beside another program.
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if config.nnodes > 1:
+        # Gloo would take the address that the node's name resolves to: often the loopback's.
+        interface = interface_of(local_address(config.rdzv_endpoint))
+        if interface is not None:
+            environment.setdefault("GLOO_SOCKET_IFNAME", interface)
+    return environment
 
 
 def launch(
@@ -94,29 +145,33 @@ def launch(
     """
     job_file, log_file = workdir / "job.json", workdir / "workers.log"
     job.write(job_file)
-    environment = dict(os.environ)
-    threads = max(1, (os.cpu_count() or 1) // processes_per_node(job.config))
-    environment.setdefault("OMP_NUM_THREADS", str(threads))  # torchrun would set 1
-    # Threads that spin while they wait take the cores from the loader's processes and from
-    # whatever else runs on a laptop: a step took three times as long beside another program.
-    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # torchrun and the workers report on stderr, tracebacks for a user's mistake included. It is
     # kept in a file and shown only where it helps.
     with log_file.open("wb") as log:
         process = subprocess.Popen(
-            torchrun_command(job.config, job_file, module), env=environment, stderr=log
+            torchrun_command(job.config, job_file, module),
+            env=_environment(job.config),
+            stderr=log,
         )
         try:
-            while process.poll() is None:
+            # A worker's last word: torchrun must not restart it to meet the same mistake again.
+            while process.poll() is None and not job.error.exists():
                 time.sleep(_POLL_SECONDS)
                 while_running()
         finally:
             _stop(process)
-    if process.returncode == 0:
-        return
     if job.error.exists():
         raise UserError(job.error.read_text())
-    tail = log_file.read_text(errors="replace").splitlines()[-_LOG_LINES:]
+    if process.returncode == 0:
+        return
+    log_text = log_file.read_text(errors="replace")
+    if any(name in log_text for name in _NOBODY_CAME):
+        raise UserError(
+            f"rdzv_endpoint: not all of the {job.config.nnodes} nodes came to "
+            f"{job.config.rdzv_endpoint} within {job.config.rdzv_timeout} s. Needed: train on each "
+            "of them with the same rdzv_endpoint, node 0 at that address, and a way to its port."
+        )
+    tail = log_text.splitlines()[-_LOG_LINES:]
     raise WorkerFailed("\n".join([f"torchrun exited with code {process.returncode}:", *tail]))
 
 

@@ -19,18 +19,22 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader
 
 from k400tiny_lib.config import Config
 from k400tiny_lib.data.augmentation import MIXING, mix_batch, seeded
 from k400tiny_lib.data.loading import ClipDataset, batches
 from k400tiny_lib.data.transforms import normalise
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.training.distributed import Process, average_buffers
+from k400tiny_lib.training.distributed import Process, TrainSampler, average_buffers
 from k400tiny_lib.training.meters import Meters
 from k400tiny_lib.training.optimisation import amp_dtype
 
 Loader = DataLoader[tuple[Tensor, int, int]]
+
+
+class Interrupted(Exception):
+    """A signal has ended training, in an orderly way: the state is written."""
 
 
 @dataclass
@@ -41,7 +45,13 @@ class Trainer:
         model: the plain model; its state_dict is what checkpoints hold.
         forward: the model as training calls it, wrapped for several processes.
         average: the moving average of the weights, evaluated and saved in place of them.
+        stop: whether a signal asks this process to end.
         epoch: epochs that are finished; the first epoch is number 1.
+        batch: batches of the running epoch whose gradients are in the weights.
+        updates: of the weights, over all epochs.
+        lr: of the last update.
+        meters: the running epoch so far, as this process saw it.
+        seconds, waiting: that the running epoch has taken, and waited for data, so far.
         best_epoch, best_val_acc1: of the best epoch so far; 0 and -1 before the first.
     """
 
@@ -55,62 +65,50 @@ class Trainer:
     train_loader: Loader
     val_loader: Loader
     num_classes: int
+    stop: Callable[[], bool] = lambda: False
     epoch: int = 0
+    batch: int = 0
+    updates: int = 0
+    lr: float = 0.0
+    seconds: float = 0.0
+    waiting: float = 0.0
     best_epoch: int = 0
     best_val_acc1: float = -1.0
+    meters: Meters = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
 
     def __post_init__(self) -> None:
         fp16 = amp_dtype(self.config.amp, self.process.device) is torch.float16
         self.scaler = torch.amp.GradScaler(self.process.device.type, enabled=fp16)
+        self.meters = Meters(self.num_classes, self.process.device)
 
     @property
     def evaluated_model(self) -> nn.Module:
         """The weights that count: the average where there is one."""
         return self.average.module if self.average is not None else self.model
 
-    def state(self) -> dict[str, Any]:
-        """What resuming needs beside the weights that count."""
-        return {
-            "raw_model": self.model.state_dict(),
-            "average": self.average.state_dict() if self.average is not None else None,
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "finished_epochs": self.epoch,
-            "best_epoch": self.best_epoch,
-            "best_val_acc1": self.best_val_acc1,
-            "torch_rng": torch.get_rng_state(),
-        }
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`."""
-        self.model.load_state_dict(state["raw_model"])
-        if self.average is not None and state["average"] is not None:
-            self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.epoch = state["finished_epochs"]
-        self.best_epoch, self.best_val_acc1 = state["best_epoch"], state["best_val_acc1"]
-        torch.set_rng_state(state["torch_rng"])
-
-
-def fit(trainer: Trainer, on_epoch: Callable[[Trainer, dict[str, float], bool], None]) -> None:
+def fit(
+    trainer: Trainer,
+    on_epoch: Callable[[Trainer, dict[str, float], bool], None],
+    on_update: Callable[[Trainer], None] = lambda trainer: None,
+) -> None:
     """Train until num_epochs, validating after each epoch.
 
     Args:
-        trainer: the state; training starts at its epoch.
+        trainer: the state; training starts at its epoch and the batch within.
         on_epoch: called on every process after each epoch with the trainer, the metrics of the
             epoch and whether it is the best so far; it saves and reports.
+        on_update: called on every process where the state can be saved: after each update of the
+            weights, and after validation; it may raise Interrupted.
     """
     while trainer.epoch < trainer.config.num_epochs:
-        metrics = train_epoch(trainer)
-        average_buffers(trainer.model)
-        if trainer.average is not None:
-            average_buffers(trainer.average.module)
+        metrics = train_epoch(trainer, on_update)
         metrics |= validate(trainer)
+        on_update(trainer)  # does not return if a signal has cut the validation short
         trainer.epoch += 1
+        trainer.batch, trainer.seconds, trainer.waiting = 0, 0.0, 0.0
+        trainer.meters = Meters(trainer.num_classes, trainer.process.device)
         # At equal accuracy the later epoch is the better trained one.
         is_best = metrics["val_acc1"] >= trainer.best_val_acc1
         if is_best:
@@ -118,8 +116,8 @@ def fit(trainer: Trainer, on_epoch: Callable[[Trainer, dict[str, float], bool], 
         on_epoch(trainer, metrics, is_best)
 
 
-def train_epoch(trainer: Trainer) -> dict[str, float]:
-    """One pass over the training clips in an order of its own.
+def train_epoch(trainer: Trainer, on_update: Callable[[Trainer], None]) -> dict[str, float]:
+    """One pass over the training clips in an order of its own, or what is left of it.
 
     Returns:
         train_loss, train_acc1, train_acc5 (percent; over the clips as the updates saw them, a mixed
@@ -127,25 +125,24 @@ def train_epoch(trainer: Trainer) -> dict[str, float]:
         processes, data_time_fraction in [0, 1].
 
     Raises:
-        UserError: if the loss is not finite.
+        UserError: if the loss is not finite, on every process.
     """
     config, device = trainer.config, trainer.process.device
     sampler, dataset = trainer.train_loader.sampler, trainer.train_loader.dataset
-    assert isinstance(sampler, DistributedSampler)
+    assert isinstance(sampler, TrainSampler)
     assert isinstance(dataset, ClipDataset)
-    sampler.set_epoch(trainer.epoch)
+    sampler.begin(trainer.epoch, trainer.batch * config.batch_size)
     dataset.epoch = trainer.epoch
     dtype = amp_dtype(config.amp, device)
-    meters = Meters(trainer.num_classes, device)
     num_batches = len(trainer.train_loader)
     trainer.forward.train()
-    start = waited_from = time.perf_counter()
-    waiting = 0.0
-    num_clips = 0
-    lr = config.lr
+    broken = ""
+    then = time.perf_counter()
 
-    for number, (clips, targets, _) in enumerate(batches(trainer.train_loader), start=1):
-        waiting += time.perf_counter() - waited_from
+    for number, (clips, targets, positions) in enumerate(
+        batches(trainer.train_loader), start=trainer.batch + 1
+    ):
+        trainer.waiting += time.perf_counter() - then
         clips = clips.to(device, non_blocking=True)
         targets = targets.to(device, non_blocking=True)
         inputs, labels = normalise(clips), targets
@@ -163,16 +160,16 @@ def train_epoch(trainer: Trainer) -> dict[str, float]:
                 loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
             trainer.scaler.scale(loss / batches_of_update).backward()
         if not torch.isfinite(loss):
-            raise UserError(
-                f"lr: the loss is {loss.item()} in epoch {trainer.epoch + 1}, batch {number}. "
-                f"Needed: a smaller lr than {config.lr:g}, or clip_grad_norm. "
-                "The last good checkpoint is kept."
-            )
+            broken = broken or _describe(loss, trainer, number, dataset, positions)
+        trainer.meters.update(loss, logits, targets)
         if is_update:
-            lr = trainer.optimizer.param_groups[0]["lr"]
+            _refuse(broken, trainer.process)
             _update(trainer)
-        meters.update(loss, logits, targets)
-        num_clips += len(targets)
+            trainer.batch = number
+            if number == num_batches:
+                average_buffers(trainer.model)
+                if trainer.average is not None:
+                    average_buffers(trainer.average.module)
         if (
             config.print_interval
             and trainer.process.is_main
@@ -181,13 +178,16 @@ def train_epoch(trainer: Trainer) -> dict[str, float]:
             print(
                 f"  epoch {trainer.epoch + 1} batch {number}/{num_batches} loss {loss.item():.4f}"
             )
-        waited_from = time.perf_counter()
+        trainer.seconds += time.perf_counter() - then
+        if is_update:
+            on_update(trainer)
+        then = time.perf_counter()
 
-    seconds = time.perf_counter() - start
-    return meters.compute("train") | {
-        "lr": lr,
-        "clips_per_second": num_clips * trainer.process.world_size / seconds,
-        "data_time_fraction": waiting / seconds,
+    num_clips = num_batches * config.batch_size * trainer.process.world_size
+    return trainer.meters.compute("train") | {
+        "lr": trainer.lr,
+        "clips_per_second": num_clips / trainer.seconds,
+        "data_time_fraction": trainer.waiting / trainer.seconds,
     }
 
 
@@ -198,7 +198,29 @@ def _without_sync(model: nn.Module, skip: bool) -> contextlib.AbstractContextMan
     return contextlib.nullcontext()
 
 
+def _describe(
+    loss: Tensor, trainer: Trainer, number: int, dataset: ClipDataset, positions: Tensor
+) -> str:
+    names = [dataset.clips[position].video for position in positions.tolist()]
+    return (
+        f"lr: the loss is {loss.item()} in epoch {trainer.epoch + 1}, batch {number}, of the "
+        f"clips {', '.join(names)}. Needed: a smaller lr than {trainer.config.lr:g}, "
+        "clip_grad_norm, or these clips mended. The last good checkpoint is kept."
+    )
+
+
+def _refuse(broken: str, process: Process) -> None:
+    """Stop all processes where one has met a loss that is not finite, before it is in the weights.
+
+    A process that stopped alone would leave the others waiting for its gradients.
+    """
+    [anywhere] = process.anywhere(bool(broken))
+    if anywhere:
+        raise UserError(next(filter(None, process.gather(broken))))
+
+
 def _update(trainer: Trainer) -> None:
+    trainer.lr = trainer.optimizer.param_groups[0]["lr"]
     trainer.scaler.unscale_(trainer.optimizer)
     if trainer.config.clip_grad_norm:
         nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.config.clip_grad_norm)
@@ -206,6 +228,7 @@ def _update(trainer: Trainer) -> None:
     trainer.scaler.update()
     trainer.optimizer.zero_grad()
     trainer.scheduler.step()
+    trainer.updates += 1
     if trainer.average is not None:
         trainer.average.update_parameters(trainer.model)
 
@@ -213,6 +236,8 @@ def _update(trainer: Trainer) -> None:
 @torch.inference_mode()
 def validate(trainer: Trainer) -> dict[str, float]:
     """Score the validation clips, each exactly once on any number of processes.
+
+    A signal cuts it short.
 
     Returns:
         val_loss (plain cross entropy), val_acc1, val_acc5 (percent).
@@ -227,4 +252,6 @@ def validate(trainer: Trainer) -> dict[str, float]:
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             logits = model(normalise(clips))
         meters.update(F.cross_entropy(logits.float(), targets), logits, targets)
+        if trainer.stop():
+            break
     return meters.compute("val")

@@ -5,17 +5,17 @@ torchrun --nproc-per-node 2 -m k400tiny_lib.training.worker job.json
 
 import dataclasses
 import json
+import os
+import shutil
 import sys
-import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DistributedSampler
 
 from k400tiny_lib.config import NONE, Config
 from k400tiny_lib.data.annotations import Annotations, read_annotations
@@ -23,12 +23,15 @@ from k400tiny_lib.data.augmentation import no_flip_targets
 from k400tiny_lib.data.loading import ClipDataset, make_loader, worker_count
 from k400tiny_lib.data.packing import open_frames
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.journal import Journal
 from k400tiny_lib.model import build_model, load_backbone, pretrained_state
-from k400tiny_lib.training.checkpoint import BEST, LAST, read_checkpoint, write_atomically
-from k400tiny_lib.training.distributed import Process, process_group
-from k400tiny_lib.training.loop import Trainer, fit
+from k400tiny_lib.training.checkpoint import BEST, read_checkpoint
+from k400tiny_lib.training.distributed import Process, TrainSampler, process_group
+from k400tiny_lib.training.interruption import EXIT_CODE, StopSignal
+from k400tiny_lib.training.loop import Interrupted, Trainer, fit
 from k400tiny_lib.training.optimisation import make_average, make_optimizer, make_scheduler
+from k400tiny_lib.training.reporting import Reporter, continue_journal
+from k400tiny_lib.training.resuming import check_resumable, checkpoint_to_continue
+from k400tiny_lib.training.state import load_state
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,7 @@ def make_trainer(
             f"batch_size: {config.batch_size} on {process.world_size} process(es) needs {needed} "
             f"training clips and one for validation; there are {len(train_set)} and {len(val_set)}."
         )
-    sampler: DistributedSampler[Any] = DistributedSampler(
+    sampler = TrainSampler(
         train_set, process.world_size, process.rank, shuffle=True, seed=config.seed, drop_last=True
     )
     # Every clip once on any number of processes; DistributedSampler would repeat some to even out
@@ -156,85 +159,90 @@ def make_trainer(
     )  # fmt: skip
 
 
-class Reporter:
-    """What happens after an epoch on rank 0: checkpoints, journal, one line of progress."""
+def resume(trainer: Trainer, job: Job, categories: dict[str, int]) -> None:
+    """Continue a checkpoint, if there is one to continue; every process must call it.
 
-    def __init__(self, job: Job, categories: dict[str, int]) -> None:
-        self.config = config = job.config
-        self.run_id = job.run_id
-        self.categories = categories
-        self.journal = Journal(job.journal)
-        self.folder = Path(config.checkpoint_dir)
-        self.epoch_start = time.perf_counter()
-
-    def __call__(self, trainer: Trainer, metrics: dict[str, float], is_best: bool) -> None:
-        if not trainer.process.is_main:
-            return
-        content = {
-            "model": trainer.evaluated_model.state_dict(),
-            "epoch": trainer.epoch,
-            "config": dataclasses.asdict(self.config),
-            "categories": self.categories,
-            "run_id": self.run_id,
-        }
-        if is_best:
-            write_atomically(content | {"val_acc1": metrics["val_acc1"]}, self.folder / BEST)
-        if trainer.epoch % self.config.save_every == 0 or trainer.epoch == self.config.num_epochs:
-            write_atomically(content | trainer.state(), self.folder / LAST)
-        self.journal.log_metrics(metrics, step=trainer.epoch)
-        seconds = time.perf_counter() - self.epoch_start
-        self.epoch_start = time.perf_counter()
-        left = seconds * (self.config.num_epochs - trainer.epoch)
+    Raises:
+        UserError: if it cannot be read or is of another training.
+    """
+    process, folder = trainer.process, Path(job.config.checkpoint_dir)
+    checkpoint = checkpoint_to_continue(job.config, job.run_id, process)
+    if checkpoint is None:
+        return
+    check_resumable(checkpoint, job.config, categories)
+    load_state(trainer, checkpoint, "resume: the checkpoint")
+    if process.is_main:
+        continue_journal(job.journal, checkpoint["journal"])
+        former = Path(job.config.resume).with_name(BEST)
+        if job.config.resume != NONE and former.exists() and not (folder / BEST).exists():
+            shutil.copyfile(former, folder / BEST)
         print(
-            f"epoch {trainer.epoch:3d}/{self.config.num_epochs}"
-            f"  train loss {metrics['train_loss']:.3f} acc1 {metrics['train_acc1']:5.1f}"
-            f"  val loss {metrics['val_loss']:.3f} acc1 {metrics['val_acc1']:5.1f}"
-            f"{'*' if is_best else ' '} {metrics['clips_per_second']:6.1f} clips/s"
-            f"  waiting for data {metrics['data_time_fraction']:4.0%}  {left / 60:.1f} min left",
+            f"resuming run {checkpoint['run_id']} in epoch {trainer.epoch + 1}, after batch "
+            f"{trainer.batch}" + f" (restart {process.restarts})" * bool(process.restarts),
             flush=True,
         )
-
-
-def checkpoint_to_resume(config: Config, process: Process) -> Path | None:
-    """The checkpoint to continue: what `resume` says, and after a restart by torchrun the last."""
-    last = Path(config.checkpoint_dir) / LAST
-    if config.resume == "auto" or process.restarts:
-        return last if last.exists() else None
-    return None if config.resume == NONE else Path(config.resume)
+    [has_best] = process.anywhere(process.is_main and (folder / BEST).exists())
+    if not has_best:  # the best of what follows
+        trainer.best_epoch, trainer.best_val_acc1 = 0, -1.0
 
 
 def run(job: Job, process: Process) -> None:
-    """Train as the job says, on this process."""
-    config = job.config
-    annotations = read_annotations(Path(config.annotations))
-    trainer = make_trainer(config, annotations, process, job.pack)
-    source = checkpoint_to_resume(config, process)
-    if source is not None:
-        checkpoint = read_checkpoint(source, "resume")
-        if "optimizer" not in checkpoint:
-            raise UserError(f"resume: {source} holds no training state. Needed: a last.pt.")
-        trainer.load_state(checkpoint)
-        if process.is_main:
-            print(f"resuming {source} at epoch {trainer.epoch + 1}", flush=True)
-    fit(trainer, Reporter(job, annotations.categories))
+    """Train as the job says, on this process.
+
+    Raises:
+        Interrupted: after a signal.
+    """
+    annotations = read_annotations(Path(job.config.annotations))
+    trainer = make_trainer(job.config, annotations, process, job.pack)
+    resume(trainer, job, annotations.categories)
+    reporter = Reporter(job.config, job.run_id, job.journal, annotations.categories, process)
+    with StopSignal() as trainer.stop:
+        fit(trainer, reporter, reporter.after_update)
 
 
 def main() -> None:
-    """Entry point of each process; a user's mistake goes to the job's error file, exit code 2."""
-    job = Job.read(Path(sys.argv[1]))
+    """Entry point of each process."""
+    code = work(Job.read(Path(sys.argv[1])))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Loader processes outlive signals, and Python would wait for one that is stuck. They end by
+    # themselves when this process has gone.
+    os._exit(code)
+
+
+def work(job: Job) -> int:
+    """Train as a process of torchrun; returns the exit code.
+
+    A user's mistake goes to the job's error file, with code 2.
+    """
     try:
         with process_group() as process:
             run(job, process)
-    except torch.OutOfMemoryError as error:
-        job.error.write_text(
-            f"batch_size: {job.config.batch_size} does not fit into the GPU's memory "
-            f"({str(error).splitlines()[0]}). Needed: a smaller batch_size (and larger "
-            "grad_accum_steps), clip_len or crop_size."
-        )
-        sys.exit(2)
+    except Interrupted:
+        return EXIT_CODE
     except UserError as error:
         job.error.write_text(str(error))
-        sys.exit(2)
+        return 2
+    except Exception as error:
+        if not out_of_memory(error):
+            traceback.print_exc()
+            return 1
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        job.error.write_text(
+            f"batch_size: {job.config.batch_size} does not fit into memory ({first_line}). "
+            "Needed: a smaller batch_size (and larger grad_accum_steps), clip_len or crop_size, "
+            "or fewer num_workers."
+        )
+        return 2
+    return 0
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory is full, of a GPU or of the machine."""
+    # PyTorch has an exception of its own for GPUs only.
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
+        sign in str(error) for sign in ("DefaultCPUAllocator", "MemoryError", "Cannot allocate")
+    )
 
 
 if __name__ == "__main__":
