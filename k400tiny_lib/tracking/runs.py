@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from mlflow.exceptions import MlflowException
 from k400tiny_lib.config import AUTO, NONE, Config, parameters_of
 from k400tiny_lib.data.storage import fetch
 from k400tiny_lib.errors import UserError
+from k400tiny_lib.tracking.outage import impatient, is_away, reason_of
 
 STEP_TAG = "k400tiny.step"
 CACHE_KEY_TAG = "k400tiny.cache_key"
@@ -44,7 +46,6 @@ def step_run(step: str, config: Config) -> Iterator[Run]:
         raise UserError(
             f"MLFLOW_TRACKING_URI: {mlflow.get_tracking_uri()} fails: {error}"
         ) from None
-    reason = ""
     try:
         _check_artifact_store(run)
         parameters = parameters_of(step, config)
@@ -56,10 +57,28 @@ def step_run(step: str, config: Config) -> Iterator[Run]:
         yield run
     except BaseException as error:
         reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
-        mlflow.set_tag(ERROR_TAG, (reason or type(error).__name__)[:_ERROR_LENGTH])
-        mlflow.end_run("FAILED")
+        _end_failed(run, (reason or type(error).__name__)[:_ERROR_LENGTH])
+        if is_away(error):
+            raise UserError(
+                f"MLFLOW_TRACKING_URI: no answer any more ({reason_of(error)})."
+            ) from None
         raise
-    mlflow.end_run()
+    try:
+        mlflow.end_run()
+    except MlflowException as error:
+        raise UserError(
+            f"MLFLOW_TRACKING_URI: run {run.info.run_id} is done, but cannot be ended: {error}"
+        ) from None
+
+
+def _end_failed(run: Run, message: str) -> None:
+    # What failed should be told now, not after minutes of trying to reach a server that is away.
+    try:
+        with impatient():
+            mlflow.set_tag(ERROR_TAG, message)
+            mlflow.end_run("FAILED")
+    except MlflowException as error:
+        print(f"run {run.info.run_id} stays RUNNING: {reason_of(error)}", file=sys.stderr)
 
 
 def _check_artifact_store(run: Run) -> None:
@@ -121,6 +140,12 @@ def active_run_id() -> str:
     if run is None:
         raise RuntimeError("a step runs inside step_run")
     return str(run.info.run_id)
+
+
+def is_nested() -> bool:
+    """Whether the step's run belongs to a parent, whose step goes on when this one ends."""
+    run = mlflow.active_run()
+    return run is not None and "mlflow.parentRunId" in run.data.tags
 
 
 def tag_cache_key(key: str) -> None:

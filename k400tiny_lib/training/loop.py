@@ -27,8 +27,10 @@ from k400tiny_lib.data.loading import ClipDataset, batches
 from k400tiny_lib.data.transforms import normalise
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.training.distributed import Process, average_buffers
+from k400tiny_lib.training.freezing import freeze_backbone
 from k400tiny_lib.training.meters import Meters
 from k400tiny_lib.training.optimisation import amp_dtype
+from k400tiny_lib.training.stopping import out_of_patience
 
 Loader = DataLoader[tuple[Tensor, int, int]]
 
@@ -43,6 +45,7 @@ class Trainer:
         average: the moving average of the weights, evaluated and saved in place of them.
         epoch: epochs that are finished; the first epoch is number 1.
         best_epoch, best_val_acc1: of the best epoch so far; 0 and -1 before the first.
+        improved_epoch: the last epoch that was better than all before, not merely as good.
     """
 
     config: Config
@@ -58,6 +61,7 @@ class Trainer:
     epoch: int = 0
     best_epoch: int = 0
     best_val_acc1: float = -1.0
+    improved_epoch: int = 0
     scaler: torch.amp.GradScaler = field(init=False)
 
     def __post_init__(self) -> None:
@@ -68,6 +72,13 @@ class Trainer:
     def evaluated_model(self) -> nn.Module:
         """The weights that count: the average where there is one."""
         return self.average.module if self.average is not None else self.model
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to train: all epochs done, or patience exhausted."""
+        return self.epoch >= self.config.num_epochs or out_of_patience(
+            self.epoch, self.improved_epoch, self.config.patience
+        )
 
     def state(self) -> dict[str, Any]:
         """What resuming needs beside the weights that count."""
@@ -80,6 +91,7 @@ class Trainer:
             "finished_epochs": self.epoch,
             "best_epoch": self.best_epoch,
             "best_val_acc1": self.best_val_acc1,
+            "improved_epoch": self.improved_epoch,
             "torch_rng": torch.get_rng_state(),
         }
 
@@ -93,24 +105,27 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self.epoch = state["finished_epochs"]
         self.best_epoch, self.best_val_acc1 = state["best_epoch"], state["best_val_acc1"]
+        self.improved_epoch = state["improved_epoch"]
         torch.set_rng_state(state["torch_rng"])
 
 
 def fit(trainer: Trainer, on_epoch: Callable[[Trainer, dict[str, float], bool], None]) -> None:
-    """Train until num_epochs, validating after each epoch.
+    """Train until num_epochs or out of patience, validating after each epoch.
 
     Args:
         trainer: the state; training starts at its epoch.
         on_epoch: called on every process after each epoch with the trainer, the metrics of the
             epoch and whether it is the best so far; it saves and reports.
     """
-    while trainer.epoch < trainer.config.num_epochs:
+    while not trainer.finished:
         metrics = train_epoch(trainer)
         average_buffers(trainer.model)
         if trainer.average is not None:
             average_buffers(trainer.average.module)
         metrics |= validate(trainer)
         trainer.epoch += 1
+        if metrics["val_acc1"] > trainer.best_val_acc1:
+            trainer.improved_epoch = trainer.epoch
         # At equal accuracy the later epoch is the better trained one.
         is_best = metrics["val_acc1"] >= trainer.best_val_acc1
         if is_best:
@@ -139,6 +154,8 @@ def train_epoch(trainer: Trainer) -> dict[str, float]:
     meters = Meters(trainer.num_classes, device)
     num_batches = len(trainer.train_loader)
     trainer.forward.train()
+    if config.freeze_epochs:
+        freeze_backbone(trainer.model, trainer.epoch < config.freeze_epochs)
     start = waited_from = time.perf_counter()
     waiting = 0.0
     num_clips = 0

@@ -23,12 +23,19 @@ from k400tiny_lib.data.augmentation import no_flip_targets
 from k400tiny_lib.data.loading import ClipDataset, make_loader, worker_count
 from k400tiny_lib.data.packing import open_frames
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.journal import Journal
+from k400tiny_lib.journal import Journal, companion_folder
 from k400tiny_lib.model import build_model, load_backbone, pretrained_state
 from k400tiny_lib.training.checkpoint import BEST, LAST, read_checkpoint, write_atomically
 from k400tiny_lib.training.distributed import Process, process_group
 from k400tiny_lib.training.loop import Trainer, fit
-from k400tiny_lib.training.optimisation import make_average, make_optimizer, make_scheduler
+from k400tiny_lib.training.optimisation import (
+    make_average,
+    make_optimizer,
+    make_scheduler,
+    scaled_lr_line,
+)
+from k400tiny_lib.training.progress import memory_gb, progress_line
+from k400tiny_lib.training.sample_predictions import save_predictions
 
 
 @dataclass(frozen=True)
@@ -120,7 +127,10 @@ def make_trainer(
     forward: nn.Module = model
     if process.world_size > 1:
         devices = [process.device] if process.device.type == "cuda" else None
-        forward = DistributedDataParallel(model, device_ids=devices)
+        # A frozen backbone gets no gradients that DDP could wait for.
+        forward = DistributedDataParallel(
+            model, device_ids=devices, find_unused_parameters=config.freeze_epochs > 0
+        )
     # From here on each process draws its own dropout.
     torch.manual_seed(int(np.random.SeedSequence([config.seed, process.rank]).generate_state(1)[0]))
 
@@ -146,7 +156,9 @@ def make_trainer(
         train_set, sampler, batch_size=config.batch_size, num_workers=workers, drop_last=True
     )
     val_loader = make_loader(val_set, own_val, batch_size=config.batch_size, num_workers=workers)
-    optimizer = make_optimizer(model, config)
+    optimizer = make_optimizer(model, config, process.world_size)
+    if config.lr_batch_size and process.is_main:
+        print(scaled_lr_line(config, process.world_size), flush=True)
     updates = -(-len(train_loader) // config.grad_accum_steps)
     return Trainer(
         config=config, process=process, model=model, forward=forward,
@@ -179,20 +191,16 @@ class Reporter:
         }
         if is_best:
             write_atomically(content | {"val_acc1": metrics["val_acc1"]}, self.folder / BEST)
-        if trainer.epoch % self.config.save_every == 0 or trainer.epoch == self.config.num_epochs:
+        if trainer.epoch % self.config.save_every == 0 or trainer.finished:
             write_atomically(content | trainer.state(), self.folder / LAST)
-        self.journal.log_metrics(metrics, step=trainer.epoch)
         seconds = time.perf_counter() - self.epoch_start
         self.epoch_start = time.perf_counter()
-        left = seconds * (self.config.num_epochs - trainer.epoch)
-        print(
-            f"epoch {trainer.epoch:3d}/{self.config.num_epochs}"
-            f"  train loss {metrics['train_loss']:.3f} acc1 {metrics['train_acc1']:5.1f}"
-            f"  val loss {metrics['val_loss']:.3f} acc1 {metrics['val_acc1']:5.1f}"
-            f"{'*' if is_best else ' '} {metrics['clips_per_second']:6.1f} clips/s"
-            f"  waiting for data {metrics['data_time_fraction']:4.0%}  {left / 60:.1f} min left",
-            flush=True,
-        )
+        memory = memory_gb(trainer.process.device)
+        metrics = metrics | {"epoch_seconds": seconds, "memory_gb": memory}
+        images = save_predictions(trainer, self.categories, companion_folder(self.journal.path))
+        self.journal.log_metrics(metrics, trainer.epoch, images)
+        line = progress_line(trainer.epoch, self.config.num_epochs, metrics, is_best, seconds)
+        print(line, flush=True)
 
 
 def checkpoint_to_resume(config: Config, process: Process) -> Path | None:
