@@ -1,5 +1,6 @@
 """Runs and journals: nothing stays RUNNING, no metric is lost or sent twice."""
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import psutil
 import pytest
 import yaml
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from k400tiny_lib.config import Config
@@ -42,6 +44,27 @@ def test_a_step_that_raises_is_failed_with_its_reason(
     found = MlflowClient().get_run(run.info.run_id)
     assert found.info.status == "FAILED"
     assert found.data.tags[ERROR_TAG] == reason
+
+
+def test_a_step_whose_server_is_gone_fails_at_once_and_leaves_no_run_to_be_ended_at_exit(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*args: Any, **kwargs: Any) -> None:
+        assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "0"
+        raise MlflowException("API request to http://host failed with exception ...")
+
+    def fail(error: Exception) -> None:
+        with monkeypatch.context() as server, step_run("predict", Config()):
+            server.setattr(MlflowClient, "set_tag", gone)
+            server.setattr(MlflowClient, "set_terminated", gone)
+            raise error
+
+    with pytest.raises(UserError, match=r"^lr: too large"):
+        fail(UserError("lr: too large"))
+    with pytest.raises(UserError, match=r"^MLFLOW_TRACKING_URI: no answer any more"):
+        fail(MlflowException("API request to http://host failed with exception ..."))
+    assert mlflow.active_run() is None
+    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
 
 
 def test_parameters_that_mlflow_run_has_logged_are_left_as_they_are(

@@ -1,5 +1,6 @@
 """The MLflow run of a step: adopted from `mlflow run`, or started when a step is run by hand."""
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -73,12 +74,14 @@ def step_run(step: str, config: Config) -> Iterator[Run]:
 
 def _end_failed(run: Run, message: str) -> None:
     # What failed should be told now, not after minutes of trying to reach a server that is away.
-    try:
-        with impatient():
+    with impatient():
+        try:
             mlflow.set_tag(ERROR_TAG, message)
+        except MlflowException as error:
+            print(f"run {run.info.run_id} stays RUNNING: {reason_of(error)}", file=sys.stderr)
+        # Even where that is of no use: else mlflow ends the run at exit, patiently, as FINISHED.
+        with contextlib.suppress(MlflowException):
             mlflow.end_run("FAILED")
-    except MlflowException as error:
-        print(f"run {run.info.run_id} stays RUNNING: {reason_of(error)}", file=sys.stderr)
 
 
 def _check_artifact_store(run: Run) -> None:

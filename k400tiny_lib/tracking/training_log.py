@@ -36,7 +36,7 @@ class TrainingLog:
         self._journal = journal
         self._images = companion_folder(journal) / "images"
         self._images.mkdir(exist_ok=True)
-        self._unsent: list[Path] = []
+        self._unsent = sorted(self._images.iterdir())
         system = companion_folder(journal) / "system.jsonl"
         self._system = SystemSampler(run_id, system)
         self._senders = [JournalSender(run_id, path) for path in (journal, system)]
@@ -115,7 +115,6 @@ class TrainingLog:
                 raise error
             for name, value in metrics.items():
                 self._client.log_metric(self._run_id, name, value)
-            self._client.log_artifacts(self._run_id, str(self._images), "images")
             if checkpoint is not None:
                 self._client.log_artifact(self._run_id, str(checkpoint), "checkpoints")
             if note:
