@@ -15,6 +15,7 @@ from k400tiny_lib.training.optimisation import (
     make_average,
     make_optimizer,
     make_scheduler,
+    peak_lr,
 )
 
 
@@ -86,3 +87,19 @@ def test_mixed_precision_is_off_on_a_cpu_unless_asked_for() -> None:
     assert amp_dtype("auto", cpu) is None
     assert amp_dtype("off", cpu) is None
     assert amp_dtype("bf16", cpu) is torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "world_size", "accumulated", "scale"),
+    [(24, 64, 1, 1.0), (24, 1, 1, 1 / 64), (12, 4, 2, 1 / 16), (48, 64, 1, 2.0)],
+)
+def test_the_rate_grows_linearly_with_the_clips_of_an_update(
+    batch_size: int, world_size: int, accumulated: int, scale: float
+) -> None:
+    config = Config(
+        lr=0.64, lr_batch_size=1536, batch_size=batch_size, grad_accum_steps=accumulated
+    )
+    assert peak_lr(config, world_size) == pytest.approx(0.64 * scale)
+    optimizer = make_optimizer(nn.Linear(2, 2), config, world_size)
+    assert {group["lr"] for group in optimizer.param_groups} == {peak_lr(config, world_size)}
+    assert peak_lr(Config(lr=0.3, batch_size=batch_size), world_size) == 0.3

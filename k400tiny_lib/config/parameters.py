@@ -131,8 +131,19 @@ class Config:
     dropout: float = _param(0.0, "Dropout before the head.", low=0, below=1)
     # --- optimisation ---------------------------------------------------------------------------
     num_epochs: int = _param(30, "Passes over the training clips.", low=1)
+    patience: int = _param(
+        0, "Epochs without a better val_acc1 after which training stops; 0 for never.", low=0
+    )
+    freeze_epochs: int = _param(
+        0, "First epochs of fine-tuning in which only the head learns.", low=0
+    )
     optimizer: str = _param("sgd", "Optimizer.", choices=("sgd", "adamw"))
     lr: float = _param(0.01, "Peak learning rate.", above=0)
+    lr_batch_size: int = _param(
+        0,
+        "Clips per update that lr is stated for; lr is scaled to the actual number, 0 leaves it.",
+        low=0,
+    )
     momentum: float = _param(0.9, "Momentum of SGD (Nesterov above 0).", low=0, below=1)
     weight_decay: float = _param(
         1e-4, "Weight decay of the convolution and head weights; biases and norms have none.", low=0

@@ -38,7 +38,7 @@ _PREPARE_DATA = (
 _TRAIN = (
     "data_path", "annotations", "model", "weights", "load_model", "num_classes", *_CLIP,
     "augmentation", "no_flip_classes", "frame_cache", "cache_dir", "batch_size", "num_workers",
-    "num_epochs", "optimizer", "lr", "momentum",
+    "num_epochs", "patience", "freeze_epochs", "optimizer", "lr", "lr_batch_size", "momentum",
     "weight_decay", "scheduler", "warmup_epochs", "label_smoothing", "dropout", "ema_decay",
     "grad_accum_steps", "clip_grad_norm", "amp", "sync_bn", "seed", "checkpoint_dir", "save_every",
     "save_every_minutes", "resume", "print_interval",
@@ -164,6 +164,11 @@ def _check_together(config: Config, step: str) -> None:
         (config.checkpoint == NONE) == (config.weights == NONE)
     ):
         raise UserError(f"checkpoint: {step} needs either checkpoint or weights, not both.")
+    if config.freeze_epochs and config.weights == NONE and config.load_model == NONE:
+        raise UserError(
+            f"freeze_epochs: {config.freeze_epochs}, but the backbone starts from scratch. "
+            "Needed: weights or load_model, or 0."
+        )
     if config.data_path == "sample" and config.gt_csv != NONE:
         raise UserError("gt_csv: the rendered sample has its own. Give data_path too.")
 

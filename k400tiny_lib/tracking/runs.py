@@ -1,7 +1,9 @@
 """The MLflow run of a step: adopted from `mlflow run`, or started when a step is run by hand."""
 
+import contextlib
 import dataclasses
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ from mlflow.exceptions import MlflowException
 from k400tiny_lib.config import AUTO, NONE, Config, parameters_of
 from k400tiny_lib.data.storage import fetch
 from k400tiny_lib.errors import UserError
+from k400tiny_lib.tracking.outage import impatient, is_away, reason_of
 
 STEP_TAG = "k400tiny.step"
 CACHE_KEY_TAG = "k400tiny.cache_key"
@@ -45,7 +48,6 @@ def step_run(step: str, config: Config) -> Iterator[Run]:
         raise UserError(
             f"MLFLOW_TRACKING_URI: {mlflow.get_tracking_uri()} fails: {error}"
         ) from None
-    reason = ""
     try:
         _check_artifact_store(run)
         parameters = parameters_of(step, config)
@@ -57,10 +59,30 @@ def step_run(step: str, config: Config) -> Iterator[Run]:
         yield run
     except BaseException as error:
         reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
-        mlflow.set_tag(ERROR_TAG, (reason or type(error).__name__)[:_ERROR_LENGTH])
-        mlflow.end_run("FAILED")
+        _end_failed(run, (reason or type(error).__name__)[:_ERROR_LENGTH])
+        if is_away(error):
+            raise UserError(
+                f"MLFLOW_TRACKING_URI: no answer any more ({reason_of(error)})."
+            ) from None
         raise
-    mlflow.end_run()
+    try:
+        mlflow.end_run()
+    except MlflowException as error:
+        raise UserError(
+            f"MLFLOW_TRACKING_URI: run {run.info.run_id} is done, but cannot be ended: {error}"
+        ) from None
+
+
+def _end_failed(run: Run, message: str) -> None:
+    # What failed should be told now, not after minutes of trying to reach a server that is away.
+    with impatient():
+        try:
+            mlflow.set_tag(ERROR_TAG, message)
+        except MlflowException as error:
+            print(f"run {run.info.run_id} stays RUNNING: {reason_of(error)}", file=sys.stderr)
+        # Even where that is of no use: else mlflow ends the run at exit, patiently, as FINISHED.
+        with contextlib.suppress(MlflowException):
+            mlflow.end_run("FAILED")
 
 
 def _check_artifact_store(run: Run) -> None:
@@ -145,6 +167,12 @@ def link_run(resumed_from: str | None, parent_run: str) -> None:
                 "of a run in the same tracking store."
             ) from None
         mlflow.set_tag("mlflow.parentRunId", parent_run)
+
+
+def is_nested() -> bool:
+    """Whether the step's run belongs to a parent, whose step goes on when this one ends."""
+    run = mlflow.active_run()
+    return run is not None and "mlflow.parentRunId" in run.data.tags
 
 
 def tag_cache_key(key: str) -> None:

@@ -1,12 +1,13 @@
 """Sends a training journal to MLflow, in batches, and survives a server that is away."""
 
+import json
 from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric
+from PIL import Image
 
-from k400tiny_lib.errors import UserError
-from k400tiny_lib.journal import read_entries
+from k400tiny_lib.journal import Entry, companion_folder, read_entries
 
 _MAX_METRICS = 1000  # MLflow's limit for one batch
 
@@ -14,51 +15,66 @@ _MAX_METRICS = 1000  # MLflow's limit for one batch
 class JournalSender:
     """Follows a journal and sends what is new; what cannot be sent stays for the next try.
 
-    Attributes:
-        latest: the metrics sent last.
+    How far it came is noted beside the journal, so that another process can go on. A batch that
+    arrived without our knowing is sent again: the store keeps one of two equal metrics.
     """
 
     def __init__(self, run_id: str, journal: Path) -> None:
         self._client = MlflowClient()
         self._run_id = run_id
         self._journal = journal
-        self._offset = 0
-        self.latest: dict[str, float] = {}
+        self._note = companion_folder(journal) / "sent.json"
+        self._sent = {"metrics": 0, "images": 0}  # byte offsets in the journal
+        if self._note.exists():
+            self._sent = json.loads(self._note.read_text())
 
     def send(self) -> Exception | None:
-        """Send the new entries; returns the reason if the server refuses or is away."""
-        batch: list[Metric] = []
-        offset, latest = self._offset, self.latest
-        for entry, end in read_entries(self._journal, self._offset):
-            metrics = [
-                Metric(name, value, entry.timestamp, entry.step)
-                for name, value in entry.metrics.items()
-            ]
-            if batch and len(batch) + len(metrics) > _MAX_METRICS:
-                break
-            batch += metrics
-            offset, latest = end, entry.metrics
-        if not batch:
-            return None
+        """Send what is new; returns the reason if the server refuses or is away."""
         try:
-            self._client.log_batch(self._run_id, metrics=batch)
+            self._send_metrics()
+            self._send_images()
         except Exception as error:  # any store may raise anything; training goes on
             return error
-        self._offset, self.latest = offset, latest
         return None
 
-    def finish(self) -> None:
-        """Send what is left.
+    def _send_metrics(self) -> None:
+        batch: list[Metric] = []
+        offset = self._sent["metrics"]
+        for entry, end in read_entries(self._journal, offset):
+            metrics = _metrics(entry)
+            if batch and len(batch) + len(metrics) > _MAX_METRICS:
+                self._client.log_batch(self._run_id, metrics=batch)
+                self._progress(metrics=offset)
+                batch = []
+            batch += metrics
+            offset = end
+        if batch:
+            self._client.log_batch(self._run_id, metrics=batch)
+            self._progress(metrics=offset)
 
-        Raises:
-            UserError: if the server does not take it.
-        """
-        sent = -1
-        while sent != self._offset:
-            sent = self._offset
-            error = self.send()
-            if error is not None:
-                raise UserError(
-                    f"MLFLOW_TRACKING_URI: metrics could not be sent ({error}); they are in "
-                    f"{self._journal}."
-                )
+    def _send_images(self) -> None:
+        offset = self._sent["images"]
+        for entry, end in read_entries(self._journal, offset):
+            for name, path in entry.images.items():
+                if not path.exists():  # deleted to save space, say
+                    continue
+                with Image.open(path) as image:
+                    self._client.log_image(
+                        self._run_id, image, key=name, step=entry.step, timestamp=entry.timestamp
+                    )
+                self._progress(images=end)
+            offset = end
+        if offset != self._sent["images"]:
+            self._progress(images=offset)
+
+    def _progress(self, **offsets: int) -> None:
+        self._sent |= offsets
+        partial = self._note.with_suffix(".part")
+        partial.write_text(json.dumps(self._sent))
+        partial.replace(self._note)
+
+
+def _metrics(entry: Entry) -> list[Metric]:
+    return [
+        Metric(name, value, entry.timestamp, entry.step) for name, value in entry.metrics.items()
+    ]

@@ -27,8 +27,10 @@ from k400tiny_lib.data.loading import ClipDataset, batches
 from k400tiny_lib.data.transforms import normalise
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.training.distributed import Process, TrainSampler, average_buffers
+from k400tiny_lib.training.freezing import freeze_backbone
 from k400tiny_lib.training.meters import Meters
 from k400tiny_lib.training.optimisation import amp_dtype
+from k400tiny_lib.training.stopping import out_of_patience
 
 Loader = DataLoader[tuple[Tensor, int, int]]
 
@@ -53,6 +55,7 @@ class Trainer:
         meters: the running epoch so far, as this process saw it.
         seconds, waiting: that the running epoch has taken, and waited for data, so far.
         best_epoch, best_val_acc1: of the best epoch so far; 0 and -1 before the first.
+        improved_epoch: the last epoch that was better than all before, not merely as good.
     """
 
     config: Config
@@ -75,6 +78,7 @@ class Trainer:
     best_epoch: int = 0
     best_val_acc1: float = -1.0
     meters: Meters = field(init=False)
+    improved_epoch: int = 0
     scaler: torch.amp.GradScaler = field(init=False)
 
     def __post_init__(self) -> None:
@@ -87,13 +91,20 @@ class Trainer:
         """The weights that count: the average where there is one."""
         return self.average.module if self.average is not None else self.model
 
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to train: all epochs done, or patience exhausted."""
+        return self.epoch >= self.config.num_epochs or out_of_patience(
+            self.epoch, self.improved_epoch, self.config.patience
+        )
+
 
 def fit(
     trainer: Trainer,
     on_epoch: Callable[[Trainer, dict[str, float], bool], None],
     on_update: Callable[[Trainer], None] = lambda trainer: None,
 ) -> None:
-    """Train until num_epochs, validating after each epoch.
+    """Train until num_epochs or out of patience, validating after each epoch.
 
     Args:
         trainer: the state; training starts at its epoch and the batch within.
@@ -102,13 +113,15 @@ def fit(
         on_update: called on every process where the state can be saved: after each update of the
             weights, and after validation; it may raise Interrupted.
     """
-    while trainer.epoch < trainer.config.num_epochs:
+    while not trainer.finished:
         metrics = train_epoch(trainer, on_update)
         metrics |= validate(trainer)
         on_update(trainer)  # does not return if a signal has cut the validation short
         trainer.epoch += 1
         trainer.batch, trainer.seconds, trainer.waiting = 0, 0.0, 0.0
         trainer.meters = Meters(trainer.num_classes, trainer.process.device)
+        if metrics["val_acc1"] > trainer.best_val_acc1:
+            trainer.improved_epoch = trainer.epoch
         # At equal accuracy the later epoch is the better trained one.
         is_best = metrics["val_acc1"] >= trainer.best_val_acc1
         if is_best:
@@ -136,6 +149,8 @@ def train_epoch(trainer: Trainer, on_update: Callable[[Trainer], None]) -> dict[
     dtype = amp_dtype(config.amp, device)
     num_batches = len(trainer.train_loader)
     trainer.forward.train()
+    if config.freeze_epochs:
+        freeze_backbone(trainer.model, trainer.epoch < config.freeze_epochs)
     broken = ""
     then = time.perf_counter()
 

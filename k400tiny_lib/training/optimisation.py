@@ -14,8 +14,36 @@ _STEP_MILESTONES = (20 / 45, 30 / 45, 40 / 45)
 _EXPONENTIAL_END = 0.01  # share of the peak at the end
 
 
-def make_optimizer(model: nn.Module, config: Config) -> Optimizer:
+def peak_lr(config: Config, world_size: int) -> float:
+    """The learning rate for the actual number of clips per update.
+
+    By the linear scaling rule (Goyal et al. 2017, arXiv:1706.02677): k times the clips, k times
+    the rate. Stated for its number of clips, a recipe then fits any number of GPUs.
+
+    Args:
+        config: lr, the clips that it is stated for, and what makes up an update.
+        world_size: processes on all nodes.
+    """
+    if not config.lr_batch_size:
+        return config.lr
+    return config.lr * clips_per_update(config, world_size) / config.lr_batch_size
+
+
+def clips_per_update(config: Config, world_size: int) -> int:
+    """Clips whose gradients make one update, over all processes."""
+    return config.batch_size * world_size * config.grad_accum_steps
+
+
+def scaled_lr_line(config: Config, world_size: int) -> str:
+    """What became of the stated learning rate, for the console."""
+    actual, clips = peak_lr(config, world_size), clips_per_update(config, world_size)
+    stated = f"{config.lr:g} for {config.lr_batch_size} clips per update"
+    return f"learning rate: {stated}, {actual:g} for the {clips} of this run"
+
+
+def make_optimizer(model: nn.Module, config: Config, world_size: int = 1) -> Optimizer:
     """SGD (Nesterov where there is momentum) or AdamW; biases and norms without weight decay."""
+    lr = peak_lr(config, world_size)
     decayed = [p for p in _trainable(model) if p.ndim > 1]
     others = [p for p in _trainable(model) if p.ndim <= 1]
     groups = [
@@ -23,8 +51,8 @@ def make_optimizer(model: nn.Module, config: Config) -> Optimizer:
         {"params": others, "weight_decay": 0.0},
     ]
     if config.optimizer == "adamw":
-        return AdamW(groups, lr=config.lr)
-    return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+        return AdamW(groups, lr=lr)
+    return SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.momentum > 0)
 
 
 def _trainable(model: nn.Module) -> Iterator[nn.Parameter]:

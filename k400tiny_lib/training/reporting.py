@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from k400tiny_lib.config import Config
-from k400tiny_lib.journal import Journal, read_entries
+from k400tiny_lib.journal import Journal, companion_folder, read_entries
 from k400tiny_lib.training.checkpoint import BEST, write_atomically, write_last
 from k400tiny_lib.training.distributed import Process
 from k400tiny_lib.training.loop import Interrupted, Trainer
+from k400tiny_lib.training.progress import memory_gb, progress_line
+from k400tiny_lib.training.sample_predictions import save_predictions
 from k400tiny_lib.training.state import gather_state
 
 
@@ -36,32 +38,26 @@ class Reporter:
 
     def __call__(self, trainer: Trainer, metrics: dict[str, float], is_best: bool) -> None:
         """Report an epoch; write it where it is the best, or due."""
+        seconds = time.monotonic() - self.epoch_start
+        self.epoch_start = time.monotonic()
         if trainer.process.is_main:
+            memory = memory_gb(trainer.process.device)
+            metrics = metrics | {"epoch_seconds": seconds, "memory_gb": memory}
             if is_best:
                 content = self._content(trainer) | {"val_acc1": metrics["val_acc1"]}
                 write_atomically(content, self.folder / BEST)
             # Before the checkpoint, which carries the journal along. After a crash between the two
             # the epoch is trained again, and gives the same metrics.
             if trainer.epoch not in self.reported:
-                self.journal.log_metrics(metrics, step=trainer.epoch)
+                folder = companion_folder(self.journal.path)
+                images = save_predictions(trainer, self.categories, folder)
+                self.journal.log_metrics(metrics, trainer.epoch, images)
                 self.reported.add(trainer.epoch)
-        if trainer.epoch % self.config.save_every == 0 or trainer.epoch == self.config.num_epochs:
+        if trainer.epoch % self.config.save_every == 0 or trainer.finished:
             self.save(trainer)
         if trainer.process.is_main:
-            self._print(trainer, metrics, is_best)
-
-    def _print(self, trainer: Trainer, metrics: dict[str, float], is_best: bool) -> None:
-        seconds = time.monotonic() - self.epoch_start
-        self.epoch_start = time.monotonic()
-        left = seconds * (self.config.num_epochs - trainer.epoch)
-        print(
-            f"epoch {trainer.epoch:3d}/{self.config.num_epochs}"
-            f"  train loss {metrics['train_loss']:.3f} acc1 {metrics['train_acc1']:5.1f}"
-            f"  val loss {metrics['val_loss']:.3f} acc1 {metrics['val_acc1']:5.1f}"
-            f"{'*' if is_best else ' '} {metrics['clips_per_second']:6.1f} clips/s"
-            f"  waiting for data {metrics['data_time_fraction']:4.0%}  {left / 60:.1f} min left",
-            flush=True,
-        )
+            line = progress_line(trainer.epoch, self.config.num_epochs, metrics, is_best, seconds)
+            print(line, flush=True)
 
     def after_update(self, trainer: Trainer) -> None:
         """Write the state when it is time; at a signal write it and stop, all processes together.

@@ -32,6 +32,7 @@ def gather_state(trainer: Trainer) -> dict[str, Any]:
         "order": _order(trainer),
         "best_epoch": trainer.best_epoch,
         "best_val_acc1": trainer.best_val_acc1,
+        "improved_epoch": trainer.improved_epoch,
         "processes": trainer.process.gather(_own_state(trainer)),
     }
 
@@ -81,6 +82,7 @@ def load_state(trainer: Trainer, state: dict[str, Any], source: str) -> None:
     trainer.updates, trainer.lr = state["updates"], state["lr"]
     trainer.epoch, trainer.batch = state["finished_epochs"], state["batch"]
     trainer.best_epoch, trainer.best_val_acc1 = state["best_epoch"], state["best_val_acc1"]
+    trainer.improved_epoch = state["improved_epoch"]
     _load_own_state(trainer, state["processes"])
 
 

@@ -28,7 +28,12 @@ from k400tiny_lib.training.checkpoint import BEST, read_checkpoint
 from k400tiny_lib.training.distributed import Process, TrainSampler, process_group
 from k400tiny_lib.training.interruption import EXIT_CODE, StopSignal
 from k400tiny_lib.training.loop import Interrupted, Trainer, fit
-from k400tiny_lib.training.optimisation import make_average, make_optimizer, make_scheduler
+from k400tiny_lib.training.optimisation import (
+    make_average,
+    make_optimizer,
+    make_scheduler,
+    scaled_lr_line,
+)
 from k400tiny_lib.training.reporting import Reporter, continue_journal
 from k400tiny_lib.training.resuming import check_resumable, checkpoint_to_continue
 from k400tiny_lib.training.state import load_state
@@ -123,7 +128,10 @@ def make_trainer(
     forward: nn.Module = model
     if process.world_size > 1:
         devices = [process.device] if process.device.type == "cuda" else None
-        forward = DistributedDataParallel(model, device_ids=devices)
+        # A frozen backbone gets no gradients that DDP could wait for.
+        forward = DistributedDataParallel(
+            model, device_ids=devices, find_unused_parameters=config.freeze_epochs > 0
+        )
     # From here on each process draws its own dropout.
     torch.manual_seed(int(np.random.SeedSequence([config.seed, process.rank]).generate_state(1)[0]))
 
@@ -149,7 +157,9 @@ def make_trainer(
         train_set, sampler, batch_size=config.batch_size, num_workers=workers, drop_last=True
     )
     val_loader = make_loader(val_set, own_val, batch_size=config.batch_size, num_workers=workers)
-    optimizer = make_optimizer(model, config)
+    optimizer = make_optimizer(model, config, process.world_size)
+    if config.lr_batch_size and process.is_main:
+        print(scaled_lr_line(config, process.world_size), flush=True)
     updates = -(-len(train_loader) // config.grad_accum_steps)
     return Trainer(
         config=config, process=process, model=model, forward=forward,

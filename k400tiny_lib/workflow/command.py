@@ -83,10 +83,14 @@ def _run(step: str, function: Callable[[Config], None], arguments: list[str]) ->
     try:
         with step_run(step, config):
             interruption.arm()
-            key = cache_key(step, config) if inputs_exist(step, config) else None
+            # Only a finished run is ever re-used: its key may stand there from the start, and
+            # nothing is left to do for whoever logs a training afterwards.
+            ready = inputs_exist(step, config)
+            if ready:
+                tag_cache_key(cache_key(step, config))
             function(config)
-            # A rendered sample has content, and with it a key, only now.
-            tag_cache_key(key or cache_key(step, config))
+            if not ready:  # a rendered sample has content, and with it a key, only now
+                tag_cache_key(cache_key(step, config))
     except UserError as error:
         _complain(step, error)
         return USER_ERROR

@@ -1,0 +1,42 @@
+"""What the machine was doing while it trained: load, memory, disk, network, GPUs."""
+
+import logging
+import os
+import time
+from pathlib import Path
+
+from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+from k400tiny_lib.journal import Journal
+
+
+class SystemSampler:
+    """Writes MLflow's system metrics to a journal of their own.
+
+    MLflow's own thread gives up at the first call that the server does not answer, and holds the
+    end of the run up while it tries. A journal waits for the server like every other.
+    MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL says how often (seconds, 10 unless set), and
+    MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=false turns it off.
+    """
+
+    def __init__(self, run_id: str, journal: Path) -> None:
+        self._journal = Journal(journal)
+        self._step = 0
+        logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
+        wanted = os.environ.get(MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.name, "").lower()
+        # Set to true, it has started MLflow's own thread for this run already.
+        self._monitor = None if wanted else SystemMetricsMonitor(run_id)
+        self._due = 0.0
+
+    def sample(self) -> None:
+        """Take a sample if it is time for one."""
+        if self._monitor is None or time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + self._monitor.sampling_interval
+        self._monitor.collect_metrics()
+        values = self._monitor.aggregate_metrics()
+        for part in self._monitor.monitors:
+            part.clear_metrics()
+        self._journal.log_metrics({f"system/{k}": v for k, v in values.items()}, self._step)
+        self._step += 1
