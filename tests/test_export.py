@@ -14,6 +14,7 @@ from k400tiny_lib.errors import UserError
 from k400tiny_lib.export.graph import (
     FramesToProbabilities,
     _centre_offset,
+    _takes_more_frames,
     export_graph,
     frames_free,
 )
@@ -72,6 +73,16 @@ def test_weights_disturbed_by_a_hundredth_fail_the_gate(proto: onnx.ModelProto) 
     found = compare(open_session(proto), eager, clips(5), True)
     with pytest.raises(UserError, match=r"^tolerance: .* differs by .* Nothing was registered"):
         require_parity(found, tolerance=1e-4)
+
+
+def test_a_network_of_fixed_length_is_found_out_before_the_export() -> None:
+    class Fixed(torch.nn.Module):
+        def forward(self, clips: torch.Tensor) -> torch.Tensor:
+            return clips.mean((3, 4)).flatten(1) @ torch.ones(3 * CLIP_LEN, 2)
+
+    takes = [_takes_more_frames(FramesToProbabilities(network, RESIZE, CROP), CLIP_LEN)
+             for network in (Fixed(), build("r3d_18"))]  # fmt: skip
+    assert takes == [False, True]
 
 
 def test_views_are_averaged_and_calibrated_inside_the_graph() -> None:

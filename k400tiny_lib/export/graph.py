@@ -106,16 +106,26 @@ def export_graph(
     Raises:
         onnx.checker.ValidationError: if the exporter's graph is not valid ONNX.
     """
-    if module.views > 1:
-        proto = _export(module, clip_len, opset, free_frames=False)
-    else:
-        try:
+    proto = None
+    if module.views == 1 and _takes_more_frames(module, clip_len):
+        with contextlib.suppress(torch.onnx.OnnxExporterError):
             proto = _export(module, clip_len, opset, free_frames=True)
-        except torch.onnx.OnnxExporterError:
-            proto = _export(module, clip_len, opset, free_frames=False)
+    proto = proto or _export(module, clip_len, opset, free_frames=False)
     describe(proto, metadata)
     onnx.checker.check_model(proto, full_check=True)  # with shape inference
     return proto
+
+
+@torch.inference_mode()
+def _takes_more_frames(module: FramesToProbabilities, clip_len: int) -> bool:
+    """Whether the network works on longer clips: one with learned positions in time does not."""
+    num_frames = clip_len + max(1, clip_len // 2)
+    side = module.resize_size
+    try:
+        module(torch.zeros((1, num_frames, side, side, 3), dtype=torch.uint8))
+    except (RuntimeError, ValueError, AssertionError):
+        return False
+    return True
 
 
 def _export(
