@@ -1,7 +1,9 @@
-"""Export a checkpoint to ONNX, prove it equal to PyTorch, register it.
+"""Export a model to ONNX, prove it equal to PyTorch, register it, see if it is the best so far.
 
 mlflow run . -e export_onnx --env-manager local -P checkpoint=best.pt
 mlflow run . -e export_onnx --env-manager local -P weights=R2Plus1D_18_Weights.KINETICS400_V1
+mlflow run . -e export_onnx --env-manager local -P checkpoint=best.pt -P data_path=frames \\
+    -P annotations=annotations.json -P quantize=int8
 """
 
 from k400tiny_lib.config import Config
@@ -15,33 +17,54 @@ def export_onnx(config: Config) -> None:
     import pandas as pd
 
     from k400tiny_lib.config import NONE
-    from k400tiny_lib.export.classifier import from_checkpoint, from_weights, parity_clips
-    from k400tiny_lib.export.graph import FramesToProbabilities, export_graph
-    from k400tiny_lib.export.parity import compare, latencies_ms, open_session, require_parity
-    from k400tiny_lib.export.registry import log_onnx, register
-    from k400tiny_lib.tracking.runs import (
-        MODEL_VERSION_TAG,
-        active_run_id,
-        local_copy,
-        local_inputs,
+    from k400tiny_lib.errors import UserError
+    from k400tiny_lib.export import classifier as models
+    from k400tiny_lib.export import parity, registry, scoring
+    from k400tiny_lib.export.card import model_card
+    from k400tiny_lib.export.clips import clip_frames
+    from k400tiny_lib.export.contest import Contest
+    from k400tiny_lib.export.graph import (
+        FramesToProbabilities,
+        describe,
+        export_graph,
+        frames_free,
     )
+    from k400tiny_lib.export.variants import choose
+    from k400tiny_lib.tracking.evaluated import evaluation_folder, git_commit
+    from k400tiny_lib.tracking.runs import MODEL_VERSION_TAG, local_copy, local_inputs
 
     if config.weights != NONE:
-        classifier = from_weights(config)
+        classifier = models.from_weights(config)
     else:
-        classifier = from_checkpoint(local_copy(config.checkpoint, "checkpoint"))
+        classifier = models.from_checkpoint(local_copy(config.checkpoint, "checkpoint"))
     if config.annotations != NONE:
         config = local_inputs(config, "data_path", "annotations")
-    clips = parity_clips(config, classifier.clip_len)
+    frames = clip_frames(config, classifier.clip_len)
+    unusable = frames.unusable(classifier.class_names)
+    if unusable and config.quantize != NONE:
+        raise UserError(f"quantize: {unusable}. Needed: test clips to judge {config.quantize} on.")
 
-    model, resize, crop = classifier.model, classifier.resize_size, classifier.crop_size
-    module = FramesToProbabilities(model, resize, crop).eval()
+    eager, views = classifier.eager(config.views_in_graph), config.views_in_graph
+    temperature, table = 1.0, None
+    if config.evaluation != NONE and not unusable:
+        folder = local_copy(evaluation_folder(config.evaluation), "evaluation")
+        found = scoring.read_evaluation(folder, frames, eager)
+        if isinstance(found, str):
+            print(f"evaluation: not used, {found}")
+        else:
+            temperature, table = found.temperature, found.table
+            eager = classifier.eager(views, temperature)
+
+    size = (classifier.resize_size, classifier.crop_size)
+    module = FramesToProbabilities(classifier.model, *size, views, temperature).eval()
     proto = export_graph(module, classifier.clip_len, config.opset, classifier.metadata)
-    session = open_session(proto)
-    comparisons = compare(session, model, clips, resize, crop)
+    if views == 1 and not frames_free(proto):
+        print(f"frames: {classifier.architecture} exports with {classifier.clip_len} frames only")
+    session, clips = parity.open_session(proto), frames.for_parity()
+    comparisons = parity.compare(session, eager, clips, frames_free(proto))
     mlflow.log_table(pd.DataFrame(comparisons), "parity.json")
-    difference = require_parity(comparisons, config.tolerance)
-    onnx_ms, torch_ms = latencies_ms(session, model, clips[0], resize, crop)
+    difference = parity.require_parity(comparisons, config.tolerance)
+    onnx_ms, torch_ms = parity.latencies_ms(session, eager, clips[0])
     mlflow.log_metrics(
         {
             "parity_max_abs_diff": difference,
@@ -50,17 +73,41 @@ def export_onnx(config: Config) -> None:
         }
     )
 
-    run_id = active_run_id()
-    model_uri = log_onnx(proto, classifier.metadata)
-    tags = {"parity_max_abs_diff": f"{difference:.3g}", "training_run_id": classifier.run_id}
-    version, promoted = register(
-        model_uri, config.registered_model_name, run_id, tags, config.promote
+    if table is None and not unusable:
+        table = frames.predictions(scoring.predictor(session))
+    quantize = NONE
+    if table is not None and config.quantize != NONE:
+        choice = choose(config.quantize, proto, table, frames, config.max_accuracy_drop)
+        variants = pd.DataFrame(choice.variants)
+        mlflow.log_table(variants, "variants.json")
+        print(variants.to_string(index=False, float_format=lambda value: f"{value:.2f}"))
+        proto, table = choice.proto, choice.table
+        quantize = config.quantize if choice.quantized else NONE
+    metadata = classifier.metadata | {
+        "views_in_graph": views,
+        "frames_free": frames_free(proto),
+        "temperature": temperature,
+        "quantize": quantize,
+        "commit": git_commit(),
+    }
+    if table is not None:
+        metadata |= scoring.facts_of(table, frames, classifier.geometry)
+        mlflow.log_text(table.to_csv(index=False), registry.PREDICTIONS)
+    describe(proto, metadata)
+
+    name = config.registered_model_name
+    version, verdict = registry.register(
+        registry.log_onnx(proto, metadata),
+        name,
+        registry.version_tags(metadata, difference),
+        config.promote,
+        Contest(name, frames, table, unusable).against,
+        model_card(name, metadata, difference),
     )
-    mlflow.set_tag(MODEL_VERSION_TAG, f"{version.name}/{version.version}")
-    alias = "champion" if promoted else "challenger"
+    mlflow.set_tag(MODEL_VERSION_TAG, f"{name}/{version.version}")
     print(
-        f"models:/{version.name}@{alias} is version {version.version}; largest difference from "
-        f"PyTorch {difference:.1e}; {onnx_ms:.0f} ms a clip (PyTorch {torch_ms:.0f} ms)"
+        f"models:/{name}/{version.version} is {verdict.text}; largest difference from PyTorch "
+        f"{difference:.1e}; {onnx_ms:.0f} ms a clip (PyTorch {torch_ms:.0f} ms)"
     )
 
 

@@ -66,3 +66,14 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     while mlflow.active_run():
         mlflow.end_run()
     mlflow.set_tracking_uri(previous)
+
+
+@pytest.fixture(scope="session")
+def exported() -> bytes:
+    """The graph of `export_helpers.build()`, exported once for all tests."""
+    from k400tiny_lib.export.graph import FramesToProbabilities, export_graph
+    from tests.export_helpers import CLIP_LEN, CROP, METADATA, RESIZE, build
+
+    module = FramesToProbabilities(build(), RESIZE, CROP).eval()
+    serialised: bytes = export_graph(module, CLIP_LEN, 18, METADATA).SerializeToString()
+    return serialised

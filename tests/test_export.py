@@ -1,7 +1,7 @@
 """The exported graph equals the evaluation path, and only then gets a name."""
 
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import numpy as np
@@ -11,7 +11,13 @@ import torch
 from mlflow import MlflowClient
 
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.export.graph import FramesToProbabilities, _centre_offset, export_graph
+from k400tiny_lib.export.graph import (
+    FramesToProbabilities,
+    _centre_offset,
+    _takes_more_frames,
+    export_graph,
+    frames_free,
+)
 from k400tiny_lib.export.inputs import find_inputs, label_inputs
 from k400tiny_lib.export.parity import (
     Comparison,
@@ -21,45 +27,35 @@ from k400tiny_lib.export.parity import (
     run_eager,
     run_onnx,
 )
+from k400tiny_lib.export.promotion import Verdict
 from k400tiny_lib.export.registry import load_registered, log_onnx, register
-from k400tiny_lib.model import build_model
+from tests.conftest import LABELS
+from tests.export_helpers import CLIP_LEN, CROP, METADATA, RESIZE, build, clips, disturb
 
-CLIP_LEN, RESIZE, CROP, CLASSES = 4, 36, 32, ["a", "b", "c"]
-METADATA: dict[str, Any] = {"class_names": CLASSES, "clip_len": CLIP_LEN}
 NAME = "test-model"
+SIZES = {"resize_size": RESIZE, "crop_size": CROP}
+
+
+def no_rival(version: str) -> Verdict:
+    raise AssertionError(f"nobody asked to be compared with version {version}")
 
 
 @pytest.fixture(scope="module")
 def model() -> torch.nn.Module:
-    torch.manual_seed(0)
-    return build_model("r2plus1d_18", len(CLASSES)).eval()
-
-
-@pytest.fixture(scope="module")
-def graph(model: torch.nn.Module) -> bytes:
-    module = FramesToProbabilities(model, RESIZE, CROP).eval()
-    serialised: bytes = export_graph(module, CLIP_LEN, 18, METADATA).SerializeToString()
-    return serialised
+    return build()
 
 
 @pytest.fixture
-def proto(graph: bytes) -> onnx.ModelProto:
-    return onnx.load_from_string(graph)  # a copy of its own: mlflow changes what it logs
-
-
-def clips(count: int, height: int = 48, width: int = 64) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    shape = (CLIP_LEN, height, width, 3)
-    return [
-        torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator) for _ in range(count)
-    ]
+def proto(exported: bytes) -> onnx.ModelProto:
+    return onnx.load_from_string(exported)  # a copy of its own: mlflow changes what it logs
 
 
 def test_batches_and_sizes_agree_with_the_eager_evaluation_path(
     proto: onnx.ModelProto, model: torch.nn.Module
 ) -> None:
-    found = compare(open_session(proto), model, clips(5), RESIZE, CROP)
-    assert {c.case for c in found} >= {"batch 1", "batch 2", "batch 5", "240x320", "129x257"}
+    found = compare(open_session(proto), partial(run_eager, model, **SIZES), clips(5), True)
+    cases = {"batch 1", "batch 2", "batch 5", "336x336", "240x320", "128x128", "129x257"}
+    assert {c.case for c in found} == cases | {"6 frames"}
     # Both resize in float32; a pixel on the edge of two grey levels moves one by 1e-5.
     assert require_parity(found, tolerance=5e-5) < 5e-5
 
@@ -69,18 +65,38 @@ def test_frames_smaller_than_the_crop_are_enlarged_alike(
 ) -> None:
     frames = torch.stack(clips(2, 20, 17))
     onnx_out = run_onnx(open_session(proto), frames)
-    np.testing.assert_allclose(onnx_out, run_eager(model, frames, RESIZE, CROP), atol=5e-5)
+    np.testing.assert_allclose(onnx_out, run_eager(model, frames, **SIZES), atol=5e-5)
 
 
 def test_weights_disturbed_by_a_hundredth_fail_the_gate(proto: onnx.ModelProto) -> None:
-    torch.manual_seed(0)
-    disturbed = build_model("r2plus1d_18", len(CLASSES)).eval()
-    with torch.no_grad():
-        for parameter in disturbed.parameters():
-            parameter *= 1 + 0.01 * torch.randn_like(parameter)
-    found = compare(open_session(proto), disturbed, clips(5), RESIZE, CROP)
+    eager = partial(run_eager, disturb(build()), **SIZES)
+    found = compare(open_session(proto), eager, clips(5), True)
     with pytest.raises(UserError, match=r"^tolerance: .* differs by .* Nothing was registered"):
         require_parity(found, tolerance=1e-4)
+
+
+def test_a_network_of_fixed_length_is_found_out_before_the_export() -> None:
+    class Fixed(torch.nn.Module):
+        def forward(self, clips: torch.Tensor) -> torch.Tensor:
+            return clips.mean((3, 4)).flatten(1) @ torch.ones(3 * CLIP_LEN, 2)
+
+    takes = [_takes_more_frames(FramesToProbabilities(network, RESIZE, CROP), CLIP_LEN)
+             for network in (Fixed(), build("r3d_18"))]  # fmt: skip
+    assert takes == [False, True]
+
+
+def test_views_are_averaged_and_calibrated_inside_the_graph() -> None:
+    """Against the eager path, which averages softmaxes and then scales them in float64."""
+    model, views, temperature = build("r3d_18"), 2, 1.7
+    module = FramesToProbabilities(model, RESIZE, CROP, views, temperature).eval()
+    proto = export_graph(module, CLIP_LEN, 18, METADATA)
+    assert not frames_free(proto)
+    session, videos = open_session(proto), clips(5, frames=views * CLIP_LEN)
+    eager = partial(run_eager, model, **SIZES, views=views, temperature=temperature)
+    require_parity(compare(session, eager, videos, False), tolerance=5e-5)
+    swapped = torch.stack([torch.cat([v[CLIP_LEN:], v[:CLIP_LEN]]) for v in videos])
+    same = run_onnx(session, torch.stack(videos))
+    np.testing.assert_allclose(run_onnx(session, swapped), same, atol=1e-5)
 
 
 def test_a_difference_that_is_not_a_number_fails_the_gate() -> None:
@@ -95,20 +111,21 @@ def test_the_crop_starts_where_torchvisions_does(size: int) -> None:
 
 def test_the_file_says_what_a_user_must_know(proto: onnx.ModelProto) -> None:
     properties = {p.key: p.value for p in proto.metadata_props}
-    assert properties["class_names"] == '["a", "b", "c"]'
+    assert properties["class_names"] == '["sliding", "growing", "turning"]'
+    assert properties["frames_free"] == "true"
     assert properties["clip_len"] == "4"
     [frames] = proto.graph.input
     assert frames.name == "frames"
     dims = [d.dim_value or d.dim_param for d in frames.type.tensor_type.shape.dim]
-    assert (dims[1], dims[4]) == (CLIP_LEN, 3)
-    assert all(isinstance(dims[axis], str) for axis in (0, 2, 3))
+    assert dims[4] == 3
+    assert all(isinstance(dims[axis], str) for axis in range(4))
 
 
 @pytest.fixture
 def registered(store: str, proto: onnx.ModelProto) -> str:
-    with mlflow.start_run() as run:
+    with mlflow.start_run():
         uri = log_onnx(proto, METADATA)
-        register(uri, NAME, run.info.run_id, {"k": "v"}, "always")
+        register(uri, NAME, {"k": "v"}, "always", no_rival)
     return uri
 
 
@@ -120,26 +137,25 @@ def test_the_registered_model_loads_both_ways_and_predicts_batches(
     pyfunc = mlflow.pyfunc.load_model(uri)
     for count in (1, 3):
         frames = torch.stack(clips(count))
-        expected = run_eager(model, frames, RESIZE, CROP)
+        expected = run_eager(model, frames, **SIZES)
         np.testing.assert_allclose(run_onnx(session, frames), expected, atol=5e-5)
         outputs = pyfunc.predict(frames.numpy())["probabilities"]
         np.testing.assert_allclose(outputs, expected, atol=5e-5)
         assert outputs.dtype == np.float32
-    assert load_registered("auto", NAME).class_names == CLASSES
+    assert load_registered("auto", NAME).class_names == list(LABELS)
 
 
 def test_never_promotes_only_where_there_is_no_champion(
     registered: str, store: str, proto: onnx.ModelProto
 ) -> None:
     client = MlflowClient()
-    with mlflow.start_run() as run:
+    with mlflow.start_run():
         uri = log_onnx(proto, METADATA)
-        second, promoted = register(uri, NAME, run.info.run_id, {}, "never")
-    assert not promoted
+        second, verdict = register(uri, NAME, {}, "never", no_rival)
+        assert register(uri, "another", {}, "never", no_rival)[1].promoted
+    assert not verdict.promoted
     assert client.get_model_version_by_alias(NAME, "champion").version == 1
     assert client.get_model_version_by_alias(NAME, "challenger").version == second.version
-    with mlflow.start_run() as run:
-        assert register(uri, "another", run.info.run_id, {}, "never")[1]
 
 
 def test_predicting_without_a_registered_model_says_how_to_get_one(store: str) -> None:

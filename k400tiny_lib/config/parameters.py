@@ -223,11 +223,28 @@ class Config:
     tolerance: float = _param(
         1e-4, "Largest difference of a probability between ONNX and PyTorch.", above=0
     )
-    quantize: str = _param(NONE, "Quantised variant.", choices=(NONE,))
+    quantize: str = _param(
+        NONE,
+        "Smaller variant to register in place of float32, if it is faster here and loses at most "
+        "max_accuracy_drop.",
+        choices=(NONE, "int8", "fp16"),
+    )
+    max_accuracy_drop: float = _param(
+        1.0, "Points of test top-1 that a quantised variant may lose.", low=0, high=100
+    )
+    views_in_graph: int = _param(
+        1, "Temporal views of a video that the graph averages; T is then views * clip_len.", low=1
+    )
+    evaluation: str = _param(
+        NONE,
+        "Run of evaluate on the same model (its id or runs:/<id>), or the folder of its results: "
+        "gives the temperature and spares scoring again.",
+    )
     promote: str = _param(
-        "always",
-        "Whether the new version becomes `champion`: `never` only where there is none yet.",
-        choices=("always", "never"),
+        "better",
+        "Whether the new version becomes `champion`: if it beats the present one on the test "
+        "clips, `always`, or `never`. Where there is none yet, it does.",
+        choices=("better", "always", "never"),
     )
     input: str = _param("", "A frame folder, a video file, or a directory of either.")
     model_uri: str = _param(

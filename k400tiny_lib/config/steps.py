@@ -50,8 +50,8 @@ _EVALUATE = (
     "batch_size", "num_workers", "robustness", "compare_with", "nproc_per_node",
 )  # fmt: skip
 _EXPORT_ONNX = (
-    "checkpoint", "weights", "data_path", "annotations", "registered_model_name", "opset",
-    "tolerance", "quantize", "promote",
+    "checkpoint", "weights", "data_path", "annotations", "evaluation", "registered_model_name",
+    "opset", "tolerance", "views_in_graph", "quantize", "max_accuracy_drop", "promote",
 )  # fmt: skip
 _PREDICT = ("input", "model_uri", "registered_model_name", "top_k", "batch_size")
 
@@ -69,7 +69,7 @@ CHAIN: dict[str, Step] = {
     "export_onnx": Step("Export to ONNX, prove it equal, register it.", _EXPORT_ONNX),
 }
 
-HANDED_OVER = ("annotations", "checkpoint")  # main's steps give these to one another
+HANDED_OVER = ("annotations", "checkpoint", "evaluation")  # main's steps give these to one another
 _CHAINED = tuple(dict.fromkeys(name for step in CHAIN.values() for name in step.params))
 
 STEPS: dict[str, Step] = {
@@ -169,6 +169,13 @@ def _check_together(config: Config, step: str) -> None:
             f"freeze_epochs: {config.freeze_epochs}, but the backbone starts from scratch. "
             "Needed: weights or load_model, or 0."
         )
+    if step == "export_onnx" and config.annotations == NONE:
+        for name in ("quantize", "evaluation"):
+            if getattr(config, name) != NONE:
+                raise UserError(
+                    f"{name}: {getattr(config, name)} without annotations. Needed: the clips to "
+                    "calibrate and to judge on (-P annotations=..., -P data_path=...)."
+                )
     if config.data_path == "sample" and config.gt_csv != NONE:
         raise UserError("gt_csv: the rendered sample has its own. Give data_path too.")
 

@@ -1,23 +1,24 @@
 """What is exported: a model with everything a user of it must know."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from k400tiny_lib.config import NONE, Config
-from k400tiny_lib.data.annotations import read_annotations
-from k400tiny_lib.data.decoding import read_frames
-from k400tiny_lib.data.sampling import uniform_indices
+from k400tiny_lib.config import Config
 from k400tiny_lib.data.transforms import MEAN, STD
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.export.parity import BATCHES
+from k400tiny_lib.evaluation.views import Geometry
+from k400tiny_lib.export.parity import Eager, run_eager
 from k400tiny_lib.model import architecture_of, build_model, load_backbone, pretrained_state
 from k400tiny_lib.training.checkpoint import model_of, read_checkpoint
 
-_NOISE_SIZE = (336, 336)
+SAMPLING = (
+    "uniform over the video, first and last frame included; several views are shifted against one "
+    "another within a stride and follow one another along T"
+)
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,25 @@ class Classifier:
     run_id: str
 
     @property
+    def geometry(self) -> Geometry:
+        """What the model sees of a video."""
+        return Geometry(self.clip_len, (self.resize_size,), self.crop_size)
+
+    def eager(self, views: int, temperature: float = 1.0) -> Eager:
+        """The model in PyTorch, as a function of frames; see `parity.run_eager`."""
+        return partial(
+            run_eager, self.model, resize_size=self.resize_size, crop_size=self.crop_size,
+            views=views, temperature=temperature,
+        )  # fmt: skip
+
+    @property
     def metadata(self) -> dict[str, Any]:
         """What goes into the ONNX file and the registry."""
         return {
             "architecture": self.architecture,
             "class_names": self.class_names,
             "clip_len": self.clip_len,
-            "sampling": "uniform over the video, first and last frame included",
+            "sampling": SAMPLING,
             "resize_size": self.resize_size,
             "crop_size": self.crop_size,
             "mean": list(MEAN),
@@ -81,33 +94,3 @@ def from_weights(config: Config) -> Classifier:
         model.eval(), architecture, config.clip_len, config.resize_size, config.crop_size,
         class_names, f"torchvision {config.weights}",
     )  # fmt: skip
-
-
-def parity_clips(config: Config, clip_len: int) -> list[Tensor]:
-    """Clips to prove parity on: of the validation split where there is one, else noise.
-
-    Returns:
-        As many uint8 (T, H, W, 3) of one size as the largest batch of the proof.
-
-    Raises:
-        UserError: if frames cannot be read.
-    """
-    needed = max(BATCHES)
-    if config.annotations == NONE:
-        generator = torch.Generator().manual_seed(0)
-        coarse = torch.rand((needed * clip_len, 3, 12, 12), generator=generator)
-        smooth = torch.nn.functional.interpolate(coarse, _NOISE_SIZE, mode="bicubic")
-        frames = (255 * smooth).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
-        return list(frames.unflatten(0, (needed, clip_len)))
-    clips = read_annotations(Path(config.annotations)).splits["val"]
-    if not clips:
-        raise UserError("annotations: no validation clips to compare ONNX and PyTorch on.")
-    frames_of = [
-        read_frames(
-            Path(config.data_path) / clip.video,
-            (uniform_indices(clip.num_frames, clip_len) + clip.segment[0]).tolist(),
-        )
-        for clip in clips[:needed]
-    ]
-    same = [frames for frames in frames_of if frames.shape == frames_of[0].shape]
-    return (same * needed)[:needed]

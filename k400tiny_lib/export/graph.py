@@ -25,25 +25,41 @@ class FramesToProbabilities(nn.Module):
 
     The same arithmetic as `data.transforms.resize_exactly`, written with operations that export
     with free height and width.
+
+    Attributes:
+        model: from float32 (N, C, T, H, W) to logits (N, K).
+        resize_size, crop_size: short side after resizing and side of the centre crop, in pixels.
+        views: temporal views of a video whose probabilities are averaged; they follow one another
+            along T.
+        temperature: that the averaged probabilities are calibrated with; 1 leaves them.
     """
 
-    def __init__(self, model: nn.Module, resize_size: int, crop_size: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        resize_size: int,
+        crop_size: int,
+        views: int = 1,
+        temperature: float = 1.0,
+    ) -> None:
         super().__init__()
         self.model = model
         self.resize_size = resize_size
         self.crop_size = crop_size
+        self.views = views
+        self.temperature = temperature
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Classify clips.
+        """Classify videos.
 
         Args:
-            frames: uint8 (N, T, H, W, 3), RGB in [0, 255].
+            frames: uint8 (N, views * T, H, W, 3), RGB in [0, 255].
 
         Returns:
             float32 (N, num_classes), each row summing to 1.
         """
-        num_clips, _, height, width, _ = frames.shape
-        images = frames.permute(0, 1, 4, 2, 3).flatten(0, 1).float()  # -> (N * T, C, H, W)
+        num_videos, num_frames, height, width, _ = frames.shape
+        images = frames.permute(0, 1, 4, 2, 3).flatten(0, 1).float()  # -> (N * V * T, C, H, W)
         short = torch.sym_min(height, width)
         size: list[Any] = [self.resize_size * height // short, self.resize_size * width // short]
         images = F.interpolate(images, size=size, mode="bilinear", antialias=True)
@@ -51,9 +67,14 @@ class FramesToProbabilities(nn.Module):
         images = images.round().clamp(0, 255)
         top, left = _centre_offset(size[0], self.crop_size), _centre_offset(size[1], self.crop_size)
         images = images[..., top : top + self.crop_size, left : left + self.crop_size]
-        clips = images.unflatten(0, (num_clips, -1)).transpose(1, 2)  # -> (N, C, T, H, W)
-        probabilities: Tensor = self.model(normalise(clips)).softmax(1)
-        return probabilities
+        clips = images.unflatten(0, (num_videos * self.views, num_frames // self.views))
+        clips = clips.transpose(1, 2)  # -> (N * V, C, T, H, W)
+        logits: Tensor = self.model(normalise(clips))
+        if self.views > 1:
+            by_view = logits.log_softmax(1).unflatten(0, (num_videos, self.views))
+            # The logarithm of the mean but for a constant, which softmax drops.
+            logits = by_view.logsumexp(1)
+        return (logits / self.temperature).softmax(1)
 
 
 def _centre_offset(size: Any, crop: int) -> Any:
@@ -68,13 +89,16 @@ def _centre_offset(size: Any, crop: int) -> Any:
 def export_graph(
     module: FramesToProbabilities, clip_len: int, opset: int, metadata: Mapping[str, Any]
 ) -> onnx.ModelProto:
-    """Export to ONNX with free batch, height and width.
+    """Export to ONNX with free batch, height and width, and free T where the architecture can.
+
+    T stays fixed at views * clip_len for several views, and where the exporter or the network
+    needs it known; `frames_free` of the metadata says which.
 
     Args:
         module: in evaluation mode, on the CPU.
-        clip_len: T, fixed in the graph.
+        clip_len: frames of a view.
         opset: of the graph.
-        metadata: what a user of the file needs to know; kept as JSON values by name.
+        metadata: what a user of the file needs to know; see `describe`.
 
     Returns:
         The checked graph.
@@ -82,24 +106,57 @@ def export_graph(
     Raises:
         onnx.checker.ValidationError: if the exporter's graph is not valid ONNX.
     """
+    proto = None
+    if module.views == 1 and _takes_more_frames(module, clip_len):
+        with contextlib.suppress(torch.onnx.OnnxExporterError):
+            proto = _export(module, clip_len, opset, free_frames=True)
+    proto = proto or _export(module, clip_len, opset, free_frames=False)
+    describe(proto, metadata)
+    onnx.checker.check_model(proto, full_check=True)  # with shape inference
+    return proto
+
+
+@torch.inference_mode()
+def _takes_more_frames(module: FramesToProbabilities, clip_len: int) -> bool:
+    """Whether the network works on longer clips: one with learned positions in time does not."""
+    num_frames = clip_len + max(1, clip_len // 2)
+    side = module.resize_size
+    try:
+        module(torch.zeros((1, num_frames, side, side, 3), dtype=torch.uint8))
+    except (RuntimeError, ValueError, AssertionError):
+        return False
+    return True
+
+
+def _export(
+    module: FramesToProbabilities, clip_len: int, opset: int, free_frames: bool
+) -> onnx.ModelProto:
     free = torch.export.Dim.DYNAMIC
     side = max(module.resize_size + 9, 64)
     # A batch of one would be taken for a constant (pytorch#148886), equal sides for one size.
-    example = torch.randint(0, 256, (2, clip_len, side, side + 16, 3), dtype=torch.uint8)
+    shape = (2, module.views * clip_len, side, side + 16, 3)
+    axes = {0: free, 2: free, 3: free} | ({1: free} if free_frames else {})
     with _quiet(), tempfile.TemporaryDirectory() as folder:
         program = torch.onnx.export(
-            module, (example,), dynamo=True, opset_version=opset,
-            input_names=[INPUT], output_names=[OUTPUT],
-            dynamic_shapes=({0: free, 2: free, 3: free},),
+            module, (torch.randint(0, 256, shape, dtype=torch.uint8),), dynamo=True,
+            opset_version=opset, input_names=[INPUT], output_names=[OUTPUT], dynamic_shapes=(axes,),
         )  # fmt: skip
         if program is None:
             raise RuntimeError("torch.onnx.export returned no program")
         path = Path(folder) / "model.onnx"
         program.save(str(path), external_data=False)
-        proto = onnx.load(path)
-    onnx.helper.set_model_props(proto, {key: json.dumps(value) for key, value in metadata.items()})
-    onnx.checker.check_model(proto, full_check=True)
-    return proto
+        return onnx.load(path)
+
+
+def frames_free(proto: onnx.ModelProto) -> bool:
+    """Whether a graph takes any number of frames."""
+    return not proto.graph.input[0].type.tensor_type.shape.dim[1].HasField("dim_value")
+
+
+def describe(proto: onnx.ModelProto, metadata: Mapping[str, Any]) -> None:
+    """Write the metadata into a graph, as JSON values by name, and whether T is free."""
+    values = {**metadata, "frames_free": frames_free(proto)}
+    onnx.helper.set_model_props(proto, {key: json.dumps(value) for key, value in values.items()})
 
 
 @contextlib.contextmanager

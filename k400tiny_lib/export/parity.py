@@ -14,12 +14,15 @@ from torch import Tensor, nn
 
 from k400tiny_lib.data.transforms import centre_crop, normalise, resize_exactly
 from k400tiny_lib.errors import UserError
+from k400tiny_lib.evaluation.calibration import scale
 from k400tiny_lib.export.graph import INPUT
 
 BATCHES = (1, 2, 5)
+SIZES = ((336, 336), (240, 320), (128, 128), (129, 257))  # height, width
 _LATENCY_RUNS = 5
 
 Probabilities = npt.NDArray[np.float32]
+Eager = Callable[[Tensor], Probabilities]  # run_eager with all but its frames given
 
 
 @dataclass(frozen=True)
@@ -49,38 +52,55 @@ def run_onnx(session: onnxruntime.InferenceSession, frames: Tensor) -> Probabili
 
 
 @torch.inference_mode()
-def run_eager(model: nn.Module, frames: Tensor, resize_size: int, crop_size: int) -> Probabilities:
-    """uint8 (N, T, H, W, 3) to float32 (N, K) the way evaluation does it, in PyTorch."""
+def run_eager(
+    model: nn.Module,
+    frames: Tensor,
+    resize_size: int,
+    crop_size: int,
+    views: int = 1,
+    temperature: float = 1.0,
+) -> Probabilities:
+    """Classify the way evaluation does it, in PyTorch.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        frames: uint8 (N, views * T, H, W, 3), RGB.
+        resize_size, crop_size: of the transform, in pixels.
+        views: along T, averaged.
+        temperature: of `evaluation.calibration.scale`.
+
+    Returns:
+        float32 (N, K).
+    """
     clips = torch.stack(
         [centre_crop(resize_exactly(clip, [resize_size]), crop_size) for clip in frames]
     )
-    result: Probabilities = model(normalise(clips)).softmax(1).numpy()
-    return result
+    clips = clips.unflatten(2, (views, -1)).transpose(1, 2).flatten(0, 1)  # -> (N * V, C, T, h, w)
+    logits = model(normalise(clips))
+    averaged = logits.double().softmax(1).unflatten(0, (-1, views)).mean(1)
+    return scale(averaged.numpy(), temperature).astype(np.float32)
 
 
 def compare(
-    session: onnxruntime.InferenceSession,
-    model: nn.Module,
-    clips: Sequence[Tensor],
-    resize_size: int,
-    crop_size: int,
+    session: onnxruntime.InferenceSession, eager: Eager, clips: Sequence[Tensor], frames_free: bool
 ) -> list[Comparison]:
-    """Compare on batches of 1, 2 and 5 and on other frame sizes.
+    """Compare on batches of 1, 2 and 5, on other frame sizes and, where T is free, on another T.
 
     Args:
         session: the exported graph.
-        model: the eager model, in evaluation mode, on the CPU.
+        eager: the same model in PyTorch.
         clips: uint8 (T, H, W, 3) each, as many as the largest batch.
-        resize_size, crop_size: of the eager transform, in pixels.
+        frames_free: whether the graph takes any T.
     """
-    height, width = clips[0].shape[1:3]
-    cases = {f"batch {size}": _batch(clips[:size], height, width) for size in BATCHES}
-    for h, w in ((240, 320), (128, 128), (129, 257)):
-        cases[f"{h}x{w}"] = _batch(clips[:1], h, w)
+    cases = {f"batch {size}": torch.stack(tuple(clips[:size])) for size in BATCHES}
+    for (height, width), clip in zip(SIZES, clips, strict=False):
+        cases[f"{height}x{width}"] = _resized(clip, height, width)[None]
+    if frames_free:
+        longer = torch.cat([clips[0], clips[1][: max(1, len(clips[1]) // 2)]])
+        cases[f"{len(longer)} frames"] = longer[None]
     results = []
     for case, frames in cases.items():
-        expected = run_eager(model, frames, resize_size, crop_size)
-        actual = run_onnx(session, frames)
+        expected, actual = eager(frames), run_onnx(session, frames)
         results.append(
             Comparison(
                 case,
@@ -91,15 +111,11 @@ def compare(
     return results
 
 
-def _batch(clips: Sequence[Tensor], height: int, width: int) -> Tensor:
-    """Stack clips at one size, uint8 (N, T, height, width, 3)."""
-    resized = []
-    for clip in clips:
-        images = clip.permute(0, 3, 1, 2)  # (T, H, W, C) -> (T, C, H, W)
-        if images.shape[-2:] != (height, width):
-            images = torch.nn.functional.interpolate(images, (height, width), mode="nearest")
-        resized.append(images.permute(0, 2, 3, 1))
-    return torch.stack(resized).contiguous()
+def _resized(clip: Tensor, height: int, width: int) -> Tensor:
+    """A clip at another size, uint8 (T, height, width, 3)."""
+    images = clip.permute(0, 3, 1, 2)  # (T, H, W, C) -> (T, C, H, W)
+    images = torch.nn.functional.interpolate(images, (height, width), mode="nearest")
+    return images.permute(0, 2, 3, 1).contiguous()
 
 
 def require_parity(comparisons: Sequence[Comparison], tolerance: float) -> float:
@@ -122,18 +138,11 @@ def require_parity(comparisons: Sequence[Comparison], tolerance: float) -> float
 
 
 def latencies_ms(
-    session: onnxruntime.InferenceSession,
-    model: nn.Module,
-    clip: Tensor,
-    resize_size: int,
-    crop_size: int,
+    session: onnxruntime.InferenceSession, eager: Eager, clip: Tensor
 ) -> tuple[float, float]:
     """Median milliseconds for one clip from frames to probabilities: (ONNX Runtime, PyTorch)."""
     frames = clip[None]
-    return (
-        _median_ms(lambda: run_onnx(session, frames)),
-        _median_ms(lambda: run_eager(model, frames, resize_size, crop_size)),
-    )
+    return _median_ms(lambda: run_onnx(session, frames)), _median_ms(lambda: eager(frames))
 
 
 def _median_ms(call: Callable[[], object]) -> float:

@@ -95,11 +95,12 @@ def git_commit() -> str:
     return str(tags.get("mlflow.source.git.commit", ""))
 
 
-def predictions_uri(compare_with: str) -> tuple[str, str]:
-    """Where the predictions to compare with are.
+def predictions_uri(given: str, parameter: str = "compare_with") -> tuple[str, str]:
+    """Where the predictions of an evaluation are.
 
     Args:
-        compare_with: a run of evaluate or main (its id or runs:/<id>), or a path or URI of a table.
+        given: a run of evaluate or main (its id or runs:/<id>), or a path or URI of a table.
+        parameter: the parameter that named it, for the message.
 
     Returns:
         The path or URI of the table, and the protocol of its run where that is known.
@@ -107,14 +108,24 @@ def predictions_uri(compare_with: str) -> tuple[str, str]:
     Raises:
         UserError: if there is no such run.
     """
-    match = _RUN_ID.fullmatch(compare_with)
+    match = _RUN_ID.fullmatch(given)
     if match is None:
-        return compare_with, ""
+        return given, ""
     client = MlflowClient()
     try:
         tags = client.get_run(match[1]).data.tags
         run_id = tags.get(_EVALUATE_RUN_TAG, match[1])
         tags = client.get_run(run_id).data.tags
     except MlflowException as error:
-        raise UserError(f"compare_with: no run {match[1]} ({error}).") from None
+        raise UserError(f"{parameter}: no run {match[1]} ({error}).") from None
     return f"runs:/{run_id}/{PREDICTIONS}", str(tags.get(PROTOCOL_TAG, ""))
+
+
+def evaluation_folder(evaluation: str) -> str:
+    """Where an evaluation's results are: of a run as in `predictions_uri`, or a path or URI.
+
+    Raises:
+        UserError: if there is no such run.
+    """
+    uri, _ = predictions_uri(evaluation, "evaluation")
+    return uri.removesuffix("/predictions.csv")

@@ -10,6 +10,7 @@ from mlflow.exceptions import MlflowException
 from k400tiny_lib.config import AUTO, NONE, Config, parameters_of
 from k400tiny_lib.data.content import combine, file_digest
 from k400tiny_lib.data.origin import source_digest, source_is_ready
+from k400tiny_lib.tracking.evaluated import evaluation_folder
 from k400tiny_lib.tracking.runs import CACHE_KEY_TAG, MODEL_VERSION_TAG, STEP_TAG, local_copy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,6 +73,8 @@ def _identity(name: str, value: str) -> str:
     if name in ("checkpoint", "load_model", "resume"):
         # The artifacts of a run never change: its URI says as much as the file, and costs nothing.
         return value if ":/" in value else file_digest(local_copy(value, name))
+    if name == "evaluation":
+        return file_digest(local_copy(f"{evaluation_folder(value)}/predictions.csv", name))
     return "" if name == "gt_csv" else value
 
 

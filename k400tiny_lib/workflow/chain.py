@@ -93,6 +93,8 @@ def _hand_over(config: Config, done: Finished) -> Config:
     if done.step == "train":
         # The weights are in the checkpoint now.
         return dataclasses.replace(config, checkpoint=f"{uri}/checkpoints/best.pt", weights=NONE)
+    if done.step == "evaluate":
+        return dataclasses.replace(config, evaluation=uri)
     return config
 
 

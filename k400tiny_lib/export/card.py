@@ -1,0 +1,73 @@
+"""The description of a registered version: a model card in markdown."""
+
+from collections.abc import Mapping
+from typing import Any
+
+_LIMIT = 5000  # of the registry's database
+_CLASSES_SHOWN = 20
+
+
+def model_card(name: str, metadata: Mapping[str, Any], parity: float) -> str:
+    """What the version is, what it was measured on, how to use it, what it cannot do.
+
+    Args:
+        name: of the registered model.
+        metadata: of the graph.
+        parity: largest difference of a probability between ONNX Runtime and PyTorch.
+    """
+    classes, views = metadata["class_names"], metadata["views_in_graph"]
+    shown = ", ".join(classes[:_CLASSES_SHOWN]) + (", ..." if classes[_CLASSES_SHOWN:] else "")
+    num_frames = views * metadata["clip_len"]
+    any_length = " (the one it was trained on; any T works)" if metadata["frames_free"] else ""
+    quantize = metadata["quantize"]
+    precision = "float32" if quantize == "none" else f"{quantize}, made from float32"
+    temperature = metadata["temperature"]
+    calibrated = (
+        f"Probabilities are calibrated with temperature {temperature:.3f}."
+        if temperature != 1
+        else "Probabilities are not calibrated."
+    )
+    text = f"""\
+# {name}
+
+{metadata["architecture"]} for {len(classes)} classes ({shown}), {precision}. \
+Weights: {metadata["training_run_id"] or "a checkpoint without a run"}.
+
+## Score
+
+{_score(metadata)} {calibrated}
+
+Largest difference of a probability between float32 ONNX and PyTorch: {parity:.1e}.
+
+## Use
+
+`frames`: uint8 (N, T, H, W, 3), RGB, any N, H and W, T = {num_frames}{any_length}; \
+{metadata["sampling"]}. `probabilities`: float32 (N, {len(classes)}). Resizing to \
+{metadata["resize_size"]} px, cropping to {metadata["crop_size"]} px and normalisation are inside.
+
+```python
+import json, mlflow, numpy as np
+model = mlflow.pyfunc.load_model("models:/{name}@champion")
+frames = np.zeros((1, {num_frames}, 336, 336, 3), dtype=np.uint8)
+probabilities = model.predict({{"frames": frames}})["probabilities"]
+print(json.loads(model.metadata.metadata["class_names"])[probabilities[0].argmax()])
+```
+
+## Limits
+
+It always answers with one of its classes, whatever the video shows, and looks at the centre of \
+the frame only. The score is one of clips like those it was measured on.
+"""
+    return text[:_LIMIT]
+
+
+def _score(metadata: Mapping[str, Any]) -> str:
+    if "test_acc1" not in metadata:
+        return "It was not measured on test clips."
+    low, high = metadata["test_acc1_interval"]
+    return (
+        f"Top-1 {metadata['test_acc1']:.1f} % (95 % interval over sources {low:.1f} to {high:.1f}) "
+        f"on {metadata['test_clips']} test clips. Protocol: {metadata['protocol']}. "
+        f"Data digest {metadata['data_digest'] or 'not noted'}, test split "
+        f"{metadata['test_digest']}."
+    )
