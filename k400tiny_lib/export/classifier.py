@@ -8,13 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from k400tiny_lib.config import NONE, Config
+from k400tiny_lib.config.geometry import CLIP_SIZES
 from k400tiny_lib.data.annotations import read_annotations
 from k400tiny_lib.data.decoding import read_frames
 from k400tiny_lib.data.sampling import uniform_indices
-from k400tiny_lib.data.transforms import MEAN, STD
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.export.parity import BATCHES
-from k400tiny_lib.model import architecture_of, build_model, load_backbone, pretrained_state
+from k400tiny_lib.model import (
+    architecture_of,
+    build_model,
+    class_count,
+    design_of,
+    load_backbone,
+    pretrained_state,
+)
 from k400tiny_lib.training.checkpoint import model_of, read_checkpoint
 
 _NOISE_SIZE = (336, 336)
@@ -42,8 +49,8 @@ class Classifier:
             "sampling": "uniform over the video, first and last frame included",
             "resize_size": self.resize_size,
             "crop_size": self.crop_size,
-            "mean": list(MEAN),
-            "std": list(STD),
+            "mean": list(design_of(self.model).mean),
+            "std": list(design_of(self.model).std),
             "training_run_id": self.run_id,
         }
 
@@ -57,7 +64,7 @@ def from_checkpoint(path: Path) -> Classifier:
     checkpoint = read_checkpoint(path, "checkpoint")
     model, trained = model_of(checkpoint, "checkpoint")
     by_id = {index: label for label, index in checkpoint["categories"].items()}
-    head = int(checkpoint["model"]["fc.weight"].shape[0])
+    head = class_count(trained.model, checkpoint["model"])
     return Classifier(
         model, trained.model, trained.clip_len, trained.resize_size, trained.crop_size,
         [by_id.get(index, str(index)) for index in range(head)],
@@ -77,8 +84,9 @@ def from_weights(config: Config) -> Classifier:
     state, class_names = pretrained_state(config.weights, architecture)
     model = build_model(architecture, len(class_names))
     load_backbone(model, state, f"weights: {config.weights}")
+    own = CLIP_SIZES[architecture]
     return Classifier(
-        model.eval(), architecture, config.clip_len, config.resize_size, config.crop_size,
+        model.eval(), architecture, own.clip_len, own.resize_size, own.crop_size,
         class_names, f"torchvision {config.weights}",
     )  # fmt: skip
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from k400tiny_lib.data.transforms import normalise
+from k400tiny_lib.model import model_input
 
 INPUT, OUTPUT = "frames", "probabilities"
 
@@ -50,9 +50,12 @@ class FramesToProbabilities(nn.Module):
         # Training and evaluation see uint8 after resizing, and so does the graph.
         images = images.round().clamp(0, 255)
         top, left = _centre_offset(size[0], self.crop_size), _centre_offset(size[1], self.crop_size)
-        images = images[..., top : top + self.crop_size, left : left + self.crop_size]
+        # A slice from a free place has a free size for the exporter, and attention and pooling
+        # need to know it.
+        places = torch.arange(self.crop_size, device=images.device)
+        images = images.index_select(-2, places + top).index_select(-1, places + left)
         clips = images.unflatten(0, (num_clips, -1)).transpose(1, 2)  # -> (N, C, T, H, W)
-        probabilities: Tensor = self.model(normalise(clips)).softmax(1)
+        probabilities: Tensor = self.model(model_input(self.model, clips)).softmax(1)
         return probabilities
 
 

@@ -12,9 +12,10 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from k400tiny_lib.data.transforms import centre_crop, normalise, resize_exactly
+from k400tiny_lib.data.transforms import centre_crop, resize_exactly
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.export.graph import INPUT
+from k400tiny_lib.model import model_input
 
 BATCHES = (1, 2, 5)
 _LATENCY_RUNS = 5
@@ -54,7 +55,7 @@ def run_eager(model: nn.Module, frames: Tensor, resize_size: int, crop_size: int
     clips = torch.stack(
         [centre_crop(resize_exactly(clip, [resize_size]), crop_size) for clip in frames]
     )
-    result: Probabilities = model(normalise(clips)).softmax(1).numpy()
+    result: Probabilities = model(model_input(model, clips)).softmax(1).numpy()
     return result
 
 
