@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import click
@@ -27,6 +26,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as F
 
+from benchmarks.common import in_turns, markdown, processor, write_result
+from k400tiny_lib.architectures import ARCHITECTURES
 from k400tiny_lib.config import AUTO
 from k400tiny_lib.data.annotations import Annotations, Clip
 from k400tiny_lib.data.decoding import ImageFiles, decode_frame
@@ -40,11 +41,9 @@ from k400tiny_lib.data.loading import (
 )
 from k400tiny_lib.data.packing import PackedFrames, pack_clips
 from k400tiny_lib.data.sampling import uniform_indices
-from k400tiny_lib.data.transforms import MEAN, STD
 
 CLIP_LEN, RESIZE, CROP = 16, 128, 112
 BATCH = 8
-RESULTS = Path(__file__).parent / "results"
 
 
 class PlainClips(Dataset[Tensor]):
@@ -62,7 +61,9 @@ class PlainClips(Dataset[Tensor]):
         video = torch.from_numpy(np.array(frames)).permute(0, 3, 1, 2)  # (T, H, W, C) -> (T, C, ..)
         video = video[uniform_indices(len(video), CLIP_LEN)].float() / 255
         video = F.center_crop(F.resize(video, [RESIZE], antialias=True), [CROP, CROP])
-        video = (video - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+        design = ARCHITECTURES["r2plus1d_18"]
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (design.mean, design.std))
+        video = (video - mean) / std
         clip: Tensor = video.transpose(0, 1).contiguous()  # (T, C, H, W) -> (C, T, H, W)
         return clip
 
@@ -90,17 +91,6 @@ class BareDecoder(Dataset[int]):
 def dataset(clips: Sequence[Clip], read: Any) -> ClipDataset:
     """What training reads, without augmentation: uint8 (C, T, crop, crop)."""
     return ClipDataset(clips, read, clip_len=CLIP_LEN, crop_size=CROP, training=True)
-
-
-def in_turns(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """Median of what each side returns, the sides taking turns."""
-    values: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(rounds + 1):
-        for name, side in sides.items():
-            value = side()
-            if number:  # the first round warms up
-                values[name].append(value)
-    return {name: median(found) for name, found in values.items()}
 
 
 def one_by_one(data: Any, repeats: int = 1) -> float:
@@ -206,20 +196,6 @@ def anonymous_kilobytes() -> int:
     """Resident memory of this process that no file backs."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def processor() -> str:
-    """The name of the processor."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def report(data_path: Path, num_clips: int, workers: int, rounds: int) -> str:
@@ -330,10 +306,7 @@ def main(data: str, clips: int, workers: int, rounds: int) -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     text = report(Path(data), clips, workers, rounds)
-    print(text)
-    RESULTS.mkdir(exist_ok=True)
-    name = "-".join(processor().lower().replace("(r)", "").replace("(tm)", "").split())
-    (RESULTS / f"data_loading-{name}.md").write_text(text + "\n")
+    write_result("data_loading", processor(), text)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What evaluation costs beyond the forward passes it cannot do without.
 
-python benchmarks/evaluation.py --data_path frames --annotations annotations.json
+python -m benchmarks.evaluation --data_path frames --annotations annotations.json
 
 Side by side, in turns: scoring clips from their files (decode, resize, crop, forward, average), and
 nothing but the forward passes of the same clips, ready in memory. One process, the loader beside
@@ -8,7 +8,6 @@ it. The weights are random: they cost the same.
 """
 
 import argparse
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -16,24 +15,13 @@ from pathlib import Path
 import torch
 import torchvision
 
+from benchmarks.common import processor, write_result
 from k400tiny_lib.data.annotations import Clip, read_annotations
-from k400tiny_lib.data.transforms import normalise
 from k400tiny_lib.evaluation.predictions import predict_clips
 from k400tiny_lib.evaluation.views import Geometry, Protocol, ViewDataset
-from k400tiny_lib.model import build_model
+from k400tiny_lib.model import build_model, model_input
 
-RESULTS = Path(__file__).parent / "results"
 GEOMETRY = Geometry(clip_len=16, resize=(128,), crop_size=112)
-
-
-def processor() -> str:
-    """The name of the CPU, or of its architecture where the system does not tell."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 @torch.inference_mode()
@@ -71,7 +59,7 @@ def main() -> None:
     clips = list(read_annotations(arguments.annotations).clips)[: arguments.num_clips]
     model = build_model("r2plus1d_18", 400).eval()
     dataset = ViewDataset(clips, arguments.data_path, GEOMETRY, Protocol(1, 1))
-    ready = normalise(torch.cat([dataset[number][0] for number in range(len(clips))]))
+    ready = model_input(model, torch.cat([dataset[number][0] for number in range(len(clips))]))
     forward_seconds(model, ready[: arguments.batch_size], arguments.batch_size)  # warms up
     pairs = [
         (
@@ -98,10 +86,7 @@ torch {torch.__version__}, torchvision {torchvision.__version__}.
 | evaluation from files | {evaluation / len(clips):.3f} |
 | ratio (median of the rounds; the target is at most 1.1) | {ratio:.3f} |
 """
-    print(text)
-    RESULTS.mkdir(exist_ok=True)
-    name = "-".join("".join(c if c.isalnum() else " " for c in cpu.lower()).split())
-    (RESULTS / f"evaluation-{name}.md").write_text(text)
+    write_result("evaluation", cpu, text)
 
 
 if __name__ == "__main__":

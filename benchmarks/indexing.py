@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import platform
-import re
 import resource
 import subprocess
 import sys
@@ -22,6 +21,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+
+from benchmarks.common import processor, write_result
 
 _CLASSES = 400
 _CLIPS_PER_SOURCE = 2
@@ -73,14 +74,6 @@ def measure(root: Path) -> dict[str, float]:
     return {"seconds": seconds, "peak_mb": peak, "clips": prepared.report["num_clips"]}
 
 
-def cpu_name() -> str:
-    """The processor's name, as Linux tells it."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or "unknown processor"
-
-
 def _in_own_process(root: Path) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.indexing", "--measure", str(root)]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -91,7 +84,7 @@ def _in_own_process(root: Path) -> dict[str, float]:
 def run(sizes: list[int], directory: Path) -> str:
     """Measure each size; returns the table as markdown."""
     lines = [
-        f"# Indexing and splitting on {cpu_name()}", "",
+        f"# Indexing and splitting on {processor()}", "",
         f"{os.cpu_count()} cores, Python {platform.python_version()}. Made tree of hard links, two "
         "frames of 16 x 16 pixels a clip, two clips a source, 400 classes. First: with the one-off "
         "check of every clip. Then: with the index, the CSV, splits, report and JSON.", "",
@@ -123,11 +116,7 @@ def main() -> None:
         print(json.dumps(measure(arguments.measure)))
         return
     table = run(arguments.clips, arguments.directory)
-    slug = re.sub(r"[^a-z0-9]+", "-", cpu_name().lower()).strip("-")
-    target = Path(__file__).parent / "results" / f"indexing-{slug}.md"
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(table)
-    print(table)
+    write_result("indexing", processor(), table)
 
 
 if __name__ == "__main__":

@@ -1,37 +1,53 @@
-"""Architectures and their weights; every `state_dict` is torchvision's."""
+"""Models and their weights; every `state_dict` has the published names and shapes."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_weight
-from torchvision.models.video import mc3_18, r2plus1d_18, r3d_18
 
+from k400tiny_lib.architectures import ARCHITECTURES, Architecture
+from k400tiny_lib.data.transforms import normalise
 from k400tiny_lib.errors import UserError
-
-BUILDERS = {"r2plus1d_18": r2plus1d_18, "r3d_18": r3d_18, "mc3_18": mc3_18}
-HEAD = "fc"
 
 
 def build_model(name: str, num_classes: int, dropout: float = 0.0) -> nn.Module:
     """Build an architecture from scratch.
 
     Args:
-        name: a key of BUILDERS.
+        name: a key of ARCHITECTURES.
         num_classes: outputs of the head.
-        dropout: probability before the head. It sits behind the pooling, not before the head's
-            weights, so that their names stay torchvision's.
+        dropout: probability before the head.
 
     Returns:
-        A module from float32 (N, 3, T, H, W) to logits (N, num_classes).
+        A module from float32 (N, 3, T, H, W) to logits (N, num_classes), which `design_of` and
+        `model_input` know.
     """
-    model: Any = BUILDERS[name](weights=None, num_classes=num_classes)
-    if dropout:
-        model.avgpool = nn.Sequential(model.avgpool, nn.Dropout(dropout))
+    model: Any = ARCHITECTURES[name].build(num_classes, dropout)
+    model.architecture = name
     built: nn.Module = model
     return built
+
+
+def design_of(model: nn.Module) -> Architecture:
+    """What is known about the architecture of a model from `build_model`."""
+    return ARCHITECTURES[cast(str, model.architecture)]
+
+
+def model_input(model: nn.Module, clips: Tensor) -> Tensor:
+    """Turn pixels into what a model from `build_model` was designed for.
+
+    Args:
+        model: decides the mean and the standard deviation.
+        clips: uint8 (N, C, T, H, W), RGB in [0, 255].
+
+    Returns:
+        float32 (N, C, T, H, W).
+    """
+    design = design_of(model)
+    return normalise(clips, design.mean, design.std)
 
 
 def find_weights(weights_name: str, model_name: str) -> WeightsEnum:
@@ -82,14 +98,23 @@ def pretrained_state(weights_name: str, model_name: str) -> tuple[dict[str, Tens
 def architecture_of(weights_name: str) -> str | None:
     """The architecture that torchvision weights are of, or None where this project has none."""
     prefix = weights_name.partition("_Weights")[0].lower()
-    return next((name for name in BUILDERS if name == prefix), None)
+    return next((name for name in ARCHITECTURES if name == prefix), None)
+
+
+def class_count(name: str, state: Mapping[str, Tensor]) -> int:
+    """Outputs of the head in a state_dict of an architecture.
+
+    Raises:
+        KeyError: if it has no such head.
+    """
+    return int(state[f"{ARCHITECTURES[name].head}.weight"].shape[0])
 
 
 def load_backbone(model: nn.Module, state: Mapping[str, Tensor], source: str) -> bool:
     """Load weights, leaving the head as it is where its size differs.
 
     Args:
-        model: the model to fill.
+        model: the model to fill, from `build_model`.
         state: a state_dict of the same architecture.
         source: where it came from, for the message.
 
@@ -100,7 +125,7 @@ def load_backbone(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
         UserError: if the weights are of another architecture.
     """
     own = model.state_dict()
-    head = [key for key in own if key.startswith(f"{HEAD}.")]
+    head = [key for key in own if key.startswith(f"{design_of(model).head}.")]
     head_fits = all(key in state and state[key].shape == own[key].shape for key in head)
     wanted = {k: v for k, v in state.items() if head_fits or k not in head}
     wrong = [

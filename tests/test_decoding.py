@@ -12,9 +12,9 @@ from torchvision.io import decode_image
 
 from k400tiny_lib.data.annotations import Clip
 from k400tiny_lib.data.decoding import ImageFiles, decode_frame, read_frames
-from k400tiny_lib.data.transforms import normalise, resize_and_crop, resize_short_side
+from k400tiny_lib.data.transforms import resize_and_crop, resize_short_side
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.model import build_model
+from k400tiny_lib.model import build_model, model_input
 from tests.conftest import REAL_DATA, write_clip
 
 IMAGES = REAL_DATA / "k400tiny_images"
@@ -115,7 +115,9 @@ def test_scaled_decoding_would_move_evaluation_so_only_training_uses_it() -> Non
     assert 0 < difference.mean() < 2  # grey levels of 255
     torch.manual_seed(0)
     model = build_model("r2plus1d_18", 10)
-    inputs = [normalise(images.transpose(1, 2)[..., 40:88, 40:88]) for images in (full, scaled)]
+    inputs = [
+        model_input(model, images.transpose(1, 2)[..., 40:88, 40:88]) for images in (full, scaled)
+    ]
     with torch.inference_mode():
         # Statistics of these clips, without which untrained weights see hardly anything.
         for norm in (m for m in model.modules() if isinstance(m, torch.nn.BatchNorm3d)):

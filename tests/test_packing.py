@@ -303,6 +303,8 @@ def test_packing_is_refused_where_the_disk_is_too_small(
     frames: Path, annotations: Annotations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10, 0, 10))
-    config = Config(data_path=str(frames), frame_cache="packed", cache_dir=str(tmp_path))
+    config = Config(
+        data_path=str(frames), resize_size=SIZE, frame_cache="packed", cache_dir=str(tmp_path)
+    )
     with pytest.raises(UserError, match=r"^frame_cache: packing needs .* GB"):
         settle_frame_cache(config, annotations)

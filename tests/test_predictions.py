@@ -9,10 +9,10 @@ import torch
 
 from k400tiny_lib.config import Config
 from k400tiny_lib.data.annotations import Annotations
-from k400tiny_lib.data.transforms import normalise
 from k400tiny_lib.evaluation.predictions import Rows, make_table, predict_clips, probabilities_of
 from k400tiny_lib.evaluation.subject import Subject, load_subject
 from k400tiny_lib.evaluation.views import Protocol, ViewDataset
+from k400tiny_lib.model import model_input
 from tests.evaluation_helpers import write_annotated_clips, write_checkpoint
 
 PROTOCOL = Protocol(num_clips=2, num_crops=1)
@@ -69,7 +69,7 @@ def test_a_clip_gets_the_mean_of_the_probabilities_of_its_views(
     table = one_by_one
     views = ViewDataset(annotations.splits["test"], data_path, subject.geometry, PROTOCOL)[2][0]
     with torch.inference_mode():
-        each = subject.model(normalise(views)).softmax(1)
+        each = subject.model(model_input(subject.model, views)).softmax(1)
     np.testing.assert_allclose(
         probabilities_of(table)[2], each[: PROTOCOL.num_views].mean(0), atol=1e-5
     )

@@ -5,6 +5,7 @@ import torch
 from torchvision.models.video import R2Plus1D_18_Weights
 from torchvision.transforms.v2 import functional as F
 
+from k400tiny_lib.architectures import ARCHITECTURES
 from k400tiny_lib.data.transforms import normalise, resize_and_crop, resize_short_side
 
 
@@ -23,7 +24,8 @@ def test_a_clip_gets_the_pixels_of_torchvisions_preset() -> None:
     have their size already.
     """
     frames = torch.randint(0, 256, (4, 128, 171, 3), dtype=torch.uint8)
-    ours = normalise(resize_and_crop(frames, 128, 112)[None])[0]
+    design = ARCHITECTURES["r2plus1d_18"]
+    ours = normalise(resize_and_crop(frames, 128, 112)[None], design.mean, design.std)[0]
     preset = R2Plus1D_18_Weights.KINETICS400_V1.transforms()(frames.permute(0, 3, 1, 2))
     assert ours.shape == preset.shape == (3, 4, 112, 112)
     torch.testing.assert_close(ours, preset, atol=1e-5, rtol=0)  # float32 rounding

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from k400tiny_lib.config.geometry import CLIP_SIZES
 from k400tiny_lib.errors import UserError
 
 
@@ -38,7 +39,7 @@ def _param(default: Any, help: str, **rule: Any) -> Any:
     return dataclasses.field(default=default, metadata={"rule": Rule(help, **rule)})
 
 
-ARCHITECTURES = ("r2plus1d_18", "r3d_18", "mc3_18")
+ARCHITECTURES = tuple(CLIP_SIZES)
 AUTO = "auto"
 NONE = "none"
 
@@ -88,9 +89,19 @@ class Config:
     annotations: str = _param(NONE, "annotations.json: a path or an artifact URI (runs:/...).")
     split: str = _param("test", "Split to evaluate.", choices=("train", "val", "test"))
     # --- clips ----------------------------------------------------------------------------------
-    clip_len: int = _param(16, "Frames of a clip that the model sees.", low=1)
-    resize_size: int = _param(128, "Short side of the frames after resizing, in pixels.", low=8)
-    crop_size: int = _param(112, "Side of the square crop, in pixels.", low=8)
+    # Whole numbers once `resolve` has settled them.
+    clip_len: int = _param(
+        AUTO, "Frames of a clip; `auto` is the model's own.", low=1, words=(AUTO,)
+    )
+    resize_size: int = _param(
+        AUTO,
+        "Short side of the resized frames, in pixels; `auto` is the model's own.",
+        low=8,
+        words=(AUTO,),
+    )
+    crop_size: int = _param(
+        AUTO, "Side of the crop, in pixels; `auto` is the model's own.", low=8, words=(AUTO,)
+    )
     augmentation: str = _param(
         "flip",
         "Augmentation of training clips; `standard` adds crops and colours to the flip, `strong` "
@@ -165,6 +176,10 @@ class Config:
         "Mixed precision; `auto` is bf16 on a GPU that has it and off elsewhere.",
         choices=(AUTO, "off", "bf16", "fp16"),
     )
+    channels_last: bool | str = _param(
+        AUTO, "Channels-last memory and 2D convolutions; `auto` is on a GPU only.", words=(AUTO,)
+    )
+    compile: bool = _param(False, "Compile the model with torch.compile (minutes at the start).")
     sync_bn: bool = _param(False, "Share BatchNorm statistics between the processes (GPU only).")
     seed: int = _param(0, "Seed of the splits, the weights and the order of the clips.", low=0)
     # --- checkpoints and progress ---------------------------------------------------------------
@@ -287,7 +302,7 @@ def rule(name: str) -> Rule:
 def kind(name: str) -> str:
     """The MLproject type of a parameter: `string`, `int`, `float` or `bool`."""
     annotation = str(getattr(FIELDS[name].type, "__name__", FIELDS[name].type))
-    return {"str": "string", "int | str": "int"}.get(annotation, annotation)
+    return {"str": "string", "int | str": "int", "bool | str": "bool"}.get(annotation, annotation)
 
 
 def allowed(name: str) -> str:

@@ -5,7 +5,8 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from k400tiny_lib.config.parameters import FIELDS, NONE, Config, parse
+from k400tiny_lib.config.geometry import CLIP_PARAMETERS, CLIP_SIZES
+from k400tiny_lib.config.parameters import AUTO, FIELDS, NONE, Config, parse
 from k400tiny_lib.config.recipes import load_recipe
 from k400tiny_lib.errors import UserError
 
@@ -29,18 +30,17 @@ class Step:
     also: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-_CLIP = ("clip_len", "resize_size", "crop_size")
-
 _PREPARE_DATA = (
     "data_path", "gt_csv", "output_dir", "val_fraction", "test_fraction", "group_by", "seed",
     "use_official_splits", "on_bad_clip", "decode_workers", "dask_scheduler",
 )  # fmt: skip
 _TRAIN = (
-    "data_path", "annotations", "model", "weights", "load_model", "num_classes", *_CLIP,
+    "data_path", "annotations", "model", "weights", "load_model", "num_classes", *CLIP_PARAMETERS,
     "augmentation", "no_flip_classes", "frame_cache", "cache_dir", "batch_size", "num_workers",
     "num_epochs", "patience", "freeze_epochs", "optimizer", "lr", "lr_batch_size", "momentum",
     "weight_decay", "scheduler", "warmup_epochs", "label_smoothing", "dropout", "ema_decay",
-    "grad_accum_steps", "clip_grad_norm", "amp", "sync_bn", "seed", "checkpoint_dir", "save_every",
+    "grad_accum_steps", "clip_grad_norm", "amp", "channels_last", "compile", "sync_bn", "seed",
+    "checkpoint_dir", "save_every",
     "save_every_minutes", "resume", "print_interval",
     "nproc_per_node", "nnodes", "node_rank", "rdzv_endpoint", "rdzv_timeout", "max_restarts",
     "parent_run",
@@ -128,8 +128,16 @@ def resolve(step: str, given: Mapping[str, str]) -> Config:
         if recipe == "auto":
             recipe = "sample" if config.data_path == "sample" else "k400tiny"
         config = Config(**(load_recipe(recipe) | explicit | {"recipe": recipe}))
+    config = _settle_clips(config)
     _check_together(config, step)
     return config
+
+
+def _settle_clips(config: Config) -> Config:
+    """Put the architecture's own numbers in place of `auto`."""
+    own = CLIP_SIZES[config.model]
+    unsettled = [name for name in CLIP_PARAMETERS if getattr(config, name) == AUTO]
+    return dataclasses.replace(config, **{name: getattr(own, name) for name in unsettled})
 
 
 def _check_together(config: Config, step: str) -> None:
@@ -139,6 +147,16 @@ def _check_together(config: Config, step: str) -> None:
             f"crop_size: {config.crop_size} is larger than resize_size {config.resize_size}. "
             "Needed: a crop within the resized frame."
         )
+    smallest = CLIP_SIZES[config.model]
+    for name, least in (
+        ("clip_len", smallest.min_clip_len),
+        ("crop_size", smallest.min_crop_size),
+    ):
+        if getattr(config, name) < least:
+            raise UserError(
+                f"{name}: {getattr(config, name)} is too small for model={config.model}. "
+                f"Needed: at least {least}."
+            )
     if config.val_fraction + config.test_fraction >= 1:
         raise UserError(
             f"val_fraction: {config.val_fraction} and test_fraction {config.test_fraction} leave "

@@ -4,13 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchvision.models.video import R2Plus1D_18_Weights
 from torchvision.transforms.v2 import functional as F
-
-# Mean and standard deviation of Kinetics-400 for RGB in [0, 1], as torchvision's weights state.
-_PRESET = R2Plus1D_18_Weights.KINETICS400_V1.transforms()
-MEAN: tuple[float, ...] = tuple(_PRESET.mean)
-STD: tuple[float, ...] = tuple(_PRESET.std)
 
 
 def resize_short_side(images: Tensor, resize_size: int) -> Tensor:
@@ -69,17 +63,18 @@ def centre_crop(clip: Tensor, crop_size: int) -> Tensor:
     return cropped
 
 
-def normalise(clips: Tensor) -> Tensor:
-    """Turn pixels into what the network was designed for: zero mean, unit variance per channel.
+def normalise(clips: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Bring pixels to zero mean and unit variance per channel.
 
     It runs on the device of the clips: uint8 is a quarter of the bytes to send there.
 
     Args:
         clips: uint8 (N, C, T, H, W), RGB in [0, 255].
+        mean, std: of each channel in [0, 1], as the architecture states (`model.model_input`).
 
     Returns:
         float32 (N, C, T, H, W).
     """
-    mean = torch.tensor(MEAN, device=clips.device).view(1, -1, 1, 1, 1)
-    std = torch.tensor(STD, device=clips.device).view(1, -1, 1, 1, 1)
-    return (clips.float() / 255 - mean) / std
+    centre = torch.tensor(mean, device=clips.device).view(1, -1, 1, 1, 1)
+    spread = torch.tensor(std, device=clips.device).view(1, -1, 1, 1, 1)
+    return (clips.float() / 255 - centre) / spread

@@ -14,8 +14,8 @@ from captum.attr import LayerAttribution, LayerGradCam  # type: ignore[import-un
 from torch import Tensor, nn
 
 from k400tiny_lib.data.annotations import Clip
-from k400tiny_lib.data.transforms import normalise
 from k400tiny_lib.evaluation.views import Geometry, Protocol, ViewDataset
+from k400tiny_lib.model import design_of, model_input
 
 _MISTAKES, _DOUBTFUL = 8, 4
 _FRAMES, _SIDE = 8, 112  # pictures of a clip, and their size in pixels
@@ -71,7 +71,7 @@ def make_gallery(
     def card(position: int) -> Card:
         row = table.iloc[position]
         view = dataset[position][0][0]
-        heat = grad_cam(model, normalise(view[None]), int(row["predicted"]))[0]
+        heat = grad_cam(model, model_input(model, view[None]), int(row["predicted"]))[0]
         times = np.linspace(0, view.shape[1] - 1, min(_FRAMES, view.shape[1])).round().astype(int)
         pictures = view[:, times].permute(1, 2, 3, 0).numpy()  # (C, T, H, W) -> (T, H, W, C)
         return Card(
@@ -88,11 +88,11 @@ def make_gallery(
 def grad_cam(model: nn.Module, clips: Tensor, target: int) -> Tensor:
     """Where and when a model finds evidence for a class.
 
-    Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391) at the deepest stage of the network that
-    still tells `_MIN_TIME` moments apart, enlarged to the size of the clip.
+    Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391) at the deepest feature maps of the network
+    that still tell `_MIN_TIME` moments apart, enlarged to the size of the clip.
 
     Args:
-        model: a torchvision VideoResNet in evaluation mode.
+        model: from `build_model`, in evaluation mode.
         clips: float32 (N, C, T, H, W), normalised.
         target: class id.
 
@@ -100,7 +100,11 @@ def grad_cam(model: nn.Module, clips: Tensor, target: int) -> Tensor:
         float32 (N, T, H, W) in [0, 1], the maximum of each clip being 1 (or all 0).
     """
     layer = _deepest_in_time(model, clips.shape[2])
-    maps = LayerGradCam(model, layer).attribute(clips, target=target, relu_attributions=True)
+    maps = LayerGradCam(model, layer).attribute(
+        clips, target=target, attribute_to_layer_input=True, relu_attributions=True
+    )
+    # (N * heads, 1, T, H, W) -> (N, 1, T, H, W); convolutions have one head
+    maps = maps.unflatten(0, (len(clips), -1)).sum(1)
     size = tuple(clips.shape[2:])
     maps = LayerAttribution.interpolate(maps, size, "trilinear")[:, 0].detach()
     peak: Tensor = maps.amax(dim=(1, 2, 3), keepdim=True)
@@ -110,15 +114,20 @@ def grad_cam(model: nn.Module, clips: Tensor, target: int) -> Tensor:
 
 @torch.no_grad()
 def _deepest_in_time(model: nn.Module, num_frames: int) -> nn.Module:
-    # How many moments a stage tells apart does not depend on the pictures: small ones will do.
-    features = model.get_submodule("stem")(torch.zeros(1, 3, num_frames, 16, 16))
-    chosen = model.get_submodule("layer1")
-    for name in ("layer1", "layer2", "layer3", "layer4"):
-        features = model.get_submodule(name)(features)
-        if features.shape[2] < min(_MIN_TIME, num_frames):
-            break
-        chosen = model.get_submodule(name)
-    return chosen
+    layers = [model.get_submodule(name) for name in design_of(model).maps]
+    moments: list[int] = []  # of each layer's input
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, inputs: moments.append(inputs[0].shape[2]))
+        for layer in layers
+    ]
+    # How many moments a layer tells apart does not depend on the pictures: small ones will do.
+    model(torch.zeros(1, 3, num_frames, 32, 32))
+    for hook in hooks:
+        hook.remove()
+    fine = [
+        layer for layer, m in zip(layers, moments, strict=True) if m >= min(_MIN_TIME, num_frames)
+    ]
+    return fine[-1] if fine else layers[0]
 
 
 def _overlay(

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from k400tiny_lib.data.annotations import Clip
 from k400tiny_lib.data.loading import batches, one_thread
-from k400tiny_lib.data.transforms import normalise
 from k400tiny_lib.evaluation.views import Geometry, Protocol, ViewDataset
+from k400tiny_lib.model import model_input
 
 PROBABILITY = "prob_"  # column prob_<class id>
 Floats = npt.NDArray[np.float64]
@@ -64,7 +64,7 @@ def predict_clips(
     """Run a model over all views of some clips and average their probabilities per clip.
 
     Args:
-        model: on `device` in evaluation mode, from float32 (N, C, T, H, W) to logits (N, K).
+        model: from `build_model`, on `device` in evaluation mode.
         clips: the split.
         positions: which of them this process takes.
         data_path: directory of the clip folders.
@@ -98,7 +98,7 @@ def probabilities_of_views(
     model: nn.Module, views: Tensor, batch_size: int, device: torch.device
 ) -> Tensor:
     """Class probabilities of views, uint8 (N, C, T, H, W) to float64 (N, K) on the CPU."""
-    logits = [model(normalise(part.to(device))) for part in views.split(batch_size)]
+    logits = [model(model_input(model, part.to(device))) for part in views.split(batch_size)]
     return torch.cat(logits).double().softmax(1).cpu()
 
 

@@ -7,9 +7,16 @@ from torch import nn
 from torchvision.models import get_weight
 
 from k400tiny_lib.config import NONE, Config
+from k400tiny_lib.config.geometry import CLIP_SIZES
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.evaluation.views import Geometry
-from k400tiny_lib.model import architecture_of, build_model, load_backbone, pretrained_state
+from k400tiny_lib.model import (
+    architecture_of,
+    build_model,
+    class_count,
+    load_backbone,
+    pretrained_state,
+)
 from k400tiny_lib.training.checkpoint import check_categories, model_of, read_checkpoint
 
 
@@ -27,8 +34,8 @@ class Subject:
     """A model in evaluation mode with what its numbers depend on.
 
     Attributes:
-        model: from float32 (N, C, T, H, W) to logits (N, K).
-        architecture: a key of model.BUILDERS.
+        model: from `build_model`.
+        architecture: a key of ARCHITECTURES.
         geometry: frames and pixels that it was trained with.
         class_names: labels by class id.
         source: which weights they are, in words.
@@ -62,7 +69,7 @@ def load_subject(config: Config, categories: dict[str, int]) -> Subject:
     check_categories(checkpoint, categories)
     model, trained = model_of(checkpoint, "checkpoint")
     by_id = {index: label for label, index in checkpoint["categories"].items()}
-    num_classes = int(checkpoint["model"]["fc.weight"].shape[0])
+    num_classes = class_count(trained.model, checkpoint["model"])
     names = [by_id.get(index, str(index)) for index in range(num_classes)]
     return Subject(
         model, trained.model, Geometry.trained_with(trained), names,
@@ -87,7 +94,7 @@ def _from_weights(name: str, categories: dict[str, int]) -> Subject:
     weights = get_weight(name)
     accuracy = weights.meta["_metrics"]["Kinetics-400"]
     published = Published(accuracy["acc@1"], accuracy["acc@5"], str(weights.meta["_docs"]))
-    geometry = Geometry.of_weights(weights)
+    geometry = Geometry.of_weights(weights, CLIP_SIZES[architecture].clip_len)
     return Subject(
         model.eval(), architecture, geometry, class_names, f"torchvision {name}",
         published=published,

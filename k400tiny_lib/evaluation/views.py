@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.models.video import R2Plus1D_18_Weights
+from torchvision.models import WeightsEnum
 
 from k400tiny_lib.config import Config
 from k400tiny_lib.data.annotations import Clip
@@ -16,8 +16,6 @@ from k400tiny_lib.data.pytorchvideo_transforms import uniform_crop
 from k400tiny_lib.data.sampling import view_indices
 from k400tiny_lib.data.transforms import centre_crop, resize_exactly
 from k400tiny_lib.errors import UserError
-
-_PRESET_CLIP_LEN = 16  # of all torchvision video weights: "clip_len=16" in their meta["_docs"]
 
 
 @dataclass(frozen=True)
@@ -42,11 +40,11 @@ class Geometry:
         return cls(config.clip_len, (config.resize_size,), config.crop_size)
 
     @classmethod
-    def of_weights(cls, weights: R2Plus1D_18_Weights) -> "Geometry":
+    def of_weights(cls, weights: WeightsEnum, clip_len: int) -> "Geometry":
         """As the `transforms()` of torchvision's video weights do, which never antialias."""
         preset = weights.transforms()
         resize, crop = tuple(map(int, preset.resize_size)), int(preset.crop_size[0])
-        return cls(_PRESET_CLIP_LEN, resize, crop, antialias=False)
+        return cls(clip_len, resize, crop, antialias=False)
 
 
 @dataclass(frozen=True)

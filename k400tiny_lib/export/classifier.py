@@ -8,11 +8,18 @@ from typing import Any
 from torch import nn
 
 from k400tiny_lib.config import Config
-from k400tiny_lib.data.transforms import MEAN, STD
+from k400tiny_lib.config.geometry import CLIP_SIZES
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.evaluation.views import Geometry
 from k400tiny_lib.export.parity import Eager, run_eager
-from k400tiny_lib.model import architecture_of, build_model, load_backbone, pretrained_state
+from k400tiny_lib.model import (
+    architecture_of,
+    build_model,
+    class_count,
+    design_of,
+    load_backbone,
+    pretrained_state,
+)
 from k400tiny_lib.training.checkpoint import model_of, read_checkpoint
 
 SAMPLING = (
@@ -55,8 +62,8 @@ class Classifier:
             "sampling": SAMPLING,
             "resize_size": self.resize_size,
             "crop_size": self.crop_size,
-            "mean": list(MEAN),
-            "std": list(STD),
+            "mean": list(design_of(self.model).mean),
+            "std": list(design_of(self.model).std),
             "training_run_id": self.run_id,
         }
 
@@ -70,7 +77,7 @@ def from_checkpoint(path: Path) -> Classifier:
     checkpoint = read_checkpoint(path, "checkpoint")
     model, trained = model_of(checkpoint, "checkpoint")
     by_id = {index: label for label, index in checkpoint["categories"].items()}
-    head = int(checkpoint["model"]["fc.weight"].shape[0])
+    head = class_count(trained.model, checkpoint["model"])
     return Classifier(
         model, trained.model, trained.clip_len, trained.resize_size, trained.crop_size,
         [by_id.get(index, str(index)) for index in range(head)],
@@ -90,7 +97,8 @@ def from_weights(config: Config) -> Classifier:
     state, class_names = pretrained_state(config.weights, architecture)
     model = build_model(architecture, len(class_names))
     load_backbone(model, state, f"weights: {config.weights}")
+    own = CLIP_SIZES[architecture]
     return Classifier(
-        model.eval(), architecture, config.clip_len, config.resize_size, config.crop_size,
+        model.eval(), architecture, own.clip_len, own.resize_size, own.crop_size,
         class_names, f"torchvision {config.weights}",
     )  # fmt: skip

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from k400tiny_lib.data.transforms import normalise
+from k400tiny_lib.model import model_input
 
 INPUT, OUTPUT = "frames", "probabilities"
 
@@ -66,10 +66,13 @@ class FramesToProbabilities(nn.Module):
         # Training and evaluation see uint8 after resizing, and so does the graph.
         images = images.round().clamp(0, 255)
         top, left = _centre_offset(size[0], self.crop_size), _centre_offset(size[1], self.crop_size)
-        images = images[..., top : top + self.crop_size, left : left + self.crop_size]
+        # A slice from a free place has a free size for the exporter, and attention and pooling
+        # need to know it.
+        places = torch.arange(self.crop_size, device=images.device)
+        images = images.index_select(-2, places + top).index_select(-1, places + left)
         clips = images.unflatten(0, (num_videos * self.views, num_frames // self.views))
         clips = clips.transpose(1, 2)  # -> (N * V, C, T, H, W)
-        logits: Tensor = self.model(normalise(clips))
+        logits: Tensor = self.model(model_input(self.model, clips))
         if self.views > 1:
             by_view = logits.log_softmax(1).unflatten(0, (num_videos, self.views))
             # The logarithm of the mean but for a constant, which softmax drops.

@@ -12,10 +12,11 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from k400tiny_lib.data.transforms import centre_crop, normalise, resize_exactly
+from k400tiny_lib.data.transforms import centre_crop, resize_exactly
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.evaluation.calibration import scale
 from k400tiny_lib.export.graph import INPUT
+from k400tiny_lib.model import model_input
 
 BATCHES = (1, 2, 5)
 SIZES = ((336, 336), (240, 320), (128, 128), (129, 257))  # height, width
@@ -76,7 +77,7 @@ def run_eager(
         [centre_crop(resize_exactly(clip, [resize_size]), crop_size) for clip in frames]
     )
     clips = clips.unflatten(2, (views, -1)).transpose(1, 2).flatten(0, 1)  # -> (N * V, C, T, h, w)
-    logits = model(normalise(clips))
+    logits = model(model_input(model, clips))
     averaged = logits.double().softmax(1).unflatten(0, (-1, views)).mean(1)
     return scale(averaged.numpy(), temperature).astype(np.float32)
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from k400tiny_lib.config import Config
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.model import build_model, load_backbone
+from k400tiny_lib.model import build_model, class_count, load_backbone
 
 BEST = "best.pt"
 LAST = "last.pt"
@@ -125,20 +125,12 @@ def model_of(checkpoint: Mapping[str, Any], parameter: str) -> tuple[nn.Module, 
     """
     try:
         config = Config(**checkpoint["config"])
-        model = build_model(config.model, class_count(checkpoint))
+        model = build_model(config.model, class_count(config.model, checkpoint["model"]))
     except (TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{parameter}: the checkpoint's config is not ours ({error}).") from None
     if not load_backbone(model, checkpoint["model"], f"{parameter}: the checkpoint"):
         raise UserError(f"{parameter}: the checkpoint's head does not fit its categories.")
     return model.eval(), config
-
-
-def class_count(checkpoint: Mapping[str, Any]) -> int:
-    """Outputs of a checkpoint's head."""
-    head = checkpoint["model"].get("fc.weight")
-    if head is None:
-        raise KeyError("fc.weight")
-    return int(head.shape[0])
 
 
 def check_categories(

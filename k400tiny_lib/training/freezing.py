@@ -3,7 +3,7 @@
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from k400tiny_lib.model import HEAD
+from k400tiny_lib.model import design_of
 
 
 def freeze_backbone(model: nn.Module, frozen: bool) -> None:
@@ -16,8 +16,9 @@ def freeze_backbone(model: nn.Module, frozen: bool) -> None:
         model: the plain model, not wrapped.
         frozen: whether the backbone rests.
     """
+    head = f"{design_of(model).head}."
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not frozen or name.startswith(f"{HEAD}."))
+        parameter.requires_grad_(not frozen or name.startswith(head))
     if frozen:
         for module in model.modules():
             if isinstance(module, _BatchNorm):

@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader
 from k400tiny_lib.config import Config
 from k400tiny_lib.data.augmentation import MIXING, mix_batch, seeded
 from k400tiny_lib.data.loading import ClipDataset, batches
-from k400tiny_lib.data.transforms import normalise
 from k400tiny_lib.errors import UserError
+from k400tiny_lib.model import model_input
 from k400tiny_lib.training.distributed import Process, TrainSampler, average_buffers
 from k400tiny_lib.training.freezing import freeze_backbone
 from k400tiny_lib.training.meters import Meters
@@ -160,7 +160,7 @@ def train_epoch(trainer: Trainer, on_update: Callable[[Trainer], None]) -> dict[
         trainer.waiting += time.perf_counter() - then
         clips = clips.to(device, non_blocking=True)
         targets = targets.to(device, non_blocking=True)
-        inputs, labels = normalise(clips), targets
+        inputs, labels = model_input(trainer.model, clips), targets
         if config.augmentation == MIXING:
             with seeded(config.seed, trainer.epoch, number, trainer.process.rank):
                 inputs, labels = mix_batch(inputs, targets, trainer.num_classes)
@@ -265,7 +265,7 @@ def validate(trainer: Trainer) -> dict[str, float]:
     for clips, targets, _ in batches(trainer.val_loader):
         clips, targets = clips.to(device, non_blocking=True), targets.to(device, non_blocking=True)
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            logits = model(normalise(clips))
+            logits = model(model_input(model, clips))
         meters.update(F.cross_entropy(logits.float(), targets), logits, targets)
         if trainer.stop():
             break

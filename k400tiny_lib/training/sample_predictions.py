@@ -9,7 +9,7 @@ from torch import Tensor
 
 from k400tiny_lib.data.loading import ClipDataset
 from k400tiny_lib.data.sampling import uniform_indices
-from k400tiny_lib.data.transforms import normalise
+from k400tiny_lib.model import model_input
 from k400tiny_lib.training.loop import Trainer
 from k400tiny_lib.training.optimisation import amp_dtype
 
@@ -40,7 +40,8 @@ def sample_predictions(trainer: Trainer) -> tuple[Tensor, list[int], Tensor]:
     device = trainer.process.device
     dtype = amp_dtype(trainer.config.amp, device)
     with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-        logits = trainer.evaluated_model.eval()(normalise(clips.to(device)))
+        model = trainer.evaluated_model.eval()
+        logits = model(model_input(model, clips.to(device)))
     return clips, [target for _, target, _ in shown], logits.float().softmax(1).cpu()
 
 

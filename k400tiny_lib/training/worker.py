@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from k400tiny_lib.config import NONE, Config
+from k400tiny_lib.convolutions import fastest_form
 from k400tiny_lib.data.annotations import Annotations, read_annotations
 from k400tiny_lib.data.augmentation import no_flip_targets
 from k400tiny_lib.data.loading import ClipDataset, make_loader, worker_count
@@ -118,7 +119,7 @@ def make_trainer(
     num_classes = (
         annotations.num_classes if config.num_classes == "auto" else int(config.num_classes)
     )
-    model = initial_model(config, num_classes).to(process.device)
+    model = fastest_form(initial_model(config, num_classes), process.device, config.channels_last)
     if config.sync_bn:
         if process.device.type == "cpu":
             raise UserError(
@@ -132,6 +133,8 @@ def make_trainer(
         forward = DistributedDataParallel(
             model, device_ids=devices, find_unused_parameters=config.freeze_epochs > 0
         )
+    if config.compile:
+        forward.compile()  # in place: the names of its weights stay
     # From here on each process draws its own dropout.
     torch.manual_seed(int(np.random.SeedSequence([config.seed, process.rank]).generate_state(1)[0]))
 

@@ -1,0 +1,42 @@
+"""What the benchmarks share: sides in turns, a table, a results file named by the hardware."""
+
+import platform
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def in_turns(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """Median of what each side returns, the sides taking turns; a first round warms up."""
+    values: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds + 1):
+        for name, side in sides.items():
+            value = side()
+            if number:
+                values[name].append(value)
+    return {name: median(found) for name, found in values.items()}
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def processor() -> str:
+    """The name of the processor."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def write_result(benchmark: str, hardware: str, text: str) -> None:
+    """Print a result and write it to `results/<benchmark>-<hardware>.md`."""
+    print(text)
+    slug = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", hardware.lower())).strip("-")
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{benchmark}-{slug}.md").write_text(text.rstrip("\n") + "\n")
