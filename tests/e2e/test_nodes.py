@@ -61,11 +61,10 @@ def workers_of(folder: Path) -> list[psutil.Process]:
 
 
 def test_two_nodes_train_together_and_a_killed_worker_comes_back(
-    namespaces: tuple[str, str], tiny_data: tuple[Path, Path], tmp_path: Path
+    namespaces: tuple[str, str], store: str, tiny_data: tuple[Path, Path], tmp_path: Path
 ) -> None:
     annotations = tmp_path / "annotations.json"
     annotations.write_text(annotate(tiny_data[0], num_val=3, num_train=16).to_json())
-    store = f"sqlite:///{tmp_path}/mlflow.db"
     client = MlflowClient(store)
     parent = client.create_run("0").info.run_id
     folders = (tmp_path / "disk0", tmp_path / "disk1")  # the nodes share no disk
@@ -83,7 +82,7 @@ def test_two_nodes_train_together_and_a_killed_worker_comes_back(
         for key, value in parameters.items():
             command += ["-P", f"{key}={value}"]
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        environment = os.environ | {"MLFLOW_TRACKING_URI": store, "PATH": path}
+        environment = os.environ | {"PATH": path}
         log = (tmp_path / f"node{rank}.log").open("w")
         nodes.append(
             subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=log, stderr=log)
