@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -30,13 +31,17 @@ class SystemSampler:
         self._due = 0.0
 
     def sample(self) -> None:
-        """Take a sample if it is time for one."""
+        """Take a sample if it is time for one; never raises, but gives up after an error."""
         if self._monitor is None or time.monotonic() < self._due:
             return
         self._due = time.monotonic() + self._monitor.sampling_interval
-        self._monitor.collect_metrics()
-        values = self._monitor.aggregate_metrics()
-        for part in self._monitor.monitors:
-            part.clear_metrics()
-        self._journal.log_metrics({f"system/{k}": v for k, v in values.items()}, self._step)
+        try:
+            self._monitor.collect_metrics()
+            values = self._monitor.aggregate_metrics()
+            for part in self._monitor.monitors:
+                part.clear_metrics()
+            self._journal.log_metrics({f"system/{k}": v for k, v in values.items()}, self._step)
+        except Exception as error:  # of psutil, of a GPU's driver; training is worth more
+            print(f"tracking: no more system metrics: {error}", file=sys.stderr, flush=True)
+            self._monitor = None
         self._step += 1
