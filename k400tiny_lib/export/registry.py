@@ -65,7 +65,7 @@ def log_onnx(proto: onnx.ModelProto, metadata: Mapping[str, Any]) -> str:
         pip_requirements=[
             f"{name}=={version(name)}" for name in ("mlflow", "onnxruntime", "onnx", "numpy")
         ],
-        metadata={p.key: p.value for p in proto.metadata_props},
+        metadata={key: json.dumps(value) for key, value in metadata.items()},
     )
     return str(info.model_uri)
 
