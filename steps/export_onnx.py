@@ -19,6 +19,7 @@ def export_onnx(config: Config) -> None:
     from k400tiny_lib.export.graph import FramesToProbabilities, export_graph
     from k400tiny_lib.export.parity import compare, latencies_ms, open_session, require_parity
     from k400tiny_lib.export.registry import log_onnx, register
+    from k400tiny_lib.export.video_registry import register_video_classifier
     from k400tiny_lib.tracking.runs import (
         MODEL_VERSION_TAG,
         active_run_id,
@@ -56,6 +57,7 @@ def export_onnx(config: Config) -> None:
     version, promoted = register(
         model_uri, config.registered_model_name, run_id, tags, config.promote
     )
+    register_video_classifier(model_uri, version, config.video_model_name)
     mlflow.set_tag(MODEL_VERSION_TAG, f"{version.name}/{version.version}")
     alias = "champion" if promoted else "challenger"
     print(

@@ -1,6 +1,5 @@
 """The exported graph equals the evaluation path, and only then gets a name."""
 
-from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -12,7 +11,6 @@ from mlflow import MlflowClient
 
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.export.graph import FramesToProbabilities, _centre_offset, export_graph
-from k400tiny_lib.export.inputs import find_inputs, label_inputs
 from k400tiny_lib.export.parity import (
     Comparison,
     compare,
@@ -145,27 +143,3 @@ def test_never_promotes_only_where_there_is_no_champion(
 def test_predicting_without_a_registered_model_says_how_to_get_one(store: str) -> None:
     with pytest.raises(UserError, match=r"^model_uri: models:/nothing@champion .*-e main"):
         load_registered("auto", "nothing")
-
-
-def test_inputs_are_labelled_in_order_and_the_unreadable_reported(
-    registered: str, tiny_data: tuple[Path, Path], tmp_path: Path
-) -> None:
-    folder = tmp_path / "inputs"
-    folder.mkdir()
-    first, second = sorted(tiny_data[0].iterdir())[:2]
-    (folder / "clip2").symlink_to(first)
-    (folder / "clip10").symlink_to(second)
-    (folder / "bad.mp4").write_bytes(b"no video")
-    model = load_registered("auto", NAME)
-    table, failures = label_inputs(model, find_inputs(folder), batch_size=4, top_k=2)
-    assert list(table["input"]) == ["clip2", "clip2", "clip10", "clip10"]
-    assert list(table["rank"]) == [1, 2, 1, 2]
-    assert len(failures) == 1
-    assert "bad.mp4 cannot be decoded" in failures[0]
-
-
-def test_inputs_that_are_not_there_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^input: .*nowhere does not exist"):
-        find_inputs(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="holds no clips"):
-        find_inputs(tmp_path)

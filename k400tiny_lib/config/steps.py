@@ -50,9 +50,11 @@ _EVALUATE = (
 )  # fmt: skip
 _EXPORT_ONNX = (
     "checkpoint", "weights", "data_path", "annotations", "registered_model_name", "opset",
-    "tolerance", "quantize", "promote",
+    "tolerance", "quantize", "promote", "video_model_name",
 )  # fmt: skip
-_PREDICT = ("input", "model_uri", "registered_model_name", "top_k", "batch_size")
+_PREDICT = (
+    "input", "model_uri", "registered_model_name", "top_k", "batch_size", "num_threads", "device",
+)  # fmt: skip
 
 CHAIN: dict[str, Step] = {
     "prepare_data": Step(
