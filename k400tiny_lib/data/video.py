@@ -87,7 +87,8 @@ def sample_video(
     """
     try:
         packets = _list_packets(source, limits)
-        expected, found = len(packets), None
+        expected = len(packets)
+        found: dict[int, Result] | None = None
         indices = view_positions(expected, num_frames, views) if expected else []
         if expected > _SEEK_BEYOND:
             found = _seek_frames(source, indices, packets, process)

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -120,7 +121,7 @@ def _batches(
     decoded: Iterable[tuple[Path, Frames | UserError]],
     batch_size: int,
     failures: list[str],
-    bar: "tqdm[None]",
+    bar: "tqdm[Any]",
 ) -> Iterator[tuple[list[Path], list[Frames]]]:
     paths: list[Path] = []
     clips: list[Frames] = []

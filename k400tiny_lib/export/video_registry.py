@@ -53,7 +53,7 @@ def log_video_classifier(onnx_file: Path) -> str:
 
 
 def _log(onnx_file: Path) -> ModelInfo:
-    return mlflow.pyfunc.log_model(
+    info: ModelInfo = mlflow.pyfunc.log_model(
         name=_NAME,
         python_model=str(Path(__file__).with_name("video_classifier.py")),
         artifacts={"onnx": str(onnx_file)},
@@ -80,6 +80,7 @@ def _log(onnx_file: Path) -> ModelInfo:
             for package in ("mlflow", "onnxruntime", "numpy", "pandas", "av")
         ],
     )
+    return info
 
 
 def follow_champion(onnx_name: str, name: str) -> None:
