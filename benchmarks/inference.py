@@ -175,10 +175,11 @@ def report(
     with tempfile.TemporaryDirectory() as folder:
         module = FramesToProbabilities(model, RESIZE, CROP).eval()
         proto = export_graph(module, CLIP_LEN, 18, {"class_names": names, "clip_len": CLIP_LEN})
-        protos = {"float32": proto, "int8": quantize(proto, folders)}
-        files = {name: Path(folder, f"{name}.onnx") for name, made in protos.items() if made}
-        for name, path in files.items():
-            onnx.save(protos[name], path)
+        files = {}
+        for name, made in (("float32", proto), ("int8", quantize(proto, folders))):
+            if made is not None:
+                files[name] = Path(folder, f"{name}.onnx")
+                onnx.save(made, files[name])
         ours = {name: open_classifier(path) for name, path in files.items()}
 
         def label(name: str, batch: int) -> Callable[[], float]:

@@ -43,7 +43,7 @@ def view_indices(num_frames: int, clip_len: int, num_views: int) -> Tensor:
         ValueError: if one is below 1.
     """
     positions = view_positions(num_frames, clip_len, num_views)
-    return torch.tensor(positions).unflatten(0, (num_views, clip_len))
+    return torch.tensor(positions).view(num_views, clip_len)
 
 
 def jittered_indices(num_frames: int, clip_len: int, generator: torch.Generator) -> Tensor:

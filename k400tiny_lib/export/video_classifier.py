@@ -14,7 +14,7 @@ from typing import Any
 import mlflow
 import pandas as pd
 from mlflow.exceptions import MlflowException
-from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from k400tiny_lib.data.video import Limits, read_video
 from k400tiny_lib.errors import UserError
