@@ -30,6 +30,7 @@ def export_onnx(config: Config) -> None:
         frames_free,
     )
     from k400tiny_lib.export.variants import choose
+    from k400tiny_lib.export.video_registry import register_video_classifier
     from k400tiny_lib.tracking.evaluated import evaluation_folder, git_commit
     from k400tiny_lib.tracking.runs import MODEL_VERSION_TAG, local_copy, local_inputs
 
@@ -96,14 +97,16 @@ def export_onnx(config: Config) -> None:
     describe(proto, metadata)
 
     name = config.registered_model_name
+    model_uri = registry.log_onnx(proto, metadata)
     version, verdict = registry.register(
-        registry.log_onnx(proto, metadata),
+        model_uri,
         name,
         registry.version_tags(metadata, difference),
         config.promote,
         Contest(name, frames, table, unusable).against,
         model_card(name, metadata, difference),
     )
+    register_video_classifier(model_uri, version, config.video_model_name)
     mlflow.set_tag(MODEL_VERSION_TAG, f"{name}/{version.version}")
     print(
         f"models:/{name}/{version.version} is {verdict.text}; largest difference from PyTorch "

@@ -9,20 +9,21 @@ from k400tiny_lib.workflow.command import step_command
 
 @step_command("predict")
 def predict(config: Config) -> None:
-    """Load the model, label every input, show and log the table."""
-    from pathlib import Path
-
+    """Open the model, label every input, show and log the table."""
     import mlflow
 
     from k400tiny_lib.errors import UserError
     from k400tiny_lib.export.inputs import find_inputs, label_inputs
-    from k400tiny_lib.export.registry import load_registered
+    from k400tiny_lib.export.session import open_classifier
+    from k400tiny_lib.tracking.models import model_file
+    from k400tiny_lib.tracking.runs import local_copy
 
-    inputs = find_inputs(Path(config.input))
-    model = load_registered(config.model_uri, config.registered_model_name)
+    inputs = find_inputs(local_copy(config.input, "input"))
+    path = model_file(config.model_uri, config.registered_model_name)
+    model = open_classifier(path, config.num_threads, config.device)
     table, failures = label_inputs(model, inputs, config.batch_size, config.top_k)
-    for failure in failures:
-        print(f"skipped: {failure}")
+    if failures:
+        mlflow.log_text("\n".join(failures) + "\n", "predictions/skipped.txt")
     if table.empty:
         raise UserError(f"input: nothing in {config.input} could be read.")
     mlflow.log_text(table.to_csv(index=False), "predictions/predictions.csv")

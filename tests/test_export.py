@@ -1,7 +1,6 @@
 """The exported graph equals the evaluation path, and only then gets a name."""
 
 from functools import partial
-from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -18,7 +17,6 @@ from k400tiny_lib.export.graph import (
     export_graph,
     frames_free,
 )
-from k400tiny_lib.export.inputs import find_inputs, label_inputs
 from k400tiny_lib.export.parity import (
     Comparison,
     compare,
@@ -77,6 +75,8 @@ def test_weights_disturbed_by_a_hundredth_fail_the_gate(proto: onnx.ModelProto) 
 
 def test_a_network_of_fixed_length_is_found_out_before_the_export() -> None:
     class Fixed(torch.nn.Module):
+        architecture = "r3d_18"  # whose pixels it takes
+
         def forward(self, clips: torch.Tensor) -> torch.Tensor:
             return clips.mean((3, 4)).flatten(1) @ torch.ones(3 * CLIP_LEN, 2)
 
@@ -161,27 +161,3 @@ def test_never_promotes_only_where_there_is_no_champion(
 def test_predicting_without_a_registered_model_says_how_to_get_one(store: str) -> None:
     with pytest.raises(UserError, match=r"^model_uri: models:/nothing@champion .*-e main"):
         load_registered("auto", "nothing")
-
-
-def test_inputs_are_labelled_in_order_and_the_unreadable_reported(
-    registered: str, tiny_data: tuple[Path, Path], tmp_path: Path
-) -> None:
-    folder = tmp_path / "inputs"
-    folder.mkdir()
-    first, second = sorted(tiny_data[0].iterdir())[:2]
-    (folder / "clip2").symlink_to(first)
-    (folder / "clip10").symlink_to(second)
-    (folder / "bad.mp4").write_bytes(b"no video")
-    model = load_registered("auto", NAME)
-    table, failures = label_inputs(model, find_inputs(folder), batch_size=4, top_k=2)
-    assert list(table["input"]) == ["clip2", "clip2", "clip10", "clip10"]
-    assert list(table["rank"]) == [1, 2, 1, 2]
-    assert len(failures) == 1
-    assert "bad.mp4 cannot be decoded" in failures[0]
-
-
-def test_inputs_that_are_not_there_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^input: .*nowhere does not exist"):
-        find_inputs(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="holds no clips"):
-        find_inputs(tmp_path)

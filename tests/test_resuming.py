@@ -144,7 +144,7 @@ def test_a_resumed_run_goes_on_with_the_curves_of_the_former(
     job = make_job(settled, annotations, active.info.run_id)
     run(job, CPU)
     assert (tmp_path / "b" / "best.pt").exists()
-    JournalSender(active.info.run_id, job.journal).finish()
+    assert JournalSender(active.info.run_id, job.journal).send() is None
     client = MlflowClient()
     history = client.get_metric_history(active.info.run_id, "train_loss")
     assert [m.step for m in history] == [1, 2]

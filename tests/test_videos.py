@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from k400tiny_lib.data import video
 from k400tiny_lib.data.executors import map_unordered, open_executor
 from k400tiny_lib.data.frames import frame_files
 from k400tiny_lib.data.index import ContentIndex
@@ -88,7 +89,7 @@ def decode_all(folder: Path, target: Path, scheduler: str = "none") -> list[str]
 def test_frames_are_the_ones_that_uniform_indices_names(videos: Path) -> None:
     frames = read_video(videos / "v4.mp4", 5)
     assert frames.shape == (5, 80, 64, 3)
-    grey = frames.float().mean((1, 2, 3))
+    grey = torch.from_numpy(frames).float().mean((1, 2, 3))
     # MPEG-4 moves a grey by a few of 255; less than half the step of 20 tells neighbours apart.
     torch.testing.assert_close(grey, 20.0 * uniform_indices(11, 5).float(), atol=9, rtol=0)
 
@@ -97,8 +98,21 @@ def test_frames_agree_with_decoding_everything(videos: Path) -> None:
     with av.open(str(videos / "v5.avi")) as container:
         everything = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     indices = uniform_indices(len(everything), 7)
-    expected = torch.from_numpy(np.stack([everything[i] for i in indices]))
-    assert torch.equal(read_video(videos / "v5.avi", 7), expected)
+    expected = np.stack([everything[i] for i in indices])
+    np.testing.assert_array_equal(read_video(videos / "v5.avi", 7), expected)
+
+
+@pytest.mark.parametrize("name", ["v0.mp4", "v1.avi", "v2.mkv", "v3.mov"])
+def test_frames_that_are_sought_are_those_of_decoding_everything(
+    videos: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = [read_video(videos / name, clip_len) for clip_len in (1, 3, 7)]
+    monkeypatch.setattr(video, "_SEEK_BEYOND", 0)
+    monkeypatch.setattr(video, "_process_frames", None)
+    for frames in expected:
+        np.testing.assert_array_equal(read_video(videos / name, len(frames)), frames)
+        content = (videos / name).read_bytes()
+        np.testing.assert_array_equal(read_video(content, len(frames)), frames)
 
 
 def test_a_video_shorter_than_the_clip_repeats_frames(videos: Path) -> None:
@@ -120,6 +134,16 @@ def test_a_file_that_is_no_video_is_named_with_its_reason(videos: Path, tmp_path
     tasks, bad = plan(named(videos), tmp_path / "frames", SMALL, index)
     assert tasks == []
     assert [(clip.video, "cannot be decoded" in clip.reason) for clip in bad] == [("bad", True)]
+
+
+def test_a_list_of_other_files_is_no_video(videos: Path) -> None:
+    playlist = videos.parent / "list.mp4"
+    playlist.write_text(f"ffconcat version 1.0\nfile {videos.name}/v0.mp4\n")
+    with av.open(str(playlist)) as container:  # FFmpeg opens what it names
+        assert len(list(container.decode(video=0))) == 3
+    for source in (playlist, playlist.read_bytes()):
+        with pytest.raises(UserError, match="cannot be decoded"):
+            read_video(source, 4)
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".avi"])

@@ -234,6 +234,10 @@ class Config:
     )
     # --- export and use -------------------------------------------------------------------------
     registered_model_name: str = _param("k400tiny-r2plus1d_18", "Name in the model registry.")
+    video_model_name: str = _param(
+        "k400tiny-video-classifier",
+        "Name in the model registry of the same model for whole videos, ready to be served.",
+    )
     opset: int = _param(18, "ONNX opset.", low=18, high=23)
     tolerance: float = _param(
         1e-4, "Largest difference of a probability between ONNX and PyTorch.", above=0
@@ -266,6 +270,14 @@ class Config:
         AUTO, "Model to use; `auto` is models:/<registered_model_name>@champion."
     )
     top_k: int = _param(5, "Labels shown per clip.", low=1)
+    num_threads: int | str = _param(
+        AUTO, "Cores of a prediction; `auto` is all of this process.", low=1, words=(AUTO,)
+    )
+    device: str = _param(
+        AUTO,
+        "What predicts; `auto` is CUDA where ONNX Runtime offers it.",
+        choices=(AUTO, "cpu", "cuda"),
+    )
     # --- the chain ------------------------------------------------------------------------------
     recipe: str = _param(
         AUTO,

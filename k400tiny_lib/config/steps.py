@@ -52,8 +52,11 @@ _EVALUATE = (
 _EXPORT_ONNX = (
     "checkpoint", "weights", "data_path", "annotations", "evaluation", "registered_model_name",
     "opset", "tolerance", "views_in_graph", "quantize", "max_accuracy_drop", "promote",
+    "video_model_name",
 )  # fmt: skip
-_PREDICT = ("input", "model_uri", "registered_model_name", "top_k", "batch_size")
+_PREDICT = (
+    "input", "model_uri", "registered_model_name", "top_k", "batch_size", "num_threads", "device",
+)  # fmt: skip
 
 CHAIN: dict[str, Step] = {
     "prepare_data": Step(

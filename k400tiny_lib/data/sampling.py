@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from k400tiny_lib.data.pytorchvideo_transforms import uniform_temporal_subsample
+from k400tiny_lib.data.uniform import uniform_positions, view_positions
 
 
 def uniform_indices(num_frames: int, clip_len: int) -> Tensor:
@@ -22,9 +22,7 @@ def uniform_indices(num_frames: int, clip_len: int) -> Tensor:
     Raises:
         ValueError: if either is below 1.
     """
-    _check(num_frames, clip_len)
-    indices: Tensor = uniform_temporal_subsample(torch.arange(num_frames), clip_len, temporal_dim=0)
-    return indices
+    return torch.tensor(uniform_positions(num_frames, clip_len))
 
 
 def view_indices(num_frames: int, clip_len: int, num_views: int) -> Tensor:
@@ -44,13 +42,8 @@ def view_indices(num_frames: int, clip_len: int, num_views: int) -> Tensor:
     Raises:
         ValueError: if one is below 1.
     """
-    _check(num_frames, clip_len)
-    if num_views < 1:
-        raise ValueError(f"num_views {num_views} must be at least 1")
-    phases = (torch.arange(num_views) + 0.5) / num_views - 0.5
-    shifts = (phases * (num_frames / clip_len)).round().long()
-    centre = uniform_indices(num_frames, clip_len)
-    return (centre + shifts[:, None]).clamp(0, num_frames - 1)
+    positions = view_positions(num_frames, clip_len, num_views)
+    return torch.tensor(positions).view(num_views, clip_len)
 
 
 def jittered_indices(num_frames: int, clip_len: int, generator: torch.Generator) -> Tensor:

@@ -1,18 +1,30 @@
-"""What `predict` is given: frame folders, videos, directories of them."""
+"""What `predict` is given, frame folders, videos, directories of them, and what becomes of it."""
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
-from torch import Tensor
+from tqdm import tqdm
 
-from k400tiny_lib.data.decoding import read_frames
 from k400tiny_lib.data.frames import frame_files, natural_key
-from k400tiny_lib.data.sampling import uniform_indices
-from k400tiny_lib.data.video import VIDEO_SUFFIXES, read_video
+from k400tiny_lib.data.images import read_images
+from k400tiny_lib.data.uniform import view_positions
+from k400tiny_lib.data.video import read_video
+from k400tiny_lib.data.video_files import VIDEO_SUFFIXES, is_video
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.export.registry import RegisteredModel
+from k400tiny_lib.export.session import OnnxClassifier
+
+Frames = npt.NDArray[np.uint8]
+
+# Inside the graph a clip grows to floats, several times over: large clips go one by one.
+_BATCH_BYTES = 64 << 20
+_DECODED_AHEAD = 2  # clips
 
 
 def find_inputs(path: Path) -> list[Path]:
@@ -25,9 +37,9 @@ def find_inputs(path: Path) -> list[Path]:
         raise UserError(
             f"input: {path} does not exist. Needed: a frame folder, a video, or a directory."
         )
-    if _is_clip(path):
+    if path.is_file() or _is_clip(path):
         return [path]
-    inside = sorted(path.iterdir(), key=lambda p: natural_key(p.name)) if path.is_dir() else []
+    inside = sorted(path.iterdir(), key=lambda p: natural_key(p.name))
     found = [child for child in inside if _is_clip(child)]
     if not found:
         raise UserError(
@@ -38,29 +50,27 @@ def find_inputs(path: Path) -> list[Path]:
 
 
 def _is_clip(path: Path) -> bool:
-    if path.is_dir():
-        return bool(frame_files(path))
-    return path.suffix.lower() in VIDEO_SUFFIXES
+    return bool(frame_files(path)) if path.is_dir() else is_video(path.name)
 
 
-def read_clip(path: Path, clip_len: int) -> Tensor:
-    """uint8 (clip_len, H, W, 3), RGB, spread evenly over a frame folder or a video.
+def read_clip(path: Path, clip_len: int, views: int = 1) -> Frames:
+    """uint8 (views * clip_len, H, W, 3), RGB, spread evenly over a frame folder or a video.
 
     Raises:
         UserError: if it cannot be read.
     """
     if path.is_dir():
-        return read_frames(path, uniform_indices(len(frame_files(path)), clip_len).tolist())
-    return read_video(path, clip_len)
+        return read_images(path, view_positions(len(frame_files(path)), clip_len, views))
+    return read_video(path, clip_len, views)
 
 
 def label_inputs(
-    model: RegisteredModel, inputs: Sequence[Path], batch_size: int, top_k: int
+    model: OnnxClassifier, inputs: Sequence[Path], batch_size: int, top_k: int
 ) -> tuple[pd.DataFrame, list[str]]:
-    """Label every input that can be read.
+    """Label every input that can be read, decoding the next ones meanwhile.
 
     Args:
-        model: the registered model.
+        model: the exported model.
         inputs: what `find_inputs` found.
         batch_size: clips per call of the model, at most; clips of one size share a call.
         top_k: labels per clip.
@@ -70,32 +80,62 @@ def label_inputs(
     """
     failures: list[str] = []
     rows = []
-    for paths, frames in _batches(inputs, model.clip_len, batch_size, failures):
-        probabilities = model.predict(frames)
-        for path, values in zip(paths, probabilities, strict=True):
-            best = np.argsort(-values, kind="stable")[:top_k]
-            rows += [
-                (path.name, rank, model.class_names[index], float(values[index]))
-                for rank, index in enumerate(best, start=1)
-            ]
+    with tqdm(total=len(inputs), desc="predict", unit="clip", mininterval=1) as bar:
+        decoded = _decode_ahead(inputs, model.clip_len, model.views)
+        for paths, clips in _batches(decoded, batch_size, failures, bar):
+            for path, values in zip(paths, model.predict(np.stack(clips)), strict=True):
+                best = enumerate(model.best(values, top_k), start=1)
+                rows += [(path.name, rank, label, value) for rank, (label, value) in best]
+            bar.update(len(paths))
     return pd.DataFrame(rows, columns=["input", "rank", "label", "probability"]), failures
 
 
-def _batches(
-    inputs: Sequence[Path], clip_len: int, batch_size: int, failures: list[str]
-) -> Iterator[tuple[list[Path], np.ndarray]]:
-    paths: list[Path] = []
-    clips: list[np.ndarray] = []
-    for path in inputs:
+def _decode_ahead(
+    inputs: Sequence[Path], clip_len: int, views: int
+) -> Iterator[tuple[Path, Frames | UserError]]:
+    """Each input with its frames, or why it has none, while a thread decodes the next ones."""
+
+    def read(path: Path) -> Frames | UserError:
         try:
-            clip = read_clip(path, clip_len).numpy()
+            return read_clip(path, clip_len, views)
         except UserError as error:
-            failures.append(str(error))
+            return UserError(str(error).removeprefix("data_path: "))
+        except OSError as error:
+            return UserError(f"{path} cannot be read: {error.strerror or error}.")
+
+    waiting: deque[tuple[Path, Future[Frames | UserError]]] = deque()
+    with ThreadPoolExecutor(1) as pool:  # FFmpeg and the model use all cores by themselves
+        try:
+            for path in inputs:
+                waiting.append((path, pool.submit(read, path)))
+                if len(waiting) > _DECODED_AHEAD:
+                    first, frames = waiting.popleft()
+                    yield first, frames.result()
+            for first, frames in waiting:
+                yield first, frames.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _batches(
+    decoded: Iterable[tuple[Path, Frames | UserError]],
+    batch_size: int,
+    failures: list[str],
+    bar: "tqdm[Any]",
+) -> Iterator[tuple[list[Path], list[Frames]]]:
+    paths: list[Path] = []
+    clips: list[Frames] = []
+    for path, clip in decoded:
+        if isinstance(clip, UserError):
+            failures.append(str(clip))
+            bar.write(f"skipped: {clip}", file=sys.stderr)
+            bar.update()
             continue
-        if clips and (len(clips) == batch_size or clip.shape != clips[0].shape):
-            yield paths, np.stack(clips)
+        fits = len(clips) < batch_size and (len(clips) + 1) * clip.nbytes <= _BATCH_BYTES
+        if clips and (not fits or clip.shape != clips[0].shape):
+            yield paths, clips
             paths, clips = [], []
         paths.append(path)
         clips.append(clip)
     if clips:
-        yield paths, np.stack(clips)
+        yield paths, clips

@@ -20,7 +20,7 @@ from tests.conftest import REPOSITORY, write_data
 NAME = "k400tiny-test"
 TINY = {
     "clip_len": "4", "resize_size": "32", "crop_size": "32", "batch_size": "4", "num_epochs": "1",
-    "num_workers": "1", "registered_model_name": NAME,
+    "num_workers": "1", "registered_model_name": NAME, "video_model_name": f"{NAME}-video",
 }  # fmt: skip
 
 

@@ -1,0 +1,253 @@
+"""How fast labels come: the eager torchvision model against the exported one, and its int8 variant.
+
+    python -m benchmarks.inference --data ../shared/data/k400tiny_images [--checkpoint best.pt]
+
+From folders of JPEG frames to labels, all sides on the same clips in one run, in turns; then the
+time from the start of a process to its first label. Medians are printed and written to
+`benchmarks/results/`, in a file named by the processor.
+"""
+
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+
+import click
+import cv2
+import numpy as np
+import onnx
+import pandas as pd
+import torch
+from torch import nn
+from torchvision.models.video import r2plus1d_18
+
+from benchmarks.common import in_turns, markdown, processor, write_result
+from benchmarks.data_loading import PlainClips
+from k400tiny_lib.data.annotations import Clip
+from k400tiny_lib.data.frames import frame_files
+from k400tiny_lib.data.loading import available_cores
+from k400tiny_lib.export.classifier import from_checkpoint
+from k400tiny_lib.export.graph import FramesToProbabilities, export_graph
+from k400tiny_lib.export.inputs import label_inputs, read_clip
+from k400tiny_lib.export.session import open_classifier
+
+CLIP_LEN, RESIZE, CROP, CLASSES = 16, 128, 112, 400
+BATCHES = (1, 4)
+CALIBRATION_CLIPS = 16
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class PlainModel:
+    """The reference, written plainly: decode every frame with OpenCV, transform, run PyTorch."""
+
+    def __init__(self, model: nn.Module, folders: Sequence[Path]) -> None:
+        self.model = model
+        clips = [Clip(path.name, (0, len(frame_files(path)) - 1), 0, path.name) for path in folders]
+        self.clips = PlainClips(clips, folders[0].parent)
+
+    @torch.inference_mode()
+    def label(self, batch_size: int) -> list[int]:
+        """The likeliest class of every clip."""
+        found: list[int] = []
+        for start in range(0, len(self.clips), batch_size):
+            places = range(start, min(start + batch_size, len(self.clips)))
+            batch = torch.stack([self.clips[place] for place in places])
+            found += self.model(batch).softmax(1).argmax(1).tolist()
+        return found
+
+
+def milliseconds(call: Callable[[], object], count: int) -> float:
+    """Milliseconds per clip of a call that labels `count` clips."""
+    start = time.perf_counter()
+    call()
+    return 1000 * (time.perf_counter() - start) / count
+
+
+def quantize(proto: onnx.ModelProto, folders: Sequence[Path]) -> onnx.ModelProto | None:
+    """The int8 variant, calibrated on some clips; None where there is no such variant."""
+    try:
+        from k400tiny_lib.export.variants import make_variant  # type: ignore[import-not-found]
+    except ImportError:
+        return None
+    clips = [torch.from_numpy(read_clip(path, CLIP_LEN)) for path in folders[:CALIBRATION_CLIPS]]
+    made: onnx.ModelProto = make_variant("int8", proto, clips)
+    return made
+
+
+def fresh_process(arguments: Sequence[str], folder: Path) -> tuple[float, float]:
+    """Seconds that a command takes, and its peak resident memory in MB."""
+    environment = os.environ | {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "PYTHONPATH": str(ROOT),
+        # Compiled modules, as pip leaves them, whatever this environment forbids.
+        "PYTHONPYCACHEPREFIX": str(folder / "pycache"),
+        "PYTHONDONTWRITEBYTECODE": "",
+    }
+    environment.pop("OMP_NUM_THREADS", None)
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, *arguments], cwd=folder, env=environment,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    if status:
+        raise RuntimeError(f"{' '.join(arguments)} failed with status {status}")
+    return seconds, usage.ru_maxrss / 1024
+
+
+def start_rows(onnx_file: Path, clip: Path, rounds: int) -> list[tuple[str, str, str]]:
+    """Seconds and peak memory of fresh processes, the first of each not counted."""
+    eager = (
+        "import torch; from pathlib import Path; from benchmarks.inference import PlainModel\n"
+        "from torchvision.models.video import r2plus1d_18\n"
+        f"PlainModel(r2plus1d_18().eval(), [Path({str(clip)!r})]).label(1)"
+    )
+    ours = (
+        "from pathlib import Path; from k400tiny_lib.export.session import open_classifier\n"
+        "from k400tiny_lib.export.inputs import label_inputs\n"
+        f"label_inputs(open_classifier(Path({str(onnx_file)!r})), [Path({str(clip)!r})], 1, 5)"
+    )
+    predict = ["-m", "steps.predict", "--input", str(clip), "--model_uri", str(onnx_file)]
+    commands = {
+        "reference, imports and all": ["-c", eager],
+        "our library alone": ["-c", ours],
+        "`predict`, with its MLflow run": predict,
+        "of which `import mlflow`": ["-c", "import mlflow"],
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+        for number in range(rounds + 1):
+            for name, arguments in commands.items():
+                taken = fresh_process(arguments, Path(folder))
+                if number:
+                    found[name].append(taken)
+    return [
+        (name, f"{median(s for s, _ in taken):.2f}", f"{median(mb for _, mb in taken):.0f}")
+        for name, taken in found.items()
+    ]
+
+
+def agreement(
+    files: dict[str, Path], folders: Sequence[Path], labels: dict[str, str]
+) -> list[tuple[str, str, str, str]]:
+    """Top-1 accuracy of each file (where labels are known) and agreement with the first."""
+    tables = {
+        name: label_inputs(open_classifier(path), folders, 4, 1)[0] for name, path in files.items()
+    }
+    first: pd.DataFrame = next(iter(tables.values()))
+    rows = []
+    for name, table in tables.items():
+        truth = table["input"].map(labels)
+        right = 100 * (table["label"] == truth)[truth.notna()].mean()
+        same = 100 * (table["label"] == first["label"]).mean()
+        moved = np.abs(table["probability"] - first["probability"]).max()
+        known = f"{right:.1f}" if truth.notna().any() else ""
+        rows.append((name, known, f"{same:.1f}", f"{moved:.4f}"))
+    return rows
+
+
+def report(
+    data: Path, checkpoint: Path | None, gt_csv: Path | None, clips: int, rounds: int
+) -> str:
+    """Measure everything; returns the text of the results file."""
+    folders = sorted(path for path in data.iterdir() if path.is_dir())
+    timed = folders[:clips]
+    torch.manual_seed(0)
+    if checkpoint:
+        classifier = from_checkpoint(checkpoint)
+        model, names = classifier.model.eval(), classifier.class_names
+    else:
+        model = r2plus1d_18(num_classes=CLASSES).eval()
+        names = [str(number) for number in range(CLASSES)]
+    reference = PlainModel(model, timed)
+    labels = (
+        dict(pd.read_csv(gt_csv)[["folder_name", "label"]].itertuples(index=False))
+        if gt_csv
+        else {}
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        module = FramesToProbabilities(model, RESIZE, CROP).eval()
+        proto = export_graph(module, CLIP_LEN, 18, {"class_names": names, "clip_len": CLIP_LEN})
+        files = {}
+        for name, made in (("float32", proto), ("int8", quantize(proto, folders))):
+            if made is not None:
+                files[name] = Path(folder, f"{name}.onnx")
+                onnx.save(made, files[name])
+        ours = {name: open_classifier(path) for name, path in files.items()}
+
+        def label(name: str, batch: int) -> Callable[[], float]:
+            if name == "reference":
+                return lambda: milliseconds(lambda: reference.label(batch), len(timed))
+            model = ours[name]
+            return lambda: milliseconds(lambda: label_inputs(model, timed, batch, 1), len(timed))
+
+        names_of = ("reference", *files)
+        sides = {f"{name}, batch {b}": label(name, b) for b in BATCHES for name in names_of}
+        times = in_turns(sides, rounds)
+        starts = start_rows(files["float32"], timed[0], rounds)
+        sizes = {name: path.stat().st_size / 1e6 for name, path in files.items()}
+        agreements = agreement(files, folders, labels)
+    rows = []
+    for batch in BATCHES:
+        plain, float32 = (times[f"{name}, batch {batch}"] for name in ("reference", "float32"))
+        for name in names_of:
+            ms = times[f"{name}, batch {batch}"]
+            of_float32 = f"{float32 / ms:.2f}" if name == "int8" else ""
+            size = f"{sizes[name]:.0f}" if name in sizes else ""
+            rows.append(
+                (str(batch), name, f"{ms:.0f}", f"{1000 / ms:.2f}", f"{plain / ms:.2f}",
+                 of_float32, size)
+            )  # fmt: skip
+    weights = f"weights of {checkpoint.name}" if checkpoint else "random weights"
+    return "\n\n".join(
+        [
+            "# From JPEG folder to label",
+            f"{processor()}, {available_cores()} cores, load average {os.getloadavg()[0]:.1f} at "
+            f"the end; Python {platform.python_version()}, PyTorch {torch.__version__}, ONNX "
+            f"Runtime {version('onnxruntime')}, OpenCV {cv2.__version__}. R(2+1)D-18, {weights}, "
+            f"{len(names)} classes, {CLIP_LEN} frames, short side {RESIZE}, crop {CROP}; "
+            f"{len(timed)} clips of {len(frame_files(timed[0]))} JPEG frames a round. Medians of "
+            f"{rounds} rounds in turns.",
+            "## Labelling",
+            "The reference decodes every frame with OpenCV and runs PyTorch; ours is what "
+            "`predict` does, which decodes the frames that it needs while the model computes.",
+            markdown(
+                ("batch", "", "ms a clip", "clips/s", "x reference", "x float32", "MB"), rows
+            ),
+            "## From the start of a process to the first label (files in the page cache)",
+            markdown(("", "s", "peak MB"), starts),
+            f"## Labels on {len(folders)} clips",
+            markdown(
+                ("", "top-1 %", "same label as float32 %", "largest move of the top probability"),
+                agreements,
+            ),
+        ]
+    )  # fmt: skip
+
+
+@click.command()
+@click.option("--data", required=True, help="Directory of frame folders.")
+@click.option("--checkpoint", help="best.pt to measure with; random weights without one.")
+@click.option("--gt_csv", help="folder_name,label of the clips, for the accuracy.")
+@click.option("--clips", default=8, help="Clips of a round.")
+@click.option("--rounds", default=5, help="Rounds, of which medians are taken.")
+def main(data: str, checkpoint: str | None, gt_csv: str | None, clips: int, rounds: int) -> None:
+    """Measure, print and write the table."""
+    torch.set_num_threads(available_cores())
+    text = report(
+        Path(data).resolve(), Path(checkpoint) if checkpoint else None,
+        Path(gt_csv) if gt_csv else None, clips, rounds,
+    )  # fmt: skip
+    write_result("inference", processor(), text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""An exported model in ONNX Runtime: opened for this machine, its input checked.
+
+Neither PyTorch nor MLflow is imported: `predict` and the served model start without them.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from k400tiny_lib.errors import UserError
+
+AUTO = "auto"
+_CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+
+
+@dataclass(frozen=True)
+class OnnxClassifier:
+    """A model from raw frames to labels, with what its file says of it.
+
+    Attributes:
+        session: the graph.
+        class_names: labels by class id.
+        clip_len: frames of a view.
+        views: that the graph averages; they follow one another along T.
+    """
+
+    session: onnxruntime.InferenceSession
+    class_names: list[str]
+    clip_len: int
+    views: int = 1
+
+    def predict(self, frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Classify clips.
+
+        Args:
+            frames: uint8 (N, views * clip_len, H, W, 3), RGB in [0, 255]; nothing of it empty.
+
+        Returns:
+            float32 (N, K), each row summing to 1.
+
+        Raises:
+            UserError: if the frames are of another type or shape.
+        """
+        [graph_input] = self.session.get_inputs()
+        # ONNX Runtime speaks of integer divisions by zero in node_floordiv_8 and the like.
+        fits = frames.dtype == np.uint8 and len(frames.shape) == len(graph_input.shape)
+        for found, needed in zip(frames.shape, graph_input.shape, strict=False):
+            fits = fits and found > 0 and (found == needed or not isinstance(needed, int))
+        if not fits:
+            clip_len = graph_input.shape[1] if isinstance(graph_input.shape[1], int) else "T"
+            raise UserError(
+                f"frames: {frames.dtype} of shape {frames.shape}. Needed: uint8 of shape "
+                f"(N, {clip_len}, H, W, 3), none of them 0."
+            )
+        [probabilities] = self.session.run(None, {graph_input.name: frames})
+        result: npt.NDArray[np.float32] = probabilities
+        return result
+
+    def best(self, probabilities: npt.NDArray[np.float32], top_k: int) -> list[tuple[str, float]]:
+        """The likeliest labels of one clip with their probabilities (K,), best first."""
+        order = np.argsort(-probabilities, kind="stable")[:top_k]
+        return [(self.class_names[index], float(probabilities[index])) for index in order]
+
+
+def open_classifier(
+    path: Path, num_threads: int | str = AUTO, device: str = AUTO
+) -> OnnxClassifier:
+    """Open an exported model.
+
+    Args:
+        path: the .onnx file.
+        num_threads: cores of one prediction; `auto` is all that this process may use.
+        device: `cpu`, `cuda`, or `auto` for CUDA where this ONNX Runtime offers it.
+
+    Raises:
+        UserError: if the file is no model of ours, or CUDA is asked for and not to be had.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = _cores() if num_threads == AUTO else int(num_threads)
+    # Its threads would go on spinning between two clips, at the cost of the decoder's.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=execution_providers(device)
+        )
+        facts = session.get_modelmeta().custom_metadata_map
+        class_names, clip_len = json.loads(facts["class_names"]), int(json.loads(facts["clip_len"]))
+        views = int(json.loads(facts.get("views_in_graph", "1")))
+    except UserError:
+        raise
+    except KeyError:
+        raise UserError(
+            f"model_uri: {path} was not exported by export_onnx (no class names)."
+        ) from None
+    except Exception as error:  # ONNX Runtime raises a class of its own for each status
+        reason = " ".join(str(error).split())
+        raise UserError(f"model_uri: {path} cannot be opened: {reason}.") from None
+    if device == "cuda" and _CUDA not in session.get_providers():
+        raise UserError("device: CUDA cannot be used on this machine. Needed: device=cpu.")
+    return OnnxClassifier(session, class_names, clip_len, views)
+
+
+def execution_providers(device: str) -> list[Any]:
+    """What ONNX Runtime shall run on, by preference.
+
+    Raises:
+        UserError: if CUDA is asked for and this ONNX Runtime does not offer it.
+    """
+    offered = _CUDA in onnxruntime.get_available_providers()
+    if device == "cuda" and not offered:
+        raise UserError(
+            "device: this onnxruntime offers no CUDA. Needed: onnxruntime-gpu, or device=cpu."
+        )
+    if device == "cpu" or not offered:
+        return [_CPU]
+    # The default tries every algorithm for every new frame size, which takes seconds.
+    return [(_CUDA, {"cudnn_conv_algo_search": "HEURISTIC"}), _CPU]
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
