@@ -18,16 +18,18 @@ NAME, VIDEO_NAME = "tiny", "tiny-video"
 
 
 class TinyNetwork(nn.Module):
-    """Clips (N, 3, T, H, W) to logits (N, 3) that change with every pixel and frame."""
+    """Clips (N, 3, T, H, W) of one T to logits (N, 3) that change with every pixel and frame."""
+
+    architecture = "r2plus1d_18"  # whose pixels it takes
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.features = nn.Conv3d(3, 4, (2, 3, 3), stride=(1, 4, 4))
-        self.head = nn.Linear(4, len(CLASSES))
+        self.head = nn.Linear(4 * (CLIP_LEN - 1), len(CLASSES))
 
     def forward(self, clips: Tensor) -> Tensor:
-        logits: Tensor = 5 * self.head(self.features(clips).relu().mean((2, 3, 4)))
+        logits: Tensor = 5 * self.head(self.features(clips).relu().mean((3, 4)).flatten(1))
         return logits
 
 

@@ -20,7 +20,7 @@ from k400tiny_lib.evaluation.predictions import predict_clips
 from k400tiny_lib.evaluation.subject import load_subject
 from k400tiny_lib.evaluation.views import Geometry, Protocol, crop_views
 from k400tiny_lib.export.classifier import from_checkpoint
-from k400tiny_lib.export.graph import FramesToProbabilities, export_graph
+from k400tiny_lib.export.graph import FramesToProbabilities, export_graph, frames_free
 from k400tiny_lib.export.parity import compare, open_session, require_parity
 from k400tiny_lib.model import build_model, class_count, design_of, load_backbone, model_input
 from k400tiny_lib.training.worker import Job, run
@@ -160,9 +160,10 @@ def test_every_architecture_is_trained_evaluated_explained_and_exported(
     categories = {label: index for index, label in enumerate(LABELS)}
     annotations = Annotations(categories, {"train": clips[:2], "val": clips[2:], "test": clips})
     num_frames, size = tiny(name)
+    # So small a clip ends as a single place: BatchNorm over two of them has steep gradients.
     settled = config(
         tiny_data[0], tmp_path, model=name, clip_len=num_frames, resize_size=size, crop_size=size,
-        batch_size=2, num_epochs=1, dropout=0.5,
+        batch_size=2, num_epochs=1, dropout=0.5, clip_grad_norm=1.0,
     )  # fmt: skip
     Path(settled.annotations).write_text(annotations.to_json())
     run(Job(settled, "", tmp_path / "journal.jsonl", tmp_path / "error.txt"), CPU)
@@ -183,13 +184,13 @@ def test_every_architecture_is_trained_evaluated_explained_and_exported(
         return
     exported = from_checkpoint(best)
     graph = FramesToProbabilities(exported.model, exported.resize_size, exported.crop_size).eval()
-    session = open_session(export_graph(graph, exported.clip_len, 18, exported.metadata))
+    proto = export_graph(graph, exported.clip_len, 18, exported.metadata)
     generator = torch.Generator().manual_seed(0)
     shape = (num_frames, 24, 32, 3)
     frames = [
         torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator) for _ in range(5)
     ]
-    found = compare(session, exported.model, frames, exported.resize_size, exported.crop_size)
+    found = compare(open_session(proto), exported.eager(1), frames, frames_free(proto))
     # A pixel on the edge of two grey levels weighs more in so small a clip.
     require_parity(found, tolerance=5e-4)
 
@@ -198,4 +199,8 @@ def _tell_clips_apart(checkpoint: Path, name: str) -> None:
     """After one step the head hardly does: without this, a wrong graph would pass."""
     content = torch.load(checkpoint, weights_only=True)
     content["model"][f"{ARCHITECTURES[name].head}.weight"] *= 20
+    if name == "s3d":  # its BatchNorm learns by thousandths: what one step leaves fades away
+        for key, value in content["model"].items():
+            if key.endswith("running_var"):
+                value /= 6
     torch.save(content, checkpoint)
