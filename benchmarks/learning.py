@@ -42,10 +42,9 @@ from k400tiny_lib.training.optimisation import make_scheduler
 from k400tiny_lib.training.worker import make_trainer
 
 CPU = Process(rank=0, world_size=1, local_world_size=1, device=torch.device("cpu"), restarts=0)
-# Our recipe for each data set; that of the sample cut down, so that six trainings take an hour.
+# Our recipe for each data set; six trainings on the sample make do with half its epochs each.
 OURS: dict[str, dict[str, Any]] = {
-    "sample": load_recipe("sample")
-    | {"clip_len": 4, "batch_size": 8, "num_epochs": 4, "warmup_epochs": 0.5},
+    "sample": load_recipe("sample") | {"num_epochs": 6, "warmup_epochs": 0.5},
     "real": load_recipe("small"),
 }
 # What both sides share: the clips and how many of them are seen.
@@ -174,7 +173,7 @@ def numbers_of(text: str) -> list[int]:
 @click.option("--only", type=click.Choice(list(OURS)), help="One of the two data sets.")
 @click.option("--side", type=click.Choice(SIDES), help="One of the two recipes.")
 @click.option("--seeds", default="0,1,2", help="Seeds on the sample.")
-@click.option("--folds", "held", default="0,1,2,3,4", help="Folds of the real clips.")
+@click.option("--folds", "held", default="0,1,2", help="Folds of the real clips.")
 def main(
     data: str, gt_csv: str, output_dir: str, only: str | None, side: str | None, seeds: str,
     held: str,
@@ -188,13 +187,16 @@ def main(
         for number in numbers_of(seeds if name == "sample" else held):
             clips = annotations if name == "sample" else fold_of(annotations, number)
             for recipe in [side] if side else SIDES:
-                if (name, recipe, number) in load_runs(file):
+                done = load_runs(file).get((name, recipe, number))
+                if done is not None and done.recipe == recipe_of(name, recipe):
                     continue
                 run = train_and_predict(name, recipe, number, clips, base)
                 with file.open("a") as lines:
                     lines.write(json.dumps(dataclasses.asdict(run)) + "\n")
                 print(f"{run.key}: top-1 {percent(run.table)}", flush=True)
-    text = report(list(load_runs(file).values()))
+    # What other recipes have left in the folder does not count.
+    runs = [run for run in load_runs(file).values() if run.recipe == recipe_of(run.data, run.side)]
+    text = report(runs)
     print(text)
     RESULTS.mkdir(exist_ok=True)
     cpu = "-".join(processor().lower().replace("(r)", "").replace("(tm)", "").split())

@@ -18,7 +18,7 @@ from k400tiny_lib.evaluation.comparison import compare
 from k400tiny_lib.evaluation.metrics import grouped_interval
 
 SIDES = ("reference", "ours")
-FOLDS = 5
+FOLDS = 3
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def section(data: str, runs: Sequence[Run]) -> list[str]:
         ),
         f"Ours minus the reference, clip by clip: {difference.difference:+.1f} points (95 % "
         f"interval {difference.low:+.1f} to {difference.high:+.1f}).",
-        *(f"- {side}: `{json.dumps(sides[side][0].recipe)}`" for side in SIDES),
+        "\n".join(f"- {side}: `{json.dumps(sides[side][0].recipe)}`" for side in SIDES),
     ]  # fmt: skip
 
 
