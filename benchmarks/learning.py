@@ -1,0 +1,207 @@
+"""Whether training learns: a plain reference recipe against ours, with the same clips seen.
+
+    python -m benchmarks.learning --data ../shared/data/k400tiny_images \
+        --gt_csv ../shared/data/k400tiny_ground_truth.csv
+
+On the rendered sample both recipes train with several seeds and are scored on its test split. On
+real clips they are cross-validated: the folds hold whole sources, so each clip is predicted once,
+by a model that saw no clip of its source. Hours on two cores: every finished run is kept in
+`--output_dir`, and what is there already is not run again. The table is made of all that is there
+and written to `benchmarks/results/`, in a file named by the processor.
+"""
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from sklearn.model_selection import StratifiedGroupKFold
+from torch.optim import SGD
+from torch.utils.data import DistributedSampler
+
+from benchmarks.common import RESULTS, processor
+from benchmarks.learning_table import FOLDS, SIDES, Run, load_runs, percent, report
+from k400tiny_lib.config import Config
+from k400tiny_lib.config.recipes import load_recipe
+from k400tiny_lib.data.annotations import Annotations, Clip
+from k400tiny_lib.data.loading import ClipDataset, make_loader
+from k400tiny_lib.data.origin import clip_directory
+from k400tiny_lib.data.packing import settle_frame_cache
+from k400tiny_lib.data.prepare import prepare
+from k400tiny_lib.evaluation.predictions import make_table, predict_clips
+from k400tiny_lib.evaluation.views import Geometry, Protocol
+from k400tiny_lib.training.distributed import Process
+from k400tiny_lib.training.loop import Trainer, fit
+from k400tiny_lib.training.optimisation import make_scheduler
+from k400tiny_lib.training.worker import make_trainer
+
+CPU = Process(rank=0, world_size=1, local_world_size=1, device=torch.device("cpu"), restarts=0)
+# Our recipe for each data set; six trainings on the sample make do with half its epochs each.
+OURS: dict[str, dict[str, Any]] = {
+    "sample": load_recipe("sample") | {"num_epochs": 6, "warmup_epochs": 0.5},
+    "real": load_recipe("small"),
+}
+# What both sides share: the clips and how many of them are seen.
+BUDGET = ("clip_len", "resize_size", "crop_size", "batch_size", "num_epochs")
+REFERENCE: dict[str, Any] = {
+    "optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "scheduler": "constant",
+    "warmup_epochs": 0.0, "augmentation": "none", "label_smoothing": 0.0, "amp": "off",
+}  # fmt: skip
+
+
+def recipe_of(data: str, side: str) -> dict[str, Any]:
+    """The parameters of a side: our recipe, or the reference's with the same budget."""
+    ours = OURS[data]
+    if side == "ours":
+        return ours
+    return {name: ours[name] for name in BUDGET} | REFERENCE
+
+
+def folds(clips: Sequence[Clip], number: int = FOLDS) -> list[tuple[list[Clip], list[Clip]]]:
+    """Cut clips into folds of whole sources, as alike in their classes as these allow.
+
+    Returns:
+        (training clips, held out clips) of each fold; every clip is held out once.
+    """
+    cut = StratifiedGroupKFold(number, shuffle=True, random_state=0).split(
+        clips, [clip.target for clip in clips], [clip.group for clip in clips]
+    )
+    return [([clips[i] for i in train], [clips[i] for i in held]) for train, held in cut]
+
+
+def in_one_order(clips: Sequence[Clip], seed: int) -> list[Clip]:
+    """Shuffle clips once: lists sorted by class would give the reference batches of one class."""
+    return [clips[i] for i in np.random.default_rng(seed).permutation(len(clips))]
+
+
+def make_reference(trainer: Trainer) -> None:
+    """Take from a trainer what the reference does not have.
+
+    Its SGD is PyTorch's plain one on all parameters alike, its clips come in the same order in
+    every epoch, none is left out, and each is always the same frames.
+    """
+    config, loader = trainer.config, trainer.train_loader
+    assert isinstance(loader.dataset, ClipDataset)
+    assert isinstance(loader.sampler, DistributedSampler)
+    loader.dataset.training = False
+    loader.sampler.shuffle = False
+    trainer.train_loader = make_loader(
+        loader.dataset, loader.sampler, batch_size=config.batch_size, num_workers=0
+    )
+    trainer.optimizer = SGD(
+        trainer.model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay
+    )
+    trainer.scheduler = make_scheduler(trainer.optimizer, config, len(trainer.train_loader))
+
+
+def train_and_predict(
+    data: str, side: str, number: int, annotations: Annotations, base: Config
+) -> Run:
+    """Train on the split `train`, take the last weights, predict the split `test`."""
+    recipe = recipe_of(data, side)
+    config = dataclasses.replace(base, **recipe, seed=number, num_workers=0)
+    pack = settle_frame_cache(config, annotations)  # of all clips: one for all runs
+    train, test = in_one_order(annotations.splits["train"], number), annotations.splits["test"]
+    # Validation decides nothing here: the last weights count.
+    splits = {"train": train, "val": train[:1], "test": test}
+    annotations = dataclasses.replace(annotations, splits=splits)
+    trainer = make_trainer(config, annotations, CPU, pack)
+    if side == "reference":
+        make_reference(trainer)
+    history: list[dict[str, float]] = []
+
+    def on_epoch(trainer: Trainer, metrics: dict[str, float], is_best: bool) -> None:
+        history.append(metrics)
+        print(
+            f"{data} {side} {number} epoch {trainer.epoch:2d} train loss "
+            f"{metrics['train_loss']:.3f} acc1 {metrics['train_acc1']:5.1f} "
+            f"{metrics['clips_per_second']:.1f} clips/s",
+            flush=True,
+        )
+
+    start = time.perf_counter()
+    fit(trainer, on_epoch)
+    minutes = (time.perf_counter() - start) / 60
+    rows = predict_clips(
+        trainer.evaluated_model.eval(), test, range(len(test)), Path(config.data_path),
+        Geometry.trained_with(config), Protocol(1, 1), batch_size=config.batch_size,
+        num_workers=0, device=CPU.device,
+    )  # fmt: skip
+    loader = trainer.train_loader
+    per_epoch = len(loader) * config.batch_size if loader.drop_last else len(train)
+    return Run(
+        data, side, number, recipe, per_epoch * config.num_epochs, history[-1]["train_acc1"],
+        minutes, os.getloadavg()[0], make_table(test, [rows]).to_csv(index=False),
+    )  # fmt: skip
+
+
+def prepare_clips(
+    data: str, folder: Path, data_path: str, gt_csv: str
+) -> tuple[Config, Annotations]:
+    """Render or check the clips; the parameters that say where they are, and their splits."""
+    base = Config(output_dir=str(folder / "data"), cache_dir=str(folder / "frames"))
+    if data == "real":
+        base = dataclasses.replace(base, data_path=data_path, gt_csv=gt_csv)
+    annotations = prepare(base).annotations
+    return dataclasses.replace(base, data_path=str(clip_directory(base))), annotations
+
+
+def fold_of(annotations: Annotations, number: int) -> Annotations:
+    """All clips as one fold: `test` is held out."""
+    clips = sorted(annotations.clips, key=lambda clip: clip.video)
+    train, held = folds(clips)[number]
+    return dataclasses.replace(annotations, splits={"train": train, "val": [], "test": held})
+
+
+def numbers_of(text: str) -> list[int]:
+    """Seeds or folds as they stand on the command line: 0,1,2."""
+    return [int(part) for part in text.split(",")]
+
+
+@click.command()
+@click.option("--data", default="../shared/data/k400tiny_images", help="Directory of real clips.")
+@click.option(
+    "--gt_csv", default="../shared/data/k400tiny_ground_truth.csv", help="Their ground truth."
+)
+@click.option("--output_dir", default=".k400tiny/learning", help="Where finished runs are kept.")
+@click.option("--only", type=click.Choice(list(OURS)), help="One of the two data sets.")
+@click.option("--side", type=click.Choice(SIDES), help="One of the two recipes.")
+@click.option("--seeds", default="0,1,2", help="Seeds on the sample.")
+@click.option("--folds", "held", default="0,1,2", help="Folds of the real clips.")
+def main(
+    data: str, gt_csv: str, output_dir: str, only: str | None, side: str | None, seeds: str,
+    held: str,
+) -> None:  # fmt: skip
+    """Train what is missing, print and write the table of all that is there."""
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "runs.jsonl"
+    for name in [only] if only else OURS:
+        base, annotations = prepare_clips(name, folder, data, gt_csv)
+        for number in numbers_of(seeds if name == "sample" else held):
+            clips = annotations if name == "sample" else fold_of(annotations, number)
+            for recipe in [side] if side else SIDES:
+                done = load_runs(file).get((name, recipe, number))
+                if done is not None and done.recipe == recipe_of(name, recipe):
+                    continue
+                run = train_and_predict(name, recipe, number, clips, base)
+                with file.open("a") as lines:
+                    lines.write(json.dumps(dataclasses.asdict(run)) + "\n")
+                print(f"{run.key}: top-1 {percent(run.table)}", flush=True)
+    # What other recipes have left in the folder does not count.
+    runs = [run for run in load_runs(file).values() if run.recipe == recipe_of(run.data, run.side)]
+    text = report(runs)
+    print(text)
+    RESULTS.mkdir(exist_ok=True)
+    cpu = "-".join(processor().lower().replace("(r)", "").replace("(tm)", "").split())
+    (RESULTS / f"learning-{cpu}.md").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
