@@ -129,7 +129,7 @@ def test_a_frame_that_goes_bad_stops_training_with_the_line_for_the_user(tmp_pat
     for path in (tmp_path / "clip3").iterdir():
         path.write_bytes(b"broken")
     with pytest.raises(UserError, match=r"^data_path: .*clip3/frame0\d\.jpg is no image[^\n]*$"):
-        train_epoch(trainer)
+        train_epoch(trainer, lambda trainer: None)
 
 
 def test_other_errors_of_a_worker_keep_their_traceback() -> None:
