@@ -151,7 +151,11 @@ def test_a_clip_too_small_for_the_architecture_is_refused_before_work(
         model(torch.zeros(1, 3, *((4, 17, 17) if parameter == "clip_len" else (5, 16, 16))))
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "name",
+    # The exporter takes a minute for attention.
+    [pytest.param(n, marks=pytest.mark.slow) if n == "swin3d_t" else n for n in ARCHITECTURES],
+)
 def test_every_architecture_is_trained_evaluated_explained_and_exported(
     name: str, tiny_data: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -140,6 +140,7 @@ def test_two_sigterms_at_random_moments_change_no_bit(survivors: Path) -> None:
     assert_same_end(survivors / "stopped", survivors / "undisturbed")
 
 
+@pytest.mark.slow
 def test_a_worker_killed_under_torchrun_is_restarted_and_changes_no_bit(
     survivors: Path, tiny_data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

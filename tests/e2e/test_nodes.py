@@ -60,6 +60,7 @@ def workers_of(folder: Path) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.slow
 def test_two_nodes_train_together_and_a_killed_worker_comes_back(
     namespaces: tuple[str, str], store: str, tiny_data: tuple[Path, Path], tmp_path: Path
 ) -> None:
