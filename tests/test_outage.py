@@ -103,6 +103,7 @@ def steps_of(client: MlflowClient, run_id: str, metric: str) -> list[int]:
     return sorted(found.step for found in client.get_metric_history(run_id, metric))
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_costs_no_metric_and_no_checkpoint(
     server: Server, tiny_data: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

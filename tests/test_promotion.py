@@ -83,6 +83,7 @@ def rollback() -> None:
 
 
 @pytest.mark.parametrize("first", ["better", "worse"])
+@pytest.mark.slow
 def test_two_exports_at_once_end_with_the_better_one_whatever_their_order(
     store: str, tmp_path: Path, first: str
 ) -> None:
