@@ -13,6 +13,8 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as training sets it for its workers
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the test files run side by side, one per core
 
+cv2.setNumThreads(1)  # as loading sets it: its threads do not survive a fork
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 REAL_DATA = REPOSITORY.parent / "shared" / "data"
 LABELS = ("sliding", "growing", "turning")

@@ -26,6 +26,10 @@ FrameReader = Callable[[Clip, Sequence[int]], Tensor]
 
 _MAX_AUTO_WORKERS = 8
 
+# Before any process is forked: a child that finds OpenCV's pool of threads started, and its threads
+# gone, waits for them for ever. Decoding an image takes one thread anyway.
+cv2.setNumThreads(1)
+
 
 class ClipTable(Sequence[Clip]):
     """Clips as Arrow columns.
@@ -214,7 +218,8 @@ def _read_ahead(iterator: Iterator[Any]) -> Iterator[Any]:
 
 def one_thread(worker: int) -> None:
     """Keep a loader process on one core; PyTorch's own threads are off there already."""
-    cv2.setNumThreads(1)
+    if cv2.getNumThreads() != 1:
+        cv2.setNumThreads(1)
 
 
 def _outlive_signals(worker: int) -> None:
