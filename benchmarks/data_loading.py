@@ -30,8 +30,9 @@ from benchmarks.common import in_turns, markdown, processor, write_result
 from k400tiny_lib.architectures import ARCHITECTURES
 from k400tiny_lib.config import AUTO
 from k400tiny_lib.data.annotations import Annotations, Clip
-from k400tiny_lib.data.decoding import ImageFiles, decode_frame
+from k400tiny_lib.data.decoding import ImageFiles
 from k400tiny_lib.data.frames import frame_files
+from k400tiny_lib.data.images import decode_frame
 from k400tiny_lib.data.loading import (
     ClipDataset,
     available_cores,

@@ -11,7 +11,8 @@ from PIL import Image
 from torchvision.io import decode_image
 
 from k400tiny_lib.data.annotations import Clip
-from k400tiny_lib.data.decoding import ImageFiles, decode_frame, read_frames
+from k400tiny_lib.data.decoding import ImageFiles, read_frames
+from k400tiny_lib.data.images import decode_frame
 from k400tiny_lib.data.transforms import resize_and_crop, resize_short_side
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.model import build_model, model_input

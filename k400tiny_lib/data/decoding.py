@@ -13,31 +13,17 @@ from k400tiny_lib.data.annotations import Clip
 from k400tiny_lib.data.images import (
     FRACTIONS,
     decode_at,
-    decode_frame,
     mixed_sizes,
     read_images,
     select_files,
 )
 from k400tiny_lib.data.transforms import resize_short_side
 
-__all__ = ["ImageFiles", "decode_frame", "read_frames"]
-
 _RESIZED_AT_ONCE = 8  # frames: few calls, and little memory where frames are large
 
 
 def read_frames(folder: Path, indices: Sequence[int]) -> Tensor:
-    """Decode some frames of a clip at their full size; one that occurs twice is decoded once.
-
-    Args:
-        folder: the clip's folder.
-        indices: positions in the natural order of the frames.
-
-    Returns:
-        uint8 (T, H, W, 3), RGB in [0, 255], T = len(indices).
-
-    Raises:
-        UserError: if a frame is missing, unreadable or of another size than the first.
-    """
+    """`images.read_images` as a tensor, uint8 (T, H, W, 3), RGB; it raises the same UserError."""
     return torch.from_numpy(read_images(folder, indices))
 
 
