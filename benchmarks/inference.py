@@ -36,6 +36,7 @@ from k400tiny_lib.export.classifier import from_checkpoint
 from k400tiny_lib.export.graph import FramesToProbabilities, export_graph
 from k400tiny_lib.export.inputs import label_inputs, read_clip
 from k400tiny_lib.export.session import open_classifier
+from k400tiny_lib.export.variants import make_variant
 
 CLIP_LEN, RESIZE, CROP, CLASSES = 16, 128, 112, 400
 BATCHES = (1, 4)
@@ -69,15 +70,10 @@ def milliseconds(call: Callable[[], object], count: int) -> float:
     return 1000 * (time.perf_counter() - start) / count
 
 
-def quantize(proto: onnx.ModelProto, folders: Sequence[Path]) -> onnx.ModelProto | None:
-    """The int8 variant, calibrated on some clips; None where there is no such variant."""
-    try:
-        from k400tiny_lib.export.variants import make_variant  # type: ignore[import-not-found]
-    except ImportError:
-        return None
+def quantize(proto: onnx.ModelProto, folders: Sequence[Path]) -> onnx.ModelProto:
+    """The int8 variant, calibrated on some clips."""
     clips = [torch.from_numpy(read_clip(path, CLIP_LEN)) for path in folders[:CALIBRATION_CLIPS]]
-    made: onnx.ModelProto = make_variant("int8", proto, clips)
-    return made
+    return make_variant("int8", proto, clips)
 
 
 def fresh_process(arguments: Sequence[str], folder: Path) -> tuple[float, float]:
@@ -178,9 +174,8 @@ def report(
         proto = export_graph(module, CLIP_LEN, 18, {"class_names": names, "clip_len": CLIP_LEN})
         files = {}
         for name, made in (("float32", proto), ("int8", quantize(proto, folders))):
-            if made is not None:
-                files[name] = Path(folder, f"{name}.onnx")
-                onnx.save(made, files[name])
+            files[name] = Path(folder, f"{name}.onnx")
+            onnx.save(made, files[name])
         ours = {name: open_classifier(path) for name, path in files.items()}
 
         def label(name: str, batch: int) -> Callable[[], float]:

@@ -27,6 +27,7 @@ from k400tiny_lib.training.worker import Job, run
 from tests.conftest import LABELS, NUM_FRAMES
 from tests.test_training import CPU, config
 
+ATTENTION = ("mvit_v2_s", "swin3d_t")
 OF_TORCHVISION = [name for name in ARCHITECTURES if name not in ("x3d_s", "slow_r50")]
 # The architectures whose module is not the published one as it is, with the smallest clip
 # (T, H, W) that the published one takes or, for the pooling of x3d_s, that is beyond its window.
@@ -137,24 +138,39 @@ def test_clips_follow_the_architecture_unless_they_are_given(name: str) -> None:
     assert (explicit.clip_len, explicit.crop_size) == (20, 64)
 
 
-@pytest.mark.parametrize(("parameter", "needed"), [("clip_len", 5), ("crop_size", 17)])
+@pytest.mark.parametrize(("parameter", "needed"), [("clip_len", 8), ("crop_size", 17)])
 def test_a_clip_too_small_for_the_architecture_is_refused_before_work(
     parameter: str, needed: int
 ) -> None:
-    clip = {"model": "s3d", "clip_len": "5", "resize_size": "17", "crop_size": "17"}
+    clip = {"model": "s3d", "clip_len": "8", "resize_size": "17", "crop_size": "17"}
     resolve("main", clip)
     with pytest.raises(UserError, match=rf"^{parameter}: .* model=s3d\. Needed: at least {needed}"):
         resolve("main", clip | {parameter: str(needed - 1)})
     model = build_model("s3d", 3).eval()
-    assert model(torch.zeros(1, 3, 5, 17, 17)).shape == (1, 3)
+    assert model(torch.zeros(1, 3, 8, 17, 17)).shape == (1, 3)
     with pytest.raises(RuntimeError):
-        model(torch.zeros(1, 3, *((4, 17, 17) if parameter == "clip_len" else (5, 16, 16))))
+        model(torch.zeros(1, 3, 8, 16, 16))
+
+
+def test_the_smallest_clip_of_s3d_has_right_gradients() -> None:
+    torch.manual_seed(0)
+    convolution = build_model("s3d", 3).get_submodule("features.0.1.0")
+    assert isinstance(convolution, torch.nn.Conv3d)
+    clips = torch.randn(2, 64, CLIP_SIZES["s3d"].min_clip_len, 9, 9)
+    gradients = []
+    for library in (True, False):
+        convolution.weight.grad = None
+        with torch.backends.mkldnn.flags(enabled=library):
+            convolution(clips).square().mean().backward()
+        assert convolution.weight.grad is not None
+        gradients.append(convolution.weight.grad)
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-6)  # float32 rounding
 
 
 @pytest.mark.parametrize(
     "name",
-    # The exporter takes a minute for attention.
-    [pytest.param(n, marks=pytest.mark.slow) if n == "swin3d_t" else n for n in ARCHITECTURES],
+    # The exporter takes a minute or more for attention, with its thousands of small operations.
+    [pytest.param(n, marks=pytest.mark.slow) if n in ATTENTION else n for n in ARCHITECTURES],
 )
 def test_every_architecture_is_trained_evaluated_explained_and_exported(
     name: str, tiny_data: tuple[Path, Path], tmp_path: Path
@@ -183,8 +199,7 @@ def test_every_architecture_is_trained_evaluated_explained_and_exported(
     one = torch.randn(1, 3, num_frames, size, size)
     assert grad_cam(subject.model, one, 0).shape == (1, num_frames, size, size)
 
-    # test_export.py exports the one; the other's thousands of small operations take minutes.
-    if name in ("r2plus1d_18", "mvit_v2_s"):
+    if name == "r2plus1d_18":  # test_export.py does it
         return
     exported = from_checkpoint(best)
     graph = FramesToProbabilities(exported.model, exported.resize_size, exported.crop_size).eval()
