@@ -3,8 +3,9 @@
     python -m benchmarks.training_step
 
 Forward and backward of the same clips, the sides in turns in one process; medians are printed and
-written to `benchmarks/results/`, in a file named by the hardware. On a CPU everything is float32,
-and `ours` is torchvision's own form, which `channels_last=auto` chooses there. On a GPU the stock
+written to `benchmarks/results/`, in a file named by the hardware. On a CPU `ours` is torchvision's
+own form in float32, which `channels_last=auto` and `amp=auto` choose there; bf16 is measured where
+the CPU has matrix instructions for it. On a GPU the stock
 model in float32 stands against what is added to it one by one: bf16, channels-last memory with 2D
 convolutions, torch.compile; `ours` is all of it. The GPU's side has not been run yet.
 """
@@ -108,11 +109,14 @@ def ours(device: torch.device, channels_last: bool | str, compiled: bool = False
 def sides_on(device: torch.device) -> dict[str, tuple[nn.Module, bool]]:
     """Models by name, each with whether it runs in bf16."""
     if device.type == "cpu":
-        return {
+        sides = {
             STOCK: (stock(device), False),
             "channels-last, 2D convolutions": (ours(device, True), False),
             OURS: (ours(device, "auto"), False),
         }
+        if torch.cpu.get_capabilities().get("amx_bf16"):
+            sides["channels-last, 2D convolutions, bf16"] = (ours(device, True), True)
+        return sides
     return {
         STOCK: (stock(device), False),
         "and bf16": (stock(device), True),

@@ -80,19 +80,28 @@ def test_class_folders_of_videos_or_clips_need_no_csv(tmp_path: Path) -> None:
     assert source.table["folder_name"].tolist() == ["yoga/c1"]
 
 
+def test_rows_that_are_all_bad_are_all_named(tmp_path: Path) -> None:
+    data = touch(tmp_path / "in", "a.mp4", "b.mp4")
+    gt = csv(tmp_path / "gt.csv", "file,label", "a.mp4, ", "b.mp4,")
+    source = read_source(data, gt, "youtube_id")
+    assert source.table.empty
+    assert {d.video: d.reason for d in source.rows.dropped} == dict.fromkeys(
+        "ab", "it has no label"
+    )
+
+
 def test_a_video_outside_data_path_is_dropped(tmp_path: Path) -> None:
     data = touch(tmp_path / "in", "a.mp4", "b.mp4", "c.mp4")
     touch(tmp_path, "secret.mp4")
-    (tmp_path / "in" / "link.mp4").symlink_to(tmp_path / "secret.mp4")
+    (tmp_path / "in" / "link.mp4").symlink_to(tmp_path / "secret.mp4")  # its owner's wish
     gt = csv(
         tmp_path / "gt.csv", "file,label",
         "a.mp4,x", "b.mp4,x", "c.mp4,x", "../secret.mp4,x", "link.mp4,x", "gone.mp4,x",
     )  # fmt: skip
     source = read_source(data, gt, "none")
-    assert source.table["folder_name"].tolist() == ["a", "b", "c"]
+    assert source.table["folder_name"].tolist() == ["a", "b", "c", "link"]
     assert {d.video: d.reason for d in source.rows.dropped} == {
         "../secret": "its name leaves data_path",
-        "link": "its name leaves data_path",
         "gone": "no such video",
     }
 

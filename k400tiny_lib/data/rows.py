@@ -1,6 +1,5 @@
 """The rows of a ground truth: what is mended, what is dropped, and why."""
 
-import os
 import posixpath
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,16 +67,6 @@ def drop_rows(table: pd.DataFrame, reasons: Any) -> tuple[pd.DataFrame, list[Dro
     """Separate the rows that have a reason (a text per row, empty for none) from the others."""
     reasons = pd.Series(reasons, index=table.index, dtype=object)
     return table[reasons == ""].reset_index(drop=True), _dropped(table, reasons)
-
-
-def escapes(root: str, name: str, real_root: str) -> bool:
-    """Whether a link on the way from a directory (and its real path) to a name leads out of it."""
-    parts = name.split("/")
-    paths = ["/".join([root, *parts[: depth + 1]]) for depth in range(len(parts))]
-    # Following links costs ten times as much as finding that there are none.
-    if not any(map(os.path.islink, paths)):
-        return False
-    return not os.path.realpath(f"{root}/{name}").startswith(real_root.rstrip(os.sep) + os.sep)
 
 
 def _dropped(table: pd.DataFrame, reasons: "pd.Series[str]") -> list[Dropped]:

@@ -165,11 +165,10 @@ def _name_videos(
     table = table.assign(file=files)
     reasons = []
     for file in files:
-        video = listed.get(file)
-        if file.startswith(("/", "../")) or "/../" in file or (video and video.escapes):
+        if file.startswith(("/", "../")) or "/../" in file:
             reasons.append(LEAVES)
         else:
-            reasons.append("" if video or not file else "no such video")
+            reasons.append("" if file in listed or not file else "no such video")
     return drop_rows(table, reasons)
 
 
@@ -197,7 +196,7 @@ def _group(table: pd.DataFrame, group_by: str, notes: list[str]) -> pd.DataFrame
     names = table["folder_name"]
     if "youtube_id" not in table.columns:
         # A name as Kinetics has them carries the id of its source.
-        leaf = names.str.rpartition("/")[2]
+        leaf = names.str.split("/").str[-1]
         ids = leaf.str.replace(_KINETICS_NAME, r"\1", regex=True)
         table = table.assign(youtube_id=ids.where(leaf.str.fullmatch(_KINETICS_NAME), names))
         if group_by == "youtube_id":

@@ -4,7 +4,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from k400tiny_lib.data.rows import escapes
 from k400tiny_lib.data.storage import is_remote, list_files, local_path
 from k400tiny_lib.errors import UserError
 
@@ -18,12 +17,10 @@ class VideoFile:
     Attributes:
         uri: where it is: an absolute path or a URI, readable from every worker.
         stamp: a text that changes when the file does (size, time, inode or entity tag).
-        escapes: whether it is a link that leads out of the directory.
     """
 
     uri: str
     stamp: str
-    escapes: bool = False
 
 
 def is_video(name: str) -> bool:
@@ -48,7 +45,6 @@ def list_videos(data_path: str) -> dict[str, VideoFile]:
     root = local_path(data_path)
     if not root.is_dir():
         raise UserError(f"data_path: {data_path} is not a directory. Needed: one with videos.")
-    real_root = os.path.realpath(root)
     found = {}
     for folder, _, names in os.walk(root):
         for name in filter(is_video, names):
@@ -59,6 +55,5 @@ def list_videos(data_path: str) -> dict[str, VideoFile]:
                 continue
             stamp = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
             relative = path.relative_to(root).as_posix()
-            leaves = path.is_symlink() and escapes(str(root), relative, real_root)
-            found[relative] = VideoFile(str(path), stamp, leaves)
+            found[relative] = VideoFile(str(path), stamp)
     return dict(sorted(found.items()))
