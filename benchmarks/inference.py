@@ -7,6 +7,7 @@ time from the start of a process to its first label. Medians are printed and wri
 `benchmarks/results/`, in a file named by the processor.
 """
 
+import contextlib
 import os
 import platform
 import subprocess
@@ -23,9 +24,9 @@ import cv2
 import numpy as np
 import onnx
 import pandas as pd
+import psutil
 import torch
 from torch import nn
-from torchvision.models.video import r2plus1d_18
 
 from benchmarks.common import in_turns, markdown, processor, write_result
 from benchmarks.data_loading import PlainClips
@@ -37,6 +38,7 @@ from k400tiny_lib.export.graph import FramesToProbabilities, export_graph
 from k400tiny_lib.export.inputs import label_inputs, read_clip
 from k400tiny_lib.export.session import open_classifier
 from k400tiny_lib.export.variants import make_variant
+from k400tiny_lib.model import build_model
 
 CLIP_LEN, RESIZE, CROP, CLASSES = 16, 128, 112, 400
 BATCHES = (1, 4)
@@ -88,15 +90,20 @@ def fresh_process(arguments: Sequence[str], folder: Path) -> tuple[float, float]
     }
     environment.pop("OMP_NUM_THREADS", None)
     start = time.perf_counter()
-    process = subprocess.Popen(
+    process = psutil.Popen(
         [sys.executable, *arguments], cwd=folder, env=environment,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    _, status, usage = os.wait4(process.pid, 0)
+    # What the system keeps of a finished process counts the memory of the one that forked it.
+    peak = 0
+    while process.poll() is None:
+        with contextlib.suppress(psutil.Error):
+            peak = max(peak, process.memory_info().rss)
+        time.sleep(0.01)
     seconds = time.perf_counter() - start
-    if status:
-        raise RuntimeError(f"{' '.join(arguments)} failed with status {status}")
-    return seconds, usage.ru_maxrss / 1024
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(arguments)} failed with status {process.returncode}")
+    return seconds, peak / 1e6
 
 
 def start_rows(onnx_file: Path, clip: Path, rounds: int) -> list[tuple[str, str, str]]:
@@ -161,7 +168,7 @@ def report(
         classifier = from_checkpoint(checkpoint)
         model, names = classifier.model.eval(), classifier.class_names
     else:
-        model = r2plus1d_18(num_classes=CLASSES).eval()
+        model = build_model("r2plus1d_18", CLASSES).eval()
         names = [str(number) for number in range(CLASSES)]
     reference = PlainModel(model, timed)
     labels = (
