@@ -20,6 +20,10 @@ Result = TypeVar("Result")
 
 _CONNECT_SECONDS = 10
 _PRELOAD = ("k400tiny_lib.data.video_frames",)
+_DASK_NEEDED = (
+    "Needed: `dask scheduler` and `dask worker` started in this project's environment with "
+    "PYTHONPATH=<project directory>."
+)
 _TASKS_PER_WORKER = 4  # enough to keep it busy, few enough to bound the results in memory
 
 
@@ -105,8 +109,14 @@ def map_unordered(
                 ) from None
             except ModuleNotFoundError as error:
                 raise UserError(
-                    f"dask_scheduler: its workers lack {error.name!r}. "
-                    "Needed: workers started in this project's directory and environment."
+                    f"dask_scheduler: its workers lack {error.name!r}. {_DASK_NEEDED}"
+                ) from None
+            except RuntimeError as error:
+                # What a scheduler says that cannot import the function.
+                if "deserialization of the task graph" not in str(error):
+                    raise
+                raise UserError(
+                    f"dask_scheduler: the scheduler cannot import this project. {_DASK_NEEDED}"
                 ) from None
 
 
