@@ -3,12 +3,14 @@
 import hashlib
 import multiprocessing
 import shutil
+import threading
 import time
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from k400tiny_lib.config import Config
 from k400tiny_lib.data import packing
@@ -60,6 +62,8 @@ def start_packing(
 ) -> multiprocessing.process.BaseProcess:
     def pack() -> None:
         torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
+        # Forks share the lock of tqdm, and who is killed never gives it back.
+        tqdm.set_lock(threading.RLock())
         pack_clips(annotations, frames, SIZE, folder, num_workers=0)
 
     process = multiprocessing.get_context("fork").Process(target=pack)
