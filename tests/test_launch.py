@@ -79,3 +79,12 @@ def test_a_user_s_mistake_is_not_repeated_by_restarts(
     with pytest.raises(UserError, match="lr: too large"):
         launch.launch(job, tmp_path)
     assert started[0].poll() is not None
+
+
+def test_restarted_workers_do_not_meet_where_their_predecessors_left_their_addresses(
+    tmp_path: Path,
+) -> None:
+    job = Job(Config(max_restarts=1), "run", tmp_path / "ports", tmp_path / "error.txt")
+    launch.launch(job, tmp_path, module="tests.failing_worker")
+    first, second = job.journal.read_text().split()
+    assert first != second

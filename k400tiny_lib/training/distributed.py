@@ -15,6 +15,10 @@ from torch.utils.data import DistributedSampler
 
 T = TypeVar("T")
 
+# How long processes wait for one another: longer than any of them is busy on its own, yet an end
+# for those that are left when a node is lost for good.
+_WAIT = timedelta(minutes=10)
+
 
 @dataclass(frozen=True)
 class Process:
@@ -96,7 +100,7 @@ def process_group() -> Iterator[Process]:
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(minutes=30))
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=_WAIT)
     try:
         yield Process(
             rank=dist.get_rank(),

@@ -117,6 +117,9 @@ def _environment(config: Config) -> dict[str, str]:
     # Threads that spin while they wait take the cores from the loader's processes and from
     # whatever else runs on a laptop: a step took three times as long beside another program.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # After a restart, workers would find the addresses of their dead predecessors in torchrun's
+    # store (pytorch#135712). With this they meet in a new one of rank 0 each time.
+    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     if config.nnodes > 1:
         # Gloo would take the address that the node's name resolves to: often the loopback's.
         interface = interface_of(local_address(config.rdzv_endpoint))
