@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from k400tiny_lib.export.convolutions import convolve_in_2d
 from k400tiny_lib.model import model_input
 
 INPUT, OUTPUT = "frames", "probabilities"
@@ -113,7 +114,7 @@ def export_graph(
     if module.views == 1 and _takes_more_frames(module, clip_len):
         with contextlib.suppress(torch.onnx.OnnxExporterError):
             proto = _export(module, clip_len, opset, free_frames=True)
-    proto = proto or _export(module, clip_len, opset, free_frames=False)
+    proto = convolve_in_2d(proto or _export(module, clip_len, opset, free_frames=False))
     describe(proto, metadata)
     onnx.checker.check_model(proto, full_check=True)  # with shape inference
     return proto
