@@ -27,7 +27,7 @@ from k400tiny_lib.export.parity import (
 )
 from k400tiny_lib.export.promotion import Verdict
 from k400tiny_lib.export.registry import load_registered, log_onnx, register
-from tests.conftest import LABELS
+from tests.conftest import LABELS, REPOSITORY
 from tests.export_helpers import CLIP_LEN, CROP, METADATA, RESIZE, build, clips, disturb
 
 NAME = "test-model"
@@ -107,6 +107,10 @@ def test_a_difference_that_is_not_a_number_fails_the_gate() -> None:
 @pytest.mark.parametrize("size", range(112, 260))
 def test_the_crop_starts_where_torchvisions_does(size: int) -> None:
     assert _centre_offset(size, 112) == round((size - 112) / 2.0)
+
+
+def test_the_file_does_not_say_where_it_was_made(exported: bytes) -> None:
+    assert str(REPOSITORY).encode() not in exported
 
 
 def test_the_file_says_what_a_user_must_know(proto: onnx.ModelProto) -> None:

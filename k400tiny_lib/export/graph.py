@@ -13,6 +13,7 @@ from typing import Any
 import onnx
 import torch
 import torch.nn.functional as F
+from onnxscript.ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 
 from k400tiny_lib.export.convolutions import convolve_in_2d
@@ -147,6 +148,10 @@ def _export(
         )  # fmt: skip
         if program is None:
             raise RuntimeError("torch.onnx.export returned no program")
+        # The exporter notes the lines of code behind each node, with the paths of this machine.
+        ClearMetadataAndDocStringPass()(program.model)
+        for value in (*program.model.graph.inputs, *program.model.graph.outputs):
+            value.metadata_props.clear()
         path = Path(folder) / "model.onnx"
         program.save(str(path), external_data=False)
         return onnx.load(path)
