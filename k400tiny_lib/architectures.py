@@ -34,6 +34,8 @@ class Architecture:
         mean, std: of the RGB in [0, 1] that its weights were trained with.
         free_frames: whether T can be left free in an exported graph. The modules all take any T;
             but attention, and a pooling window that may shrink, are traced for one.
+        gains_from_bf16_on_cpu: whether bf16 trains it faster on a CPU with matrix instructions for
+            it. Convolutions of single channels and attention over small heads do not use them.
     """
 
     build: Callable[[int, float], Any]
@@ -42,6 +44,7 @@ class Architecture:
     mean: Triple
     std: Triple
     free_frames: bool = False
+    gains_from_bf16_on_cpu: bool = True
 
 
 class FittingPool(nn.AvgPool3d):
@@ -155,8 +158,12 @@ ARCHITECTURES = {
         _resnet(mc3_18), "fc", _RESNET_MAPS, *_statistics("mc3_18"), free_frames=True
     ),
     "s3d": Architecture(_s3d, "classifier.1", _S3D_MAPS, *_statistics("s3d")),
-    "mvit_v2_s": Architecture(_mvit, "head.1", _MVIT_MAPS, *_statistics("mvit_v2_s")),
+    "mvit_v2_s": Architecture(
+        _mvit, "head.1", _MVIT_MAPS, *_statistics("mvit_v2_s"), gains_from_bf16_on_cpu=False
+    ),
     "swin3d_t": Architecture(_swin, "head", ("avgpool",), *_statistics("swin3d_t")),
-    "x3d_s": Architecture(_x3d, "blocks.5.proj", _NET_MAPS, *_PYTORCHVIDEO),
+    "x3d_s": Architecture(
+        _x3d, "blocks.5.proj", _NET_MAPS, *_PYTORCHVIDEO, gains_from_bf16_on_cpu=False
+    ),
     "slow_r50": Architecture(_slow, "blocks.5.proj", _NET_MAPS, *_PYTORCHVIDEO),
 }

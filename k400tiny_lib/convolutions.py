@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from k400tiny_lib.hardware import multiplies_bf16
+
 
 class SpatialConv(nn.Conv3d):
     """A (1, k, k) convolution without padding in time, as a 2D convolution of single frames."""
@@ -71,14 +73,14 @@ def fastest_form(model: nn.Module, device: torch.device, channels_last: bool | s
         model: changed in place; its `state_dict` keeps its names and shapes.
         device: where to.
         channels_last: channels-last memory and 2D convolutions, or neither; `auto` decides by the
-            device: both on a GPU, neither on a CPU, where they change little
-            (benchmarks/training_step.py).
+            device: both on a GPU and on a CPU with matrix instructions for bf16, neither on
+            another CPU, where they change little (benchmarks/training_step.py).
 
     Returns:
         The model.
     """
     model = model.to(device)
     if channels_last == "auto":
-        channels_last = device.type == "cuda"
+        channels_last = device.type == "cuda" or multiplies_bf16(device)
     # The first convolution brings the clips into the memory format of its weights.
     return as_2d(model).to(memory_format=torch.channels_last_3d) if channels_last else model

@@ -82,11 +82,16 @@ def test_average_follows_the_formula_for_weights_and_statistics() -> None:
     assert make_average(model, 0.0) is None
 
 
-def test_mixed_precision_is_off_on_a_cpu_unless_asked_for() -> None:
-    cpu = torch.device("cpu")
-    assert amp_dtype("auto", cpu) is None
-    assert amp_dtype("off", cpu) is None
-    assert amp_dtype("bf16", cpu) is torch.bfloat16
+@pytest.mark.parametrize("has_amx", [True, False])
+def test_mixed_precision_is_on_where_the_cpu_gains_from_it(
+    has_amx: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has_amx})
+    cpu, r2plus1d = torch.device("cpu"), "r2plus1d_18"
+    assert amp_dtype("auto", r2plus1d, cpu) is (torch.bfloat16 if has_amx else None)
+    assert amp_dtype("auto", "x3d_s", cpu) is None
+    assert amp_dtype("off", r2plus1d, cpu) is None
+    assert amp_dtype("bf16", r2plus1d, cpu) is torch.bfloat16
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ def config(data_path: Path, folder: Path, **changes: Any) -> Config:
         "data_path": str(data_path), "checkpoint_dir": str(folder), "clip_len": 4,
         "resize_size": 32, "crop_size": 32, "batch_size": 4, "num_workers": 0, "num_epochs": 2,
         "warmup_epochs": 0.0, "annotations": str(folder / "annotations.json"),
+        "amp": "off", "channels_last": False,  # the same numbers on any CPU
     }  # fmt: skip
     return Config(**(small | changes))
 

@@ -173,11 +173,13 @@ class Config:
     clip_grad_norm: float = _param(0.0, "Largest gradient norm; 0 for no limit.", low=0)
     amp: str = _param(
         AUTO,
-        "Mixed precision; `auto` is bf16 on a GPU that has it and off elsewhere.",
+        "Mixed precision; `auto` is bf16 where a GPU or CPU multiplies it fast, off elsewhere.",
         choices=(AUTO, "off", "bf16", "fp16"),
     )
     channels_last: bool | str = _param(
-        AUTO, "Channels-last memory and 2D convolutions; `auto` is on a GPU only.", words=(AUTO,)
+        AUTO,
+        "Channels-last memory and 2D convolutions; `auto` is on a GPU or a CPU with AMX.",
+        words=(AUTO,),
     )
     compile: bool = _param(False, "Compile the model with torch.compile (minutes at the start).")
     sync_bn: bool = _param(False, "Share BatchNorm statistics between the processes (GPU only).")

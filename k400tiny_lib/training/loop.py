@@ -82,7 +82,7 @@ class Trainer:
     scaler: torch.amp.GradScaler = field(init=False)
 
     def __post_init__(self) -> None:
-        fp16 = amp_dtype(self.config.amp, self.process.device) is torch.float16
+        fp16 = amp_dtype(self.config.amp, self.config.model, self.process.device) is torch.float16
         self.scaler = torch.amp.GradScaler(self.process.device.type, enabled=fp16)
         self.meters = Meters(self.num_classes, self.process.device)
 
@@ -146,7 +146,7 @@ def train_epoch(trainer: Trainer, on_update: Callable[[Trainer], None]) -> dict[
     assert isinstance(dataset, ClipDataset)
     sampler.begin(trainer.epoch, trainer.batch * config.batch_size)
     dataset.epoch = trainer.epoch
-    dtype = amp_dtype(config.amp, device)
+    dtype = amp_dtype(config.amp, config.model, device)
     num_batches = len(trainer.train_loader)
     trainer.forward.train()
     if config.freeze_epochs:
@@ -258,7 +258,7 @@ def validate(trainer: Trainer) -> dict[str, float]:
         val_loss (plain cross entropy), val_acc1, val_acc5 (percent).
     """
     device = trainer.process.device
-    dtype = amp_dtype(trainer.config.amp, device)
+    dtype = amp_dtype(trainer.config.amp, trainer.config.model, device)
     meters = Meters(trainer.num_classes, device)
     # Not the wrapped model: the processes may have different numbers of batches.
     model = trainer.evaluated_model.eval()

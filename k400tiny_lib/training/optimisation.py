@@ -7,7 +7,9 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer, lr_scheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from k400tiny_lib.architectures import ARCHITECTURES
 from k400tiny_lib.config import Config
+from k400tiny_lib.hardware import multiplies_bf16
 
 # Of torchvision's video recipe: 45 epochs, the rate divided by ten at 20, 30 and 40.
 _STEP_MILESTONES = (20 / 45, 30 / 45, 40 / 45)
@@ -89,13 +91,14 @@ def make_average(model: nn.Module, decay: float) -> AveragedModel | None:
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
-def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
-    """The autocast type of a setting on a device; None for full precision.
+def amp_dtype(amp: str, model: str, device: torch.device) -> torch.dtype | None:
+    """The autocast type of a setting for an architecture on a device; None for full precision.
 
-    `auto` is bf16 on a GPU that has it: on a CPU without bf16 instructions autocast is slower than
-    float32 by an order of magnitude.
+    `auto` is bf16 where that is faster (benchmarks/training_step.py): on GPUs, and for most
+    architectures on a CPU, that have matrix instructions for it. On a CPU without them, autocast is
+    slower than float32 by an order of magnitude.
     """
     if amp == "auto":
-        usable = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if usable else None
+        gains = device.type == "cuda" or ARCHITECTURES[model].gains_from_bf16_on_cpu
+        return torch.bfloat16 if gains and multiplies_bf16(device) else None
     return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]

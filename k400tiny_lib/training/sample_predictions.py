@@ -38,7 +38,7 @@ def sample_predictions(trainer: Trainer) -> tuple[Tensor, list[int], Tensor]:
     shown = [dataset[position * len(dataset) // count] for position in range(count)]
     clips = torch.stack([clip for clip, _, _ in shown])
     device = trainer.process.device
-    dtype = amp_dtype(trainer.config.amp, device)
+    dtype = amp_dtype(trainer.config.amp, trainer.config.model, device)
     with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
         model = trainer.evaluated_model.eval()
         logits = model(model_input(model, clips.to(device)))
