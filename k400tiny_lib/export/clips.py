@@ -107,6 +107,8 @@ class ClipFrames:
         """The predictions table of a model on the test clips, one by one."""
         rows = [predict(self.read(clip)[None].numpy()) for clip in self.test]
         probabilities = np.concatenate(rows).astype(np.float64)
+        # float32 rows sum to 1 within 1e-7, and scikit-learn wants the last digit.
+        probabilities /= probabilities.sum(1, keepdims=True)
         everything = Rows(np.arange(len(self.test)), probabilities, probabilities.argmax(1))
         return make_table(self.test, [everything])
 
