@@ -35,7 +35,7 @@ class Architecture:
         free_frames: whether T can be left free in an exported graph. The modules all take any T;
             but attention, and a pooling window that may shrink, are traced for one.
         gains_from_bf16_on_cpu: whether bf16 trains it faster on a CPU with matrix instructions for
-            it. Convolutions of single channels and attention over small heads do not use them.
+            it; two were measured to train slower.
     """
 
     build: Callable[[int, float], Any]
