@@ -78,7 +78,10 @@ def export_onnx(config: Config) -> None:
         table = frames.predictions(scoring.predictor(session))
     quantize = NONE
     if table is not None and config.quantize != NONE:
-        choice = choose(config.quantize, proto, table, frames, config.max_accuracy_drop)
+        source = export_graph(
+            module, classifier.clip_len, config.opset, classifier.metadata, sheets=False
+        )
+        choice = choose(config.quantize, proto, source, table, frames, config.max_accuracy_drop)
         variants = pd.DataFrame(choice.variants)
         mlflow.log_table(variants, "variants.json")
         print(variants.to_string(index=False, float_format=lambda value: f"{value:.2f}"))

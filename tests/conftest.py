@@ -70,12 +70,22 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     mlflow.set_tracking_uri(previous)
 
 
-@pytest.fixture(scope="session")
-def exported() -> bytes:
-    """The graph of `export_helpers.build()`, exported once for all tests."""
+def _export(*, sheets: bool) -> bytes:
     from k400tiny_lib.export.graph import FramesToProbabilities, export_graph
     from tests.export_helpers import CLIP_LEN, CROP, METADATA, RESIZE, build
 
     module = FramesToProbabilities(build(), RESIZE, CROP).eval()
-    serialised: bytes = export_graph(module, CLIP_LEN, 18, METADATA).SerializeToString()
+    serialised: bytes = export_graph(module, CLIP_LEN, 18, METADATA, sheets).SerializeToString()
     return serialised
+
+
+@pytest.fixture(scope="session")
+def exported() -> bytes:
+    """The graph of `export_helpers.build()`, exported once for all tests."""
+    return _export(sheets=True)
+
+
+@pytest.fixture(scope="session")
+def exported_without_sheets() -> bytes:
+    """The same for variants to be made of."""
+    return _export(sheets=False)

@@ -80,8 +80,10 @@ def test_the_same_function_in_2d(case: dict[str, Any], relu: bool) -> None:
         np.testing.assert_allclose(run(made, x), run(proto, x), atol=2e-5)  # sums of up to 140
 
 
-def test_no_convolution_of_r2plus1d_stays_3d_but_those_of_single_pixels(exported: bytes) -> None:
-    proto = onnx.load_from_string(exported)
+def test_no_convolution_of_r2plus1d_stays_3d_but_those_of_single_pixels(
+    exported_without_sheets: bytes,
+) -> None:
+    proto = onnx.load_from_string(exported_without_sheets)
     weights = {initializer.name: initializer.dims for initializer in proto.graph.initializer}
     shapes = [weights[n.input[1]] for n in proto.graph.node if n.op_type == "Conv"]
     assert len(shapes) == 37

@@ -15,13 +15,13 @@ from tests.export_helpers import clips
     ("name", "size", "tolerance"), [("int8", 0.27, 0.02), ("fp16", 0.52, 1e-3)]
 )
 def test_a_variant_is_smaller_and_close_on_any_batch_and_size(
-    exported: bytes, name: str, size: float, tolerance: float
+    exported_without_sheets: bytes, name: str, size: float, tolerance: float
 ) -> None:
     """int8 moves activations by a 256th of their range, fp16 by a 2048th of themselves."""
-    proto = onnx.load_from_string(exported)
+    proto = onnx.load_from_string(exported_without_sheets)
     variant = make_variant(name, proto, clips(4))
     assert variant.ByteSize() < size * proto.ByteSize()
-    assert proto.SerializeToString() == exported
+    assert proto.SerializeToString() == exported_without_sheets
     assert (variant.graph.input[0], variant.graph.output[0].type.tensor_type.elem_type) == (
         proto.graph.input[0], onnx.TensorProto.FLOAT,
     )  # fmt: skip
@@ -34,8 +34,8 @@ def test_a_variant_is_smaller_and_close_on_any_batch_and_size(
         assert not np.array_equal(found, expected)
 
 
-def test_int8_convolves_with_signed_weights_by_channel(exported: bytes) -> None:
-    proto = onnx.load_from_string(exported)
+def test_int8_convolves_with_signed_weights_by_channel(exported_without_sheets: bytes) -> None:
+    proto = onnx.load_from_string(exported_without_sheets)
     nodes = make_variant("int8", proto, clips(1)).graph.node
     kinds = [node.op_type for node in nodes]
     assert kinds.count("Conv") == sum(n.op_type == "Conv" for n in proto.graph.node)

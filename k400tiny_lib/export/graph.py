@@ -17,6 +17,7 @@ from onnxscript.ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 
 from k400tiny_lib.export.convolutions import convolve_in_2d
+from k400tiny_lib.export.sheets import on_sheets
 from k400tiny_lib.model import model_input
 
 INPUT, OUTPUT = "frames", "probabilities"
@@ -92,7 +93,11 @@ def _centre_offset(size: Any, crop: int) -> Any:
 
 
 def export_graph(
-    module: FramesToProbabilities, clip_len: int, opset: int, metadata: Mapping[str, Any]
+    module: FramesToProbabilities,
+    clip_len: int,
+    opset: int,
+    metadata: Mapping[str, Any],
+    sheets: bool = True,
 ) -> onnx.ModelProto:
     """Export to ONNX with free batch, height and width, and free T where the architecture can.
 
@@ -104,6 +109,7 @@ def export_graph(
         clip_len: frames of a view.
         opset: of the graph.
         metadata: what a user of the file needs to know; see `describe`.
+        sheets: whether to compute on sheets what can be; it is fast, and for float32 only.
 
     Returns:
         The checked graph.
@@ -112,6 +118,11 @@ def export_graph(
         onnx.checker.ValidationError: if the exporter's graph is not valid ONNX.
     """
     proto = None
+    if sheets:
+        module = FramesToProbabilities(
+            on_sheets(module.model), module.resize_size, module.crop_size, module.views,
+            module.temperature,
+        ).eval()  # fmt: skip
     if module.views == 1 and _takes_more_frames(module, clip_len):
         with contextlib.suppress(torch.onnx.OnnxExporterError):
             proto = _export(module, clip_len, opset, free_frames=True)

@@ -24,7 +24,7 @@ Frames = npt.NDArray[np.uint8]
 
 # Inside the graph a clip grows to floats, several times over: large clips go one by one.
 _BATCH_BYTES = 64 << 20
-_DECODED_AHEAD = 2  # clips
+_DECODED_AHEAD = 2  # clips, or a batch of them
 
 
 def find_inputs(path: Path) -> list[Path]:
@@ -81,7 +81,7 @@ def label_inputs(
     failures: list[str] = []
     rows = []
     with tqdm(total=len(inputs), desc="predict", unit="clip", mininterval=1) as bar:
-        decoded = _decode_ahead(inputs, model.clip_len, model.views)
+        decoded = _decode_ahead(inputs, model.clip_len, model.views, batch_size)
         for paths, clips in _batches(decoded, batch_size, failures, bar):
             for path, values in zip(paths, model.predict(np.stack(clips)), strict=True):
                 best = enumerate(model.best(values, top_k), start=1)
@@ -91,7 +91,7 @@ def label_inputs(
 
 
 def _decode_ahead(
-    inputs: Sequence[Path], clip_len: int, views: int
+    inputs: Sequence[Path], clip_len: int, views: int, batch_size: int
 ) -> Iterator[tuple[Path, Frames | UserError]]:
     """Each input with its frames, or why it has none, while a thread decodes the next ones."""
 
@@ -103,18 +103,26 @@ def _decode_ahead(
         except OSError as error:
             return UserError(f"{path} cannot be read: {error.strerror or error}.")
 
+    ahead = _DECODED_AHEAD
     waiting: deque[tuple[Path, Future[Frames | UserError]]] = deque()
     with ThreadPoolExecutor(1) as pool:  # FFmpeg and the model use all cores by themselves
         try:
             for path in inputs:
                 waiting.append((path, pool.submit(read, path)))
-                if len(waiting) > _DECODED_AHEAD:
-                    first, frames = waiting.popleft()
-                    yield first, frames.result()
-            for first, frames in waiting:
-                yield first, frames.result()
+                while len(waiting) > ahead:
+                    first, future = waiting.popleft()
+                    frames = future.result()
+                    if not isinstance(frames, UserError):
+                        ahead = max(_DECODED_AHEAD, _clips_a_batch(batch_size, frames))
+                    yield first, frames
+            for first, future in waiting:
+                yield first, future.result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _clips_a_batch(batch_size: int, clip: Frames) -> int:
+    return max(1, min(batch_size, _BATCH_BYTES // clip.nbytes))
 
 
 def _batches(
@@ -131,8 +139,8 @@ def _batches(
             bar.write(f"skipped: {clip}", file=sys.stderr)
             bar.update()
             continue
-        fits = len(clips) < batch_size and (len(clips) + 1) * clip.nbytes <= _BATCH_BYTES
-        if clips and (not fits or clip.shape != clips[0].shape):
+        full = len(clips) >= _clips_a_batch(batch_size, clip)
+        if clips and (full or clip.shape != clips[0].shape):
             yield paths, clips
             paths, clips = [], []
         paths.append(path)

@@ -61,6 +61,7 @@ class Choice:
 def choose(
     name: str,
     proto: onnx.ModelProto,
+    source: onnx.ModelProto,
     table: pd.DataFrame,
     frames: ClipFrames,
     max_accuracy_drop: float,
@@ -70,12 +71,13 @@ def choose(
     Args:
         name: `int8` or `fp16`.
         proto: float32.
+        source: the same without sheets, of which the variant is made.
         table: its predictions of the test clips.
         frames: the clips to calibrate and to score on.
         max_accuracy_drop: points of top-1 that the variant may lose.
     """
     calibration = frames.for_calibration()
-    protos = {FLOAT32: proto, name: make_variant(name, proto, calibration)}
+    protos = {FLOAT32: proto, name: make_variant(name, source, calibration)}
     sessions = {key: open_session(value) for key, value in protos.items()}
     tables = {FLOAT32: table, name: frames.predictions(predictor(sessions[name]))}
     timings = time_in_turns(sessions, calibration[0])
@@ -92,7 +94,7 @@ def make_variant(name: str, proto: onnx.ModelProto, clips: Sequence[Tensor]) -> 
 
     Args:
         name: `int8` or `fp16`.
-        proto: the graph; it stays as it is.
+        proto: the graph, without sheets; it stays as it is.
         clips: uint8 (T, H, W, 3), training clips to calibrate int8 on.
 
     Returns:
