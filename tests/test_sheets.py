@@ -33,6 +33,7 @@ def test_every_frame_comes_out_as_without_sheets(shape: tuple[int, ...]) -> None
     expected = model.layer1(model.stem(clips))  # type: ignore[operator]
     torch.testing.assert_close(twin.layer1(twin.stem(clips)), expected)  # type: ignore[operator]
     assert expected.max() > 1
+    torch.testing.assert_close(twin(clips), model(clips))  # channels come in whole blocks
 
 
 def test_the_model_itself_stays_as_it_is() -> None:

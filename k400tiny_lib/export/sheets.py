@@ -22,21 +22,16 @@ _BLOCK = 16
 
 
 class _Pair(nn.Module):
-    """A convolution over space, a ReLU and one over time, with BatchNorm in their weights.
-
-    What lies between has a whole number of blocks of channels; those that are added stay 0.
-    """
+    """A convolution over space, a ReLU and one over time, with BatchNorm in their weights."""
 
     def __init__(
         self, space: nn.Conv3d, space_norm: nn.BatchNorm3d, time: nn.Conv3d, norm: nn.BatchNorm3d
     ) -> None:
         super().__init__()
-        more = -space.out_channels % _BLOCK
-        weight, bias = _fused(space, space_norm)
-        self.space_weight = F.pad(weight.squeeze(2), (0, 0, 0, 0, 0, 0, 0, more))  # (C', C, k, k)
-        self.space_bias = F.pad(bias, (0, more))
+        weight, self.space_bias = _fused(space, space_norm)
+        self.space_weight = weight.squeeze(2)  # (C', C, k, k)
         weight, self.time_bias = _fused(time, norm)
-        self.time_weight = F.pad(weight.squeeze(4), (0, 0, 0, 0, 0, more))  # (C'', C', 3, 1)
+        self.time_weight = weight.squeeze(4)  # (C'', C', 3, 1)
         assert not isinstance(space.padding, str)
         self.stride, self.padding = space.stride[1:], space.padding[1:]
 
@@ -112,12 +107,28 @@ def on_sheets(model: nn.Module) -> nn.Module:
     Args:
         model: an R(2+1)D, which stays as it is, or any other, which is returned.
     """
-    if isinstance(model, VideoResNet) and isinstance(model.stem, R2Plus1dStem):
-        stem, stage = model.stem, model.layer1
-        if all(_fits(block) for block in stage):
-            model = copy.deepcopy(model)
-            model.stem, model.layer1 = SheetStem(stem, stage), nn.Identity()
-    return model
+    if not isinstance(model, VideoResNet) or not isinstance(model.stem, R2Plus1dStem):
+        return model
+    twin = copy.deepcopy(model)
+    for module in twin.modules():
+        if isinstance(module, R2Plus1dStem | Conv2Plus1D):
+            _widen(module[0], module[1], module[3])
+    if all(_fits(block) for block in twin.layer1):
+        twin.stem, twin.layer1 = SheetStem(twin.stem, twin.layer1), nn.Identity()
+    found: nn.Module = twin
+    return found
+
+
+def _widen(space: nn.Conv3d, norm: nn.BatchNorm3d, time: nn.Conv3d) -> None:
+    """Give what lies between two convolutions whole blocks of channels; the new ones stay 0."""
+    more = -space.out_channels % _BLOCK
+    space.weight = nn.Parameter(F.pad(space.weight, (0, 0) * 4 + (0, more)))
+    time.weight = nn.Parameter(F.pad(time.weight, (0, 0) * 3 + (0, more)))
+    norm.weight, norm.bias = (nn.Parameter(F.pad(p, (0, more))) for p in (norm.weight, norm.bias))
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.running_mean = F.pad(norm.running_mean, (0, more))
+    norm.running_var = F.pad(norm.running_var, (0, more), value=1.0)
 
 
 def _fits(block: nn.Module) -> bool:
