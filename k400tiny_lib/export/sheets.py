@@ -104,6 +104,8 @@ def _sheet(clips: Tensor, below: float) -> Tensor:
 def on_sheets(model: nn.Module) -> nn.Module:
     """A model that computes the same in evaluation mode, its beginning on sheets where it can be.
 
+    Between its convolutions over space and over time lie whole blocks of channels.
+
     Args:
         model: an R(2+1)D, which stays as it is, or any other, which is returned.
     """
