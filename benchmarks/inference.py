@@ -7,6 +7,9 @@ From folders of JPEG frames to labels, all sides on the same clips in one run, i
 time from the start of a process to its first label. With a checkpoint, what int8 costs in accuracy
 on labelled clips that training did not see, with the checkpoint's own clip geometry. Medians are
 printed and written to `benchmarks/results/`, in a file named by the processor.
+
+The committed table has the best.pt of `mlflow run . -e main` and the clips of
+`render_sample(folder, seed=4242, num_sources_per_class=32)` from `k400tiny_lib.data.sample`.
 """
 
 import contextlib
@@ -35,7 +38,7 @@ from benchmarks.data_loading import PlainClips
 from k400tiny_lib.data.annotations import Clip
 from k400tiny_lib.data.frames import frame_files
 from k400tiny_lib.data.loading import available_cores
-from k400tiny_lib.export.classifier import from_checkpoint
+from k400tiny_lib.export.classifier import Classifier, from_checkpoint
 from k400tiny_lib.export.graph import FramesToProbabilities, export_graph
 from k400tiny_lib.export.inputs import label_inputs, read_clip
 from k400tiny_lib.export.session import open_classifier
@@ -143,10 +146,9 @@ def start_rows(onnx_file: Path, clip: Path, rounds: int) -> list[tuple[str, str,
 
 
 def accuracy_rows(
-    checkpoint: Path, folders: Sequence[Path], labels: dict[str, str]
+    classifier: Classifier, folders: Sequence[Path], labels: dict[str, str]
 ) -> list[tuple[str, str, str, str]]:
-    """Top-1 accuracy of a checkpoint in float32 and int8, and how often both say the same."""
-    classifier = from_checkpoint(checkpoint)
+    """Top-1 accuracy of a model in float32 and int8, and how often both say the same."""
     module = FramesToProbabilities(
         classifier.model.eval(), classifier.resize_size, classifier.crop_size
     ).eval()
@@ -242,11 +244,17 @@ def accuracy_report(checkpoint: Path, data: Path, gt_csv: Path) -> str:
     folders = [data / name for name in sorted(labels)]
     # In the order of names each class lies together, and calibration needs them all.
     folders = [folders[i] for i in np.random.default_rng(0).permutation(len(folders))]
-    rows = accuracy_rows(checkpoint, folders, labels)
+    classifier = from_checkpoint(checkpoint)
+    geometry = (
+        f"{classifier.architecture}, {len(classifier.class_names)} classes, "
+        f"{classifier.clip_len} frames, short side {classifier.resize_size}, "
+        f"crop {classifier.crop_size}"
+    )
+    rows = accuracy_rows(classifier, folders, labels)
     return "\n\n".join(
         [
             f"## Accuracy of a trained model on {len(folders) - CALIBRATION_CLIPS} clips",
-            f"Int8 is calibrated on {CALIBRATION_CLIPS} others.",
+            f"{geometry}. Int8 is calibrated on {CALIBRATION_CLIPS} others.",
             markdown(
                 ("", "top-1 %", "same label as float32 %", "largest move of the top probability"),
                 rows,
@@ -267,6 +275,8 @@ def main(
     clips: int, rounds: int,
 ) -> None:  # fmt: skip
     """Measure, print and write the table."""
+    if len({option is None for option in (checkpoint, labelled_data, gt_csv)}) > 1:
+        raise click.UsageError("checkpoint, labelled_data and gt_csv are needed together.")
     torch.set_num_threads(available_cores())
     text = report(Path(data).resolve(), clips, rounds)
     if checkpoint and labelled_data and gt_csv:
