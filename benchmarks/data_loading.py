@@ -27,21 +27,21 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as F
 
 from benchmarks.common import in_turns, markdown, processor, write_result
-from k400tiny_lib.architectures import ARCHITECTURES
 from k400tiny_lib.config import AUTO
 from k400tiny_lib.data.annotations import Annotations, Clip
-from k400tiny_lib.data.decoding import ImageFiles
-from k400tiny_lib.data.frames import frame_files
-from k400tiny_lib.data.images import decode_frame
-from k400tiny_lib.data.loading import (
+from k400tiny_lib.data.loading.frame_cache import PackedFrames, pack_clips
+from k400tiny_lib.data.loading.loader import (
     ClipDataset,
     available_cores,
     batches,
     one_thread,
     worker_count,
 )
-from k400tiny_lib.data.packing import PackedFrames, pack_clips
-from k400tiny_lib.data.sampling import uniform_indices
+from k400tiny_lib.data.loading.readers import ImageFiles
+from k400tiny_lib.data.loading.temporal_sampling import uniform_indices
+from k400tiny_lib.media.frames import frame_files
+from k400tiny_lib.media.images import decode_frame
+from k400tiny_lib.models.architectures import ARCHITECTURES
 
 CLIP_LEN, RESIZE, CROP = 16, 128, 112
 BATCH = 8

@@ -19,7 +19,7 @@ from benchmarks.common import processor, write_result
 from k400tiny_lib.data.annotations import Clip, read_annotations
 from k400tiny_lib.evaluation.predictions import predict_clips
 from k400tiny_lib.evaluation.views import Geometry, Protocol, ViewDataset
-from k400tiny_lib.model import build_model, model_input
+from k400tiny_lib.models.weights import build_model, model_input
 
 GEOMETRY = Geometry(clip_len=16, resize=(128,), crop_size=112)
 

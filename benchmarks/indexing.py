@@ -34,7 +34,7 @@ def make_tree(root: Path, num_clips: int) -> None:
     Hard links to few files, of 16 pixels a side; one clip in 5,000 shows the same as a clip of
     another source.
     """
-    from k400tiny_lib.data.labels import KINETICS_400
+    from k400tiny_lib.data.sources.labels import KINETICS_400
 
     sources = root / "files"
     sources.mkdir(parents=True)
@@ -60,7 +60,7 @@ def make_tree(root: Path, num_clips: int) -> None:
 def measure(root: Path) -> dict[str, float]:
     """Prepare in this process: seconds without imports, and the peak of memory in MB."""
     from k400tiny_lib.config import Config
-    from k400tiny_lib.data.prepare import prepare
+    from k400tiny_lib.data.preparation.prepare import prepare
 
     config = Config(
         data_path=str(root / "clips"), gt_csv=str(root / "labels.csv"), output_dir=str(root / "out")

@@ -9,7 +9,7 @@ on labelled clips that training did not see, with the checkpoint's own clip geom
 printed and written to `benchmarks/results/`, in a file named by the processor.
 
 The committed table has the best.pt of `mlflow run . -e main` and the clips of
-`render_sample(folder, seed=4242, num_sources_per_class=32)` from `k400tiny_lib.data.sample`.
+`k400tiny_lib.data.sources.rendered.render_sample(folder, seed=4242, num_sources_per_class=32)`.
 """
 
 import contextlib
@@ -36,14 +36,14 @@ from torch import nn
 from benchmarks.common import in_turns, markdown, processor, write_result
 from benchmarks.data_loading import PlainClips
 from k400tiny_lib.data.annotations import Clip
-from k400tiny_lib.data.frames import frame_files
-from k400tiny_lib.data.loading import available_cores
+from k400tiny_lib.data.loading.loader import available_cores
 from k400tiny_lib.export.classifier import Classifier, from_checkpoint
-from k400tiny_lib.export.graph import FramesToProbabilities, export_graph
-from k400tiny_lib.export.inputs import label_inputs, read_clip
-from k400tiny_lib.export.session import open_classifier
+from k400tiny_lib.export.onnx_graph import FramesToProbabilities, export_graph
 from k400tiny_lib.export.variants import make_variant
-from k400tiny_lib.model import build_model
+from k400tiny_lib.media.frames import frame_files
+from k400tiny_lib.models.weights import build_model
+from k400tiny_lib.serving.onnx_classifier import open_classifier
+from k400tiny_lib.serving.predict import label_inputs, read_clip
 
 CLIP_LEN, RESIZE, CROP, CLASSES = 16, 128, 112, 400
 BATCHES = (1, 4)
@@ -121,8 +121,9 @@ def start_rows(onnx_file: Path, clip: Path, rounds: int) -> list[tuple[str, str,
         f"PlainModel(r2plus1d_18().eval(), [Path({str(clip)!r})]).label(1)"
     )
     ours = (
-        "from pathlib import Path; from k400tiny_lib.export.session import open_classifier\n"
-        "from k400tiny_lib.export.inputs import label_inputs\n"
+        "from pathlib import Path\n"
+        "from k400tiny_lib.serving.onnx_classifier import open_classifier\n"
+        "from k400tiny_lib.serving.predict import label_inputs\n"
         f"label_inputs(open_classifier(Path({str(onnx_file)!r})), [Path({str(clip)!r})], 1, 5)"
     )
     predict = ["-m", "steps.predict", "--input", str(clip), "--model_uri", str(onnx_file)]

@@ -30,15 +30,15 @@ from benchmarks.learning_table import FOLDS, SIDES, Run, load_runs, percent, rep
 from k400tiny_lib.config import Config
 from k400tiny_lib.config.recipes import load_recipe
 from k400tiny_lib.data.annotations import Annotations, Clip
-from k400tiny_lib.data.loading import ClipDataset, make_loader
-from k400tiny_lib.data.origin import clip_directory
-from k400tiny_lib.data.packing import settle_frame_cache
-from k400tiny_lib.data.prepare import prepare
+from k400tiny_lib.data.loading.frame_cache import settle_frame_cache
+from k400tiny_lib.data.loading.loader import ClipDataset, make_loader
+from k400tiny_lib.data.preparation.prepare import prepare
+from k400tiny_lib.data.sources.origin import clip_directory
+from k400tiny_lib.distributed.process import Process
 from k400tiny_lib.evaluation.predictions import make_table, predict_clips
 from k400tiny_lib.evaluation.views import Geometry, Protocol
-from k400tiny_lib.training.distributed import Process
 from k400tiny_lib.training.loop import Trainer, fit
-from k400tiny_lib.training.optimisation import make_scheduler
+from k400tiny_lib.training.optim import make_scheduler
 from k400tiny_lib.training.worker import make_trainer
 
 CPU = Process(rank=0, world_size=1, local_world_size=1, device=torch.device("cpu"), restarts=0)

@@ -25,9 +25,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.video import r2plus1d_18
 
 from benchmarks.common import in_turns, markdown, processor, write_result
-from k400tiny_lib.convolutions import fastest_form
-from k400tiny_lib.model import build_model
-from k400tiny_lib.training.optimisation import amp_dtype
+from k400tiny_lib.models.conv2d import fastest_form
+from k400tiny_lib.models.weights import build_model
+from k400tiny_lib.training.optim import amp_dtype
 
 NUM_CLASSES = 400
 Shape = tuple[int, int, int, int]  # clips, frames, height, width

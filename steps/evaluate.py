@@ -27,17 +27,17 @@ def evaluate(config: Config) -> None:
     import mlflow
 
     from k400tiny_lib.data.annotations import check_annotations, read_annotations
+    from k400tiny_lib.distributed.launch import launch
     from k400tiny_lib.errors import UserError
     from k400tiny_lib.evaluation import worker
+    from k400tiny_lib.evaluation.evaluation import find
     from k400tiny_lib.evaluation.facts import Fact, data_facts, model_facts, split_digest
-    from k400tiny_lib.evaluation.findings import find
-    from k400tiny_lib.evaluation.gallery import make_gallery
+    from k400tiny_lib.evaluation.gradcam import make_gallery
     from k400tiny_lib.evaluation.report import CURVE_METRICS, plot_confusion, render_report
     from k400tiny_lib.evaluation.subject import load_subject
     from k400tiny_lib.evaluation.views import Protocol, check_views
-    from k400tiny_lib.tracking import evaluated
+    from k400tiny_lib.tracking import evaluation_log as evaluated
     from k400tiny_lib.tracking.runs import active_run_id, local_inputs
-    from k400tiny_lib.training.launch import launch
 
     config = local_inputs(config, "data_path", "annotations", "checkpoint")
     annotations, split = read_annotations(Path(config.annotations)), config.split
@@ -116,8 +116,8 @@ def _other_predictions(
     from k400tiny_lib.config import NONE
     from k400tiny_lib.errors import UserError
     from k400tiny_lib.evaluation.comparison import align, predict_frames
-    from k400tiny_lib.export.registry import load_registered
-    from k400tiny_lib.tracking.evaluated import predictions_uri
+    from k400tiny_lib.registry.registry import load_registered
+    from k400tiny_lib.tracking.evaluation_log import predictions_uri
     from k400tiny_lib.tracking.runs import local_copy
 
     given, clips = config.compare_with, annotations.splits[config.split]

@@ -19,19 +19,20 @@ def export_onnx(config: Config) -> None:
     from k400tiny_lib.config import NONE
     from k400tiny_lib.errors import UserError
     from k400tiny_lib.export import classifier as models
-    from k400tiny_lib.export import parity, registry, scoring
-    from k400tiny_lib.export.card import model_card
-    from k400tiny_lib.export.clips import clip_frames
-    from k400tiny_lib.export.contest import Contest
-    from k400tiny_lib.export.graph import (
+    from k400tiny_lib.export import parity, scoring
+    from k400tiny_lib.export.onnx_graph import (
         FramesToProbabilities,
         describe,
         export_graph,
         frames_free,
     )
+    from k400tiny_lib.export.test_clips import clip_frames
     from k400tiny_lib.export.variants import choose
-    from k400tiny_lib.export.video_registry import register_video_classifier
-    from k400tiny_lib.tracking.evaluated import evaluation_folder, git_commit
+    from k400tiny_lib.registry import registry
+    from k400tiny_lib.registry.contest import Contest
+    from k400tiny_lib.registry.model_card import model_card
+    from k400tiny_lib.registry.video_model import register_video_classifier
+    from k400tiny_lib.tracking.evaluation_log import evaluation_folder, git_commit
     from k400tiny_lib.tracking.runs import MODEL_VERSION_TAG, local_copy, local_inputs
 
     if config.weights != NONE:

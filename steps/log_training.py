@@ -29,9 +29,9 @@ def log_training(folder: str) -> None:
 def _log(folder: str) -> str:
     from pathlib import Path
 
+    from k400tiny_lib.models.checkpoint import BEST
     from k400tiny_lib.tracking.training_log import TrainingLog
-    from k400tiny_lib.training.checkpoint import BEST
-    from k400tiny_lib.training.results import learning_curves, read_results, summarise
+    from k400tiny_lib.training.summary import learning_curves, read_results, summarise
     from k400tiny_lib.training.worker import Job
 
     job_file = Path(folder, "job.json")

@@ -13,8 +13,8 @@ def predict(config: Config) -> None:
     import mlflow
 
     from k400tiny_lib.errors import UserError
-    from k400tiny_lib.export.inputs import find_inputs, label_inputs
-    from k400tiny_lib.export.session import open_classifier
+    from k400tiny_lib.serving.onnx_classifier import open_classifier
+    from k400tiny_lib.serving.predict import find_inputs, label_inputs
     from k400tiny_lib.tracking.models import model_file
     from k400tiny_lib.tracking.runs import local_copy
 

@@ -22,13 +22,13 @@ def prepare_data(config: Config) -> None:
     from mlflow.data.pandas_dataset import from_pandas
 
     from k400tiny_lib.data.annotations import SPLITS
-    from k400tiny_lib.data.origin import clip_directory
-    from k400tiny_lib.data.pictures import (
+    from k400tiny_lib.data.preparation.plots import (
         plot_class_counts,
         plot_contact_sheet,
         plot_split_balance,
     )
-    from k400tiny_lib.data.prepare import prepare
+    from k400tiny_lib.data.preparation.prepare import prepare
+    from k400tiny_lib.data.sources.origin import clip_directory
     from k400tiny_lib.tracking.runs import DATA_DIGEST_TAG, DATA_PATH_TAG
 
     prepared = prepare(config)

@@ -15,15 +15,15 @@ def train(config: Config) -> None:
 
     from k400tiny_lib.config import AUTO
     from k400tiny_lib.data.annotations import check_annotations, read_annotations
-    from k400tiny_lib.data.packing import settle_frame_cache
-    from k400tiny_lib.data.pictures import plot_augmented_clips
-    from k400tiny_lib.journal import companion_folder
+    from k400tiny_lib.data.loading.frame_cache import settle_frame_cache
+    from k400tiny_lib.data.preparation.plots import plot_augmented_clips
+    from k400tiny_lib.distributed.launch import launch
+    from k400tiny_lib.metrics_log import companion_folder
+    from k400tiny_lib.models.checkpoint import BEST
     from k400tiny_lib.tracking.runs import active_run_id, is_nested, link_run, local_inputs
     from k400tiny_lib.tracking.training_log import TrainingLog
-    from k400tiny_lib.training.checkpoint import BEST
-    from k400tiny_lib.training.launch import launch
-    from k400tiny_lib.training.results import learning_curves, summarise, write_results
     from k400tiny_lib.training.resuming import settle_resume
+    from k400tiny_lib.training.summary import learning_curves, summarise, write_results
     from k400tiny_lib.training.worker import Job, training_clips
 
     run_id, given = active_run_id(), config

@@ -71,8 +71,8 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def _export(*, sheets: bool) -> bytes:
-    from k400tiny_lib.export.graph import FramesToProbabilities, export_graph
-    from tests.export_helpers import CLIP_LEN, CROP, METADATA, RESIZE, build
+    from k400tiny_lib.export.onnx_graph import FramesToProbabilities, export_graph
+    from tests.helpers.export import CLIP_LEN, CROP, METADATA, RESIZE, build
 
     module = FramesToProbabilities(build(), RESIZE, CROP).eval()
     serialised: bytes = export_graph(module, CLIP_LEN, 18, METADATA, sheets).SerializeToString()

@@ -10,8 +10,8 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from k400tiny_lib.data.annotations import Clip
-from k400tiny_lib.data.decoding import read_frames
-from k400tiny_lib.data.sampling import view_indices
+from k400tiny_lib.data.loading.readers import read_frames
+from k400tiny_lib.data.loading.temporal_sampling import view_indices
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.evaluation.metrics import grouped_bootstrap
 from k400tiny_lib.evaluation.predictions import Rows, make_table

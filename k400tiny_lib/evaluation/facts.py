@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from k400tiny_lib.data.annotations import SPLITS, Annotations, Clip
-from k400tiny_lib.data.content import combine
+from k400tiny_lib.digests import combine
 from k400tiny_lib.evaluation.subject import Subject
 
 

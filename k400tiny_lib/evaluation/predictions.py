@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from k400tiny_lib.data.annotations import Clip
-from k400tiny_lib.data.loading import batches, one_thread
+from k400tiny_lib.data.loading.loader import batches, one_thread
 from k400tiny_lib.evaluation.views import Geometry, Protocol, ViewDataset
-from k400tiny_lib.model import model_input
+from k400tiny_lib.models.weights import model_input
 
 PROBABILITY = "prob_"  # column prob_<class id>
 Floats = npt.NDArray[np.float64]

@@ -11,9 +11,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix
 
+from k400tiny_lib.evaluation.evaluation import Findings
 from k400tiny_lib.evaluation.facts import Fact
-from k400tiny_lib.evaluation.findings import Findings
-from k400tiny_lib.evaluation.gallery import Gallery
+from k400tiny_lib.evaluation.gradcam import Gallery
 from k400tiny_lib.evaluation.robustness import REVERSED
 from k400tiny_lib.evaluation.subject import Subject
 

@@ -10,14 +10,14 @@ from k400tiny_lib.config import NONE, Config
 from k400tiny_lib.config.geometry import CLIP_SIZES
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.evaluation.views import Geometry
-from k400tiny_lib.model import (
+from k400tiny_lib.models.checkpoint import check_categories, model_of, read_checkpoint
+from k400tiny_lib.models.weights import (
     architecture_of,
     build_model,
     class_count,
     load_backbone,
     pretrained_state,
 )
-from k400tiny_lib.training.checkpoint import check_categories, model_of, read_checkpoint
 
 
 @dataclass(frozen=True)

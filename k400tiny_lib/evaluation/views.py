@@ -11,10 +11,10 @@ from torchvision.models import WeightsEnum
 
 from k400tiny_lib.config import Config
 from k400tiny_lib.data.annotations import Clip
-from k400tiny_lib.data.decoding import read_frames
-from k400tiny_lib.data.pytorchvideo_transforms import uniform_crop
-from k400tiny_lib.data.sampling import view_indices
-from k400tiny_lib.data.transforms import centre_crop, resize_exactly
+from k400tiny_lib.data.loading.pytorchvideo_transforms import uniform_crop
+from k400tiny_lib.data.loading.readers import read_frames
+from k400tiny_lib.data.loading.temporal_sampling import view_indices
+from k400tiny_lib.data.loading.transforms import centre_crop, resize_exactly
 from k400tiny_lib.errors import UserError
 
 

@@ -17,13 +17,13 @@ import torch
 
 from k400tiny_lib.config import Config
 from k400tiny_lib.data.annotations import Annotations, read_annotations
-from k400tiny_lib.data.loading import worker_count
+from k400tiny_lib.data.loading.loader import worker_count
+from k400tiny_lib.distributed.process import Process, process_group
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.evaluation.predictions import Rows, make_table, predict_clips
 from k400tiny_lib.evaluation.robustness import Probes, probe, probe_positions, probe_table
 from k400tiny_lib.evaluation.subject import load_subject
 from k400tiny_lib.evaluation.views import Protocol
-from k400tiny_lib.training.distributed import Process, process_group
 
 FITTING_SPLIT = "val"  # for the temperature
 

@@ -12,7 +12,8 @@ from k400tiny_lib.config.geometry import CLIP_SIZES
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.evaluation.views import Geometry
 from k400tiny_lib.export.parity import Eager, run_eager
-from k400tiny_lib.model import (
+from k400tiny_lib.models.checkpoint import model_of, read_checkpoint
+from k400tiny_lib.models.weights import (
     architecture_of,
     build_model,
     class_count,
@@ -20,7 +21,6 @@ from k400tiny_lib.model import (
     load_backbone,
     pretrained_state,
 )
-from k400tiny_lib.training.checkpoint import model_of, read_checkpoint
 
 SAMPLING = (
     "uniform over the video, first and last frame included; several views are shifted against one "

@@ -12,11 +12,11 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from k400tiny_lib.data.transforms import centre_crop, resize_exactly
+from k400tiny_lib.data.loading.transforms import centre_crop, resize_exactly
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.evaluation.calibration import scale
-from k400tiny_lib.export.graph import INPUT
-from k400tiny_lib.model import model_input
+from k400tiny_lib.export.onnx_graph import INPUT
+from k400tiny_lib.models.weights import model_input
 
 BATCHES = (1, 2, 5)
 SIZES = ((336, 336), (240, 320), (128, 128), (129, 257))  # height, width

@@ -15,10 +15,10 @@ import onnxruntime
 import pandas as pd
 from torch import Tensor
 
-from k400tiny_lib.export.clips import ClipFrames
-from k400tiny_lib.export.graph import INPUT
+from k400tiny_lib.export.onnx_graph import INPUT
 from k400tiny_lib.export.parity import open_session
 from k400tiny_lib.export.scoring import acc1, predictor
+from k400tiny_lib.export.test_clips import ClipFrames
 
 FLOAT32 = "float32"
 _ROUNDS, _BATCH, _BATCH_ROUNDS = 20, 4, 5

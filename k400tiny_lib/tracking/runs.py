@@ -15,8 +15,8 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from k400tiny_lib.config import AUTO, NONE, Config, parameters_of
-from k400tiny_lib.data.storage import fetch
 from k400tiny_lib.errors import UserError
+from k400tiny_lib.files import fetch
 from k400tiny_lib.tracking.outage import impatient, is_away, reason_of
 
 STEP_TAG = "k400tiny.step"

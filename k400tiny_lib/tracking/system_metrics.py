@@ -9,7 +9,7 @@ from pathlib import Path
 from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-from k400tiny_lib.journal import Journal
+from k400tiny_lib.metrics_log import Journal
 
 
 class SystemSampler:

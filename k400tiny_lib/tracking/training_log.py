@@ -17,11 +17,11 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.journal import companion_folder, read_entries
+from k400tiny_lib.metrics_log import companion_folder, read_entries
 from k400tiny_lib.tracking.outage import impatient, reason_of
 from k400tiny_lib.tracking.runs import ERROR_TAG
-from k400tiny_lib.tracking.sender import JournalSender
 from k400tiny_lib.tracking.system_metrics import SystemSampler
+from k400tiny_lib.tracking.uploader import JournalSender
 
 _RETRY_SECONDS = 5.0
 _NOTE_TAG = "mlflow.note.content"  # shown as the run's description

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from k400tiny_lib.journal import Entry
+from k400tiny_lib.metrics_log import Entry
 
 
 def plot_curves(entries: Sequence[Entry]) -> Figure:

@@ -3,7 +3,7 @@
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from k400tiny_lib.model import design_of
+from k400tiny_lib.models.weights import design_of
 
 
 def freeze_backbone(model: nn.Module, frozen: bool) -> None:

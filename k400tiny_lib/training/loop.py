@@ -22,14 +22,14 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from k400tiny_lib.config import Config
-from k400tiny_lib.data.augmentation import MIXING, mix_batch, seeded
-from k400tiny_lib.data.loading import ClipDataset, batches
+from k400tiny_lib.data.loading.augmentation import MIXING, mix_batch, seeded
+from k400tiny_lib.data.loading.loader import ClipDataset, batches
+from k400tiny_lib.distributed.process import Process, TrainSampler, average_buffers
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.model import model_input
-from k400tiny_lib.training.distributed import Process, TrainSampler, average_buffers
+from k400tiny_lib.models.weights import model_input
 from k400tiny_lib.training.freezing import freeze_backbone
 from k400tiny_lib.training.meters import Meters
-from k400tiny_lib.training.optimisation import amp_dtype
+from k400tiny_lib.training.optim import amp_dtype
 from k400tiny_lib.training.stopping import out_of_patience
 
 Loader = DataLoader[tuple[Tensor, int, int]]

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from k400tiny_lib.config import Config
-from k400tiny_lib.journal import Journal, companion_folder, read_entries
-from k400tiny_lib.training.checkpoint import BEST, write_atomically, write_last
-from k400tiny_lib.training.distributed import Process
+from k400tiny_lib.distributed.process import Process
+from k400tiny_lib.metrics_log import Journal, companion_folder, read_entries
+from k400tiny_lib.models.checkpoint import BEST, write_atomically, write_last
 from k400tiny_lib.training.loop import Interrupted, Trainer
 from k400tiny_lib.training.progress import memory_gb, progress_line
 from k400tiny_lib.training.sample_predictions import save_predictions

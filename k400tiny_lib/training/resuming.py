@@ -8,13 +8,13 @@ from typing import Any
 import torch.distributed as dist
 
 from k400tiny_lib.config import AUTO, NONE, Config
+from k400tiny_lib.distributed.process import Process
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.training.checkpoint import (
+from k400tiny_lib.models.checkpoint import (
     check_categories,
     newest_checkpoint,
     read_training_state,
 )
-from k400tiny_lib.training.distributed import Process
 
 # A resumed run may have others without a word: they do not say what is learnt.
 _OF_NO_MATTER = {

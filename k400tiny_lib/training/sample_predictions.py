@@ -7,11 +7,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from k400tiny_lib.data.loading import ClipDataset
-from k400tiny_lib.data.sampling import uniform_indices
-from k400tiny_lib.model import model_input
+from k400tiny_lib.data.loading.loader import ClipDataset
+from k400tiny_lib.data.loading.temporal_sampling import uniform_indices
+from k400tiny_lib.models.weights import model_input
 from k400tiny_lib.training.loop import Trainer
-from k400tiny_lib.training.optimisation import amp_dtype
+from k400tiny_lib.training.optim import amp_dtype
 
 NAME = "sample_predictions"
 _CLIPS = 6

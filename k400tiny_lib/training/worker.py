@@ -18,18 +18,18 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from k400tiny_lib.config import NONE, Config
-from k400tiny_lib.convolutions import fastest_form
 from k400tiny_lib.data.annotations import Annotations, read_annotations
-from k400tiny_lib.data.augmentation import no_flip_targets
-from k400tiny_lib.data.loading import ClipDataset, make_loader, worker_count
-from k400tiny_lib.data.packing import open_frames
+from k400tiny_lib.data.loading.augmentation import no_flip_targets
+from k400tiny_lib.data.loading.frame_cache import open_frames
+from k400tiny_lib.data.loading.loader import ClipDataset, make_loader, worker_count
+from k400tiny_lib.distributed.process import Process, TrainSampler, process_group
+from k400tiny_lib.distributed.signals import EXIT_CODE, StopSignal
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.model import build_model, load_backbone, pretrained_state
-from k400tiny_lib.training.checkpoint import BEST, read_checkpoint
-from k400tiny_lib.training.distributed import Process, TrainSampler, process_group
-from k400tiny_lib.training.interruption import EXIT_CODE, StopSignal
+from k400tiny_lib.models.checkpoint import BEST, read_checkpoint
+from k400tiny_lib.models.conv2d import fastest_form
+from k400tiny_lib.models.weights import build_model, load_backbone, pretrained_state
 from k400tiny_lib.training.loop import Interrupted, Trainer, fit
-from k400tiny_lib.training.optimisation import (
+from k400tiny_lib.training.optim import (
     make_average,
     make_optimizer,
     make_scheduler,

@@ -8,9 +8,9 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from k400tiny_lib.config import AUTO, NONE, Config, parameters_of
-from k400tiny_lib.data.content import combine, file_digest
-from k400tiny_lib.data.origin import source_digest, source_is_ready
-from k400tiny_lib.tracking.evaluated import evaluation_folder
+from k400tiny_lib.data.sources.origin import source_digest, source_is_ready
+from k400tiny_lib.digests import combine, file_digest
+from k400tiny_lib.tracking.evaluation_log import evaluation_folder
 from k400tiny_lib.tracking.runs import CACHE_KEY_TAG, MODEL_VERSION_TAG, STEP_TAG, local_copy
 
 ROOT = Path(__file__).resolve().parents[2]

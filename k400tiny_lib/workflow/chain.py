@@ -11,10 +11,10 @@ from mlflow.entities import Run
 from mlflow.exceptions import ExecutionException
 
 from k400tiny_lib.config import CHAIN, NONE, Config, parameters_of
-from k400tiny_lib.data.origin import check_source, clip_directory
-from k400tiny_lib.data.sources import SAMPLE
-from k400tiny_lib.data.storage import absolute
+from k400tiny_lib.data.sources.base import SAMPLE
+from k400tiny_lib.data.sources.origin import check_source, clip_directory
 from k400tiny_lib.errors import UserError
+from k400tiny_lib.files import absolute
 from k400tiny_lib.tracking.runs import (
     ERROR_TAG,
     MODEL_VERSION_TAG,
@@ -61,11 +61,11 @@ def run_chain(config: Config) -> list[Finished]:
 def _check_initial_weights(config: Config) -> None:
     # Imported where needed: a chain of finished steps is answered without waiting for PyTorch.
     if config.weights != NONE:
-        from k400tiny_lib.model import find_weights
+        from k400tiny_lib.models.weights import find_weights
 
         find_weights(config.weights, config.model)
     if config.load_model != NONE:
-        from k400tiny_lib.training.checkpoint import read_checkpoint
+        from k400tiny_lib.models.checkpoint import read_checkpoint
 
         read_checkpoint(local_copy(config.load_model, "load_model"), "load_model")
 

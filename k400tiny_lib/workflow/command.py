@@ -11,7 +11,7 @@ from k400tiny_lib.config import STEPS, Config, resolve
 from k400tiny_lib.config.parameters import allowed, rule
 from k400tiny_lib.config.steps import default_text, unknown_parameter
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.workflow import interruption
+from k400tiny_lib.workflow import signals as interruption
 
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130  # exit codes
 

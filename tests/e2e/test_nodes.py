@@ -12,10 +12,10 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from k400tiny_lib.journal import read_entries
-from k400tiny_lib.training.checkpoint import read_training_state
+from k400tiny_lib.metrics_log import read_entries
+from k400tiny_lib.models.checkpoint import read_training_state
 from tests.conftest import REPOSITORY
-from tests.training_helpers import annotate
+from tests.helpers.training import annotate
 
 ADDRESSES = ("10.213.7.1", "10.213.7.2")
 

@@ -1,0 +1,107 @@
+"""Pictures of a data set: how its clips are spread, and what they look like."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from k400tiny_lib.data.annotations import SPLITS, Annotations
+from k400tiny_lib.data.loading.augmentation import MIXING, mix_batch, seeded
+from k400tiny_lib.data.loading.loader import ClipDataset
+from k400tiny_lib.data.loading.readers import read_frames
+from k400tiny_lib.data.loading.temporal_sampling import uniform_indices
+
+_MAX_BARS = 60
+_SHEET_FRAMES = 8
+_MAX_ROWS = 12
+_AUGMENTED_CLIPS = 6
+
+
+def plot_class_counts(table: pd.DataFrame) -> Figure:
+    """Clips per class as stacked bars, one colour per split; at most the 60 largest classes."""
+    counts = pd.crosstab(table["label"], table["split"]).reindex(columns=SPLITS, fill_value=0)
+    counts = counts.loc[counts.sum(axis=1).sort_values().index[-_MAX_BARS:]]
+    figure = Figure(figsize=(8, 1.2 + 0.28 * len(counts)), layout="constrained")
+    axes = figure.subplots()
+    left = counts.sum(axis=1) * 0
+    for split in SPLITS:
+        axes.barh(counts.index, counts[split], left=left, label=f"{split} ({counts[split].sum()})")
+        left = left + counts[split]
+    axes.set(xlabel="clips")
+    axes.legend(loc="lower right")
+    return figure
+
+
+def plot_split_balance(table: pd.DataFrame) -> Figure:
+    """The share of each class that val and test hold; lines mark the shares of all clips."""
+    shares = pd.crosstab(table["label"], table["split"], normalize="index") * 100
+    shares = shares.reindex(columns=SPLITS, fill_value=0.0).sort_values("test")
+    figure = Figure(figsize=(8, 3.5), layout="constrained")
+    axes = figure.subplots()
+    for split in SPLITS[1:]:
+        (dots,) = axes.plot(range(len(shares)), shares[split], ".", label=split)
+        overall = float((table["split"] == split).mean()) * 100
+        axes.axhline(overall, color=dots.get_color(), linewidth=0.8, linestyle="--")
+    if len(shares) <= _MAX_BARS:
+        axes.set_xticks(range(len(shares)), shares.index, rotation=90)
+    axes.set(ylabel="% of the class's clips", xlabel=f"{len(shares)} classes", ylim=(0, None))
+    axes.legend()
+    return figure
+
+
+def plot_contact_sheet(table: pd.DataFrame, clips_path: Path) -> Figure:
+    """One clip per class (at most 12 classes) as a row of frames in order of time."""
+    rows = list(table.groupby("label", sort=True).head(1).sort_values("label").itertuples())
+    return plot_clips(
+        [(row.label, clips_path / row.folder_name, row.num_frames) for row in rows[:_MAX_ROWS]]
+    )
+
+
+def plot_clips(clips: Sequence[tuple[str, Path, int]]) -> Figure:
+    """Rows of frames; each clip is (title, folder, number of frames)."""
+    figure = Figure(figsize=(1.25 * _SHEET_FRAMES, 1.5 * len(clips)), layout="constrained")
+    grid = figure.subplots(len(clips), _SHEET_FRAMES, squeeze=False)
+    for axes_of_row, (title, folder, num_frames) in zip(grid, clips, strict=True):
+        frames = read_frames(folder, uniform_indices(num_frames, _SHEET_FRAMES).tolist())
+        for axes, frame in zip(axes_of_row, frames.numpy(), strict=True):
+            axes.imshow(frame)
+            axes.set_axis_off()
+        axes_of_row[0].set_title(title, fontsize=9, loc="left")
+    return figure
+
+
+def plot_augmented_clips(dataset: ClipDataset, annotations: Annotations) -> Figure:
+    """Training clips as the first epoch's model could see them, mixed where batches are mixed.
+
+    Args:
+        dataset: the training clips; some spread evenly over them are shown.
+        annotations: for the names of the classes.
+
+    Raises:
+        UserError: if a clip cannot be read.
+    """
+    count = min(_AUGMENTED_CLIPS, len(dataset))
+    shown = [dataset[position * len(dataset) // count] for position in range(count)]
+    clips = torch.stack([clip for clip, _, _ in shown]) / 255  # (N, C, T, H, W)
+    targets = torch.tensor([target for _, target, _ in shown])
+    if dataset.augmentation == MIXING and count > 1:
+        with seeded(dataset.seed):
+            clips, soft = mix_batch(clips, targets, annotations.num_classes)
+    else:
+        soft = torch.nn.functional.one_hot(targets, annotations.num_classes).float()
+    columns = uniform_indices(clips.shape[2], min(_SHEET_FRAMES, clips.shape[2])).tolist()
+    figure = Figure(figsize=(1.25 * len(columns), 1.5 * count), layout="constrained")
+    grid = figure.subplots(count, len(columns), squeeze=False)
+    for axes_of_row, clip, shares in zip(grid, clips, soft, strict=True):
+        for axes, column in zip(axes_of_row, columns, strict=True):
+            axes.imshow(clip[:, column].permute(1, 2, 0).numpy())  # (C, H, W) -> (H, W, C)
+            axes.set_axis_off()
+        title = " + ".join(
+            f"{share:.0%} {annotations.class_names[index]}"
+            for index, share in enumerate(shares.tolist())
+            if share > 0
+        )
+        axes_of_row[0].set_title(title.removeprefix("100% "), fontsize=9, loc="left")
+    return figure

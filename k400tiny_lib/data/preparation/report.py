@@ -1,0 +1,70 @@
+"""The data report: what was found, kept, mended and dropped, and how the splits came out."""
+
+from typing import Any
+
+import pandas as pd
+
+from k400tiny_lib.config import NONE, Config
+from k400tiny_lib.data.annotations import SPLITS
+from k400tiny_lib.data.preparation.splits import random_split_leak, shared_sources
+from k400tiny_lib.data.sources.ground_truth import Cleaned, Dropped
+
+
+def data_report(
+    config: Config,
+    table: pd.DataFrame,
+    rows: Cleaned,
+    dropped: list[Dropped],
+    notes: list[str],
+    digest: str,
+) -> dict[str, Any]:
+    """Ready for JSON.
+
+    Args:
+        config: fractions, seed, group_by.
+        table: one row per kept clip: folder_name, label, group, content, num_frames, split.
+        rows: what became of the rows of the ground truth.
+        dropped: all clips that were dropped.
+        notes: lines for people.
+        digest: of the kept clips.
+    """
+    per_class = pd.crosstab(table["label"], table["split"]).reindex(columns=SPLITS, fill_value=0)
+    shares = per_class.div(per_class.sum(axis=1), axis=0).round(4)
+    leaked, held_out = random_split_leak(
+        table, config.val_fraction, config.test_fraction, config.seed
+    )
+    return {
+        "num_clips": len(table),
+        "num_groups": int(table["group"].nunique()),
+        "num_classes": int(table["label"].nunique()),
+        "num_dropped": len(dropped),
+        "dropped": [{"video": clip.video, "reason": clip.reason} for clip in dropped],
+        "repaired_labels": rows.repaired,
+        "duplicate_rows": rows.duplicates,
+        "identical_clips": _identical(table),
+        "notes": notes,
+        "group_by": "single clips" if config.group_by == NONE else config.group_by,
+        "frames_per_clip": {
+            "min": int(table["num_frames"].min()), "max": int(table["num_frames"].max()),
+        },
+        "split_fractions": {
+            name: round(float((table["split"] == name).mean()), 4) for name in SPLITS
+        },
+        "sources_in_several_splits": shared_sources(table),
+        "random_split_would_leak": {
+            "clips": leaked, "of": held_out, "share": round(leaked / held_out, 4),
+        },
+        "clips_per_class": _by_label(per_class),
+        "fractions_per_class": _by_label(shares),
+        "data_digest": digest,
+    }  # fmt: skip
+
+
+def _by_label(counts: pd.DataFrame) -> dict[str, dict[str, float]]:
+    return {str(label): row for label, row in counts.to_dict("index").items()}
+
+
+def _identical(table: pd.DataFrame) -> list[list[str]]:
+    """Clips with the same content under several names."""
+    twice = table[table.duplicated("content", keep=False)]
+    return sorted(sorted(rows["folder_name"]) for _, rows in twice.groupby("content"))

@@ -1,0 +1,183 @@
+"""Is a clip fit for training? Each folder is read once; the verdict holds while it is unchanged."""
+
+import json
+import os
+import warnings
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass
+from io import BytesIO
+from itertools import islice
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from k400tiny_lib.data.preparation.content_index import ContentIndex
+from k400tiny_lib.digests import bytes_digest, combine, combine_named
+from k400tiny_lib.media.frames import frame_files, is_frame
+
+# One frame has no motion, and motion is what the classes are about.
+MIN_FRAMES = 2
+# 8K video has 33 megapixels. A picture of a few bytes can claim gigapixels.
+MAX_PIXELS = 64_000_000
+_NO_FRAMES = "no frames (.jpg, .jpeg, .png)"
+_SAVE_EVERY = 2000  # clips: what a killed check has to do again, at most
+_FORMATS = ("JPEG", "PNG")
+
+# Our limit is stricter than that of PIL, which warns.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one look at a clip found.
+
+    Attributes:
+        digest: of the names and bytes of its frames, as `content.clip_digest` has it.
+        content: of the bytes of its frames in order: clips that show the same have the same.
+        num_frames: how many frames it has.
+        problem: why it cannot be used; empty for a good clip.
+    """
+
+    digest: str
+    content: str
+    num_frames: int
+    problem: str = ""
+
+
+def check_clip(folder: Path) -> Verdict:
+    """Read and decode every frame of a clip.
+
+    A clip is bad if a frame is empty, incomplete, no JPEG or PNG, or larger than 64 megapixels, if
+    its frames differ in size, or if it has fewer than two.
+    """
+    digests: dict[str, str] = {}
+    problem = ""
+    first_size: tuple[int, int] | None = None
+    try:
+        names = [path.name for path in frame_files(folder)]
+    except OSError as error:
+        return Verdict("", "", 0, f"cannot be read: {error.strerror}")
+    for name in names:
+        try:
+            content = (folder / name).read_bytes()
+        except OSError as error:
+            digests[name] = ""
+            problem = problem or f"{name} cannot be read: {error.strerror}"
+            continue
+        digests[name] = bytes_digest(content)
+        if problem:
+            continue  # the digest needs all frames, the verdict does not
+        size, problem = check_frame(content)
+        first_size = first_size or size
+        if not problem and size != first_size:
+            problem = f"is {_text(size)}, {names[0]} is {_text(first_size)}"
+        if problem:
+            problem = f"{name} {problem}"
+    if not problem and len(names) < MIN_FRAMES:
+        problem = f"{len(names)} frame(s), needed: {MIN_FRAMES}" if names else _NO_FRAMES
+    content_digest = combine(digests[name] for name in names)
+    return Verdict(combine_named(digests), content_digest, len(names), problem)
+
+
+def check_frame(content: bytes) -> tuple[tuple[int, int] | None, str]:
+    """Decode an image as strictly as its format allows.
+
+    Returns:
+        (height, width) or None, and what is wrong with it, empty for nothing.
+    """
+    if not content:
+        return None, "is empty (0 bytes)"
+    try:
+        with Image.open(BytesIO(content), formats=_FORMATS) as header:  # reads no pixels
+            (width, height), kind = header.size, header.format
+    except Image.DecompressionBombError:
+        return None, f"has more than {MAX_PIXELS // 10**6} megapixels"
+    except (OSError, SyntaxError, ValueError):
+        return None, "is no JPEG or PNG image"
+    if width * height > MAX_PIXELS:
+        return None, f"has more than {MAX_PIXELS // 10**6} megapixels ({width}x{height})"
+    # OpenCV fills what is missing with grey and says nothing.
+    if not (
+        _jpeg_ends(content) if kind == "JPEG" else content.rfind(b"IEND") > content.rfind(b"IDAT")
+    ):
+        return None, "is truncated"
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    if image is None:
+        return None, "cannot be decoded"
+    return (int(image.shape[0]), int(image.shape[1])), ""
+
+
+def _jpeg_ends(content: bytes) -> bool:
+    """Whether an end marker follows the last scan; within a scan no such bytes can occur."""
+    return content.rfind(b"\xff\xd9") > content.rfind(b"\xff\xda") >= 0
+
+
+def _text(size: tuple[int, int] | None) -> str:
+    return f"{size[1]}x{size[0]}" if size else "unreadable"
+
+
+def check_clips(root: Path, names: Iterable[str], index: ContentIndex) -> dict[str, Verdict]:
+    """The verdicts of clips: from the index where nothing changed, else by reading, in parallel.
+
+    Threads do, because reading, hashing and decoding release the interpreter's lock.
+
+    Args:
+        root: the directory of the clip folders.
+        names: their names below it; they must not leave it lexically.
+        index: what is known, and where new verdicts go.
+    """
+    known = index.load(str(root))
+    verdicts: dict[str, Verdict] = {}
+    pending: list[tuple[str, str]] = []
+    for name in names:
+        signature = _signature(f"{root}/{name}")
+        if signature is None:
+            verdicts[name] = Verdict("", "", 0, "no such folder")
+        elif name in known and known[name][0] == signature:
+            verdicts[name] = Verdict(*json.loads(known[name][1]))
+        else:
+            pending.append((name, signature))
+    del known
+    if not pending:
+        return verdicts
+    remaining = iter(pending)
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        tqdm(total=len(pending), desc="check", unit="clip", mininterval=1) as bar,
+    ):
+        while batch := list(islice(remaining, _SAVE_EVERY)):
+            rows = []
+            results = pool.map(lambda item: check_clip(root / item[0]), batch)
+            for (name, signature), verdict in zip(batch, results, strict=True):
+                verdicts[name] = verdict
+                rows.append((name, signature, json.dumps(astuple(verdict))))
+                bar.update()
+            index.save(str(root), rows)
+    return verdicts
+
+
+def _signature(folder: str) -> str | None:
+    """Names, sizes, times and inodes of a clip's frames as a digest; None without a folder."""
+    try:
+        with os.scandir(folder) as entries:
+            files = []
+            for entry in entries:
+                if is_frame(entry.name):
+                    files.append((entry.name, *_stamp(entry)))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError):  # a link in a circle, no permission, a name that cannot be
+        return ""
+    return bytes_digest(repr(sorted(files)).encode())
+
+
+def _stamp(entry: "os.DirEntry[str]") -> tuple[int, ...]:
+    try:
+        stat = entry.stat()
+    except OSError:  # a link to nowhere, which reading will find out
+        return ()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino

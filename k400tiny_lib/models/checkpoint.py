@@ -1,0 +1,156 @@
+"""Checkpoints: written atomically, read without running code."""
+
+import os
+import pickle
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from k400tiny_lib.config import Config
+from k400tiny_lib.errors import UserError
+from k400tiny_lib.models.weights import build_model, class_count, load_backbone
+
+BEST = "best.pt"
+LAST = "last.pt"
+PREVIOUS = "previous.pt"
+BEST_KEYS = ("model", "epoch", "config", "categories")
+
+
+def write_atomically(content: Mapping[str, Any], path: Path) -> None:
+    """Write a checkpoint so that a crash leaves either the former file or the new one."""
+    _write_partial(content, path).replace(path)
+
+
+def write_last(content: Mapping[str, Any], folder: Path) -> None:
+    """Write last.pt; the one before it stays as previous.pt.
+
+    A crash leaves at least one of them whole, at any moment.
+    """
+    last = folder / LAST
+    partial = _write_partial(content, last)
+    if last.exists():
+        last.replace(folder / PREVIOUS)
+    partial.replace(last)
+
+
+def _write_partial(content: Mapping[str, Any], path: Path) -> Path:
+    # A name that does not change: a process killed while it writes leaves one file, not many.
+    partial = path.with_name(f".{path.name}.part")
+    with partial.open("wb") as file:
+        torch.save(dict(content), file)
+        file.flush()
+        os.fsync(file.fileno())
+    return partial
+
+
+def newest_checkpoint(folder: Path, run_id: str | None = None) -> Path | None:
+    """The newest usable checkpoint of a folder; a damaged one is named in a warning and skipped.
+
+    Args:
+        folder: where training writes.
+        run_id: of the MLflow run that must have written it; None for any.
+    """
+    for path in (folder / LAST, folder / PREVIOUS):
+        if not path.exists():
+            continue
+        try:
+            content = read_training_state(path, mapped=True)
+        except UserError as error:
+            print(f"warning: skipped, {error}", file=sys.stderr, flush=True)
+            continue
+        if run_id in (None, content.get("run_id")):
+            return path
+    return None
+
+
+def read_training_state(path: Path, *, mapped: bool = False) -> dict[str, Any]:
+    """Read a checkpoint that training can be resumed from.
+
+    Args:
+        path: the file.
+        mapped: leave the tensors in the file until they are looked at, to see what it is.
+
+    Raises:
+        UserError: as for `read_checkpoint`, and for a best.pt, which holds no training state.
+    """
+    content = read_checkpoint(path, "resume", mapped=mapped)
+    if "processes" not in content:
+        raise UserError(
+            f"resume: {path} holds no training state. Needed: a {LAST} or its folder; "
+            "load_model starts anew from the weights of this one."
+        )
+    return content
+
+
+def read_checkpoint(path: Path, parameter: str, *, mapped: bool = False) -> dict[str, Any]:
+    """Read a checkpoint with `weights_only=True`, on the CPU.
+
+    Args:
+        path: the file.
+        parameter: the parameter that named it, for the message.
+        mapped: leave the tensors in the file until they are looked at.
+
+    Raises:
+        UserError: if the file is missing, truncated, would run code, or is no checkpoint of ours.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0][:150] if str(error).strip() else "no content"
+        raise UserError(
+            f"{parameter}: {path} is not a readable checkpoint ({reason}). "
+            "Needed: a best.pt of train."
+        ) from None
+    missing = [key for key in BEST_KEYS if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise UserError(
+            f"{parameter}: {path} has no {missing[0]!r}. Needed: a best.pt of train with "
+            f"{', '.join(BEST_KEYS)}."
+        )
+    return dict(content)
+
+
+def model_of(checkpoint: Mapping[str, Any], parameter: str) -> tuple[nn.Module, Config]:
+    """Rebuild the model of a checkpoint, in evaluation mode.
+
+    Returns:
+        The model, and the parameters that it was trained with.
+
+    Raises:
+        UserError: if the weights do not fit the checkpoint's own description.
+    """
+    try:
+        config = Config(**checkpoint["config"])
+        model = build_model(config.model, class_count(config.model, checkpoint["model"]))
+    except (TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{parameter}: the checkpoint's config is not ours ({error}).") from None
+    if not load_backbone(model, checkpoint["model"], f"{parameter}: the checkpoint"):
+        raise UserError(f"{parameter}: the checkpoint's head does not fit its categories.")
+    return model.eval(), config
+
+
+def check_categories(
+    checkpoint: Mapping[str, Any], categories: Mapping[str, int], source: str = "checkpoint: it"
+) -> None:
+    """Refuse a checkpoint whose classes are not those of the data.
+
+    Args:
+        checkpoint: what was read.
+        categories: class ids of the data by label.
+        source: where it came from, for the message.
+
+    Raises:
+        UserError: naming the first label that differs.
+    """
+    known = checkpoint["categories"]
+    differing = sorted(label for label in categories if known.get(label) != categories[label])
+    if differing:
+        raise UserError(
+            f"{source} does not know {len(differing)} of the data's {len(categories)} "
+            f"classes by the same id, first {differing[0]!r}. Needed: a checkpoint trained on "
+            "these labels."
+        )

@@ -1,0 +1,149 @@
+"""What `predict` is given, frame folders, videos, directories of them, and what becomes of it."""
+
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from tqdm import tqdm
+
+from k400tiny_lib.data.sources.video_files import VIDEO_SUFFIXES, is_video
+from k400tiny_lib.errors import UserError
+from k400tiny_lib.media.frames import frame_files, natural_key
+from k400tiny_lib.media.images import read_images
+from k400tiny_lib.media.sampling import view_positions
+from k400tiny_lib.media.video import read_video
+from k400tiny_lib.serving.onnx_classifier import OnnxClassifier
+
+Frames = npt.NDArray[np.uint8]
+
+# Inside the graph a clip grows to floats, several times over: large clips go one by one.
+_BATCH_BYTES = 64 << 20
+_DECODED_AHEAD = 2  # clips, or a batch of them
+
+
+def find_inputs(path: Path) -> list[Path]:
+    """The clips behind a path: itself, or the frame folders and videos that it holds.
+
+    Raises:
+        UserError: if there are none.
+    """
+    if not path.exists():
+        raise UserError(
+            f"input: {path} does not exist. Needed: a frame folder, a video, or a directory."
+        )
+    if path.is_file() or _is_clip(path):
+        return [path]
+    inside = sorted(path.iterdir(), key=lambda p: natural_key(p.name))
+    found = [child for child in inside if _is_clip(child)]
+    if not found:
+        raise UserError(
+            f"input: {path} holds no clips. Needed: folders of .jpg or .png frames, or videos "
+            f"({', '.join(VIDEO_SUFFIXES)})."
+        )
+    return found
+
+
+def _is_clip(path: Path) -> bool:
+    return bool(frame_files(path)) if path.is_dir() else is_video(path.name)
+
+
+def read_clip(path: Path, clip_len: int, views: int = 1) -> Frames:
+    """uint8 (views * clip_len, H, W, 3), RGB, spread evenly over a frame folder or a video.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    if path.is_dir():
+        return read_images(path, view_positions(len(frame_files(path)), clip_len, views))
+    return read_video(path, clip_len, views)
+
+
+def label_inputs(
+    model: OnnxClassifier, inputs: Sequence[Path], batch_size: int, top_k: int
+) -> tuple[pd.DataFrame, list[str]]:
+    """Label every input that can be read, decoding the next ones meanwhile.
+
+    Args:
+        model: the exported model.
+        inputs: what `find_inputs` found.
+        batch_size: clips per call of the model, at most; clips of one size share a call.
+        top_k: labels per clip.
+
+    Returns:
+        A table (input, rank, label, probability), and a message per unreadable input.
+    """
+    failures: list[str] = []
+    rows = []
+    with tqdm(total=len(inputs), desc="predict", unit="clip", mininterval=1) as bar:
+        decoded = _decode_ahead(inputs, model.clip_len, model.views, batch_size)
+        for paths, clips in _batches(decoded, batch_size, failures, bar):
+            for path, values in zip(paths, model.predict(np.stack(clips)), strict=True):
+                best = enumerate(model.best(values, top_k), start=1)
+                rows += [(path.name, rank, label, value) for rank, (label, value) in best]
+            bar.update(len(paths))
+    return pd.DataFrame(rows, columns=["input", "rank", "label", "probability"]), failures
+
+
+def _decode_ahead(
+    inputs: Sequence[Path], clip_len: int, views: int, batch_size: int
+) -> Iterator[tuple[Path, Frames | UserError]]:
+    """Each input with its frames, or why it has none, while a thread decodes the next ones."""
+
+    def read(path: Path) -> Frames | UserError:
+        try:
+            return read_clip(path, clip_len, views)
+        except UserError as error:
+            return UserError(str(error).removeprefix("data_path: "))
+        except OSError as error:
+            return UserError(f"{path} cannot be read: {error.strerror or error}.")
+
+    ahead = _DECODED_AHEAD
+    waiting: deque[tuple[Path, Future[Frames | UserError]]] = deque()
+    with ThreadPoolExecutor(1) as pool:  # FFmpeg and the model use all cores by themselves
+        try:
+            for path in inputs:
+                waiting.append((path, pool.submit(read, path)))
+                while len(waiting) > ahead:
+                    first, future = waiting.popleft()
+                    frames = future.result()
+                    if not isinstance(frames, UserError):
+                        ahead = max(_DECODED_AHEAD, _clips_a_batch(batch_size, frames))
+                    yield first, frames
+            for first, future in waiting:
+                yield first, future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _clips_a_batch(batch_size: int, clip: Frames) -> int:
+    return max(1, min(batch_size, _BATCH_BYTES // clip.nbytes))
+
+
+def _batches(
+    decoded: Iterable[tuple[Path, Frames | UserError]],
+    batch_size: int,
+    failures: list[str],
+    bar: "tqdm[Any]",
+) -> Iterator[tuple[list[Path], list[Frames]]]:
+    paths: list[Path] = []
+    clips: list[Frames] = []
+    for path, clip in decoded:
+        if isinstance(clip, UserError):
+            failures.append(str(clip))
+            bar.write(f"skipped: {clip}", file=sys.stderr)
+            bar.update()
+            continue
+        full = len(clips) >= _clips_a_batch(batch_size, clip)
+        if clips and (full or clip.shape != clips[0].shape):
+            yield paths, clips
+            paths, clips = [], []
+        paths.append(path)
+        clips.append(clip)
+    if clips:
+        yield paths, clips

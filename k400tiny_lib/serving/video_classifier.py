@@ -1,0 +1,149 @@
+"""A whole video to labels: the model that `mlflow models serve` serves.
+
+MLflow runs this file where the model is loaded ("models from code"), with the library beside it.
+PyTorch is not needed there.
+"""
+
+import base64
+import binascii
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+from k400tiny_lib.errors import UserError
+from k400tiny_lib.media.video import Limits, read_video
+from k400tiny_lib.serving.onnx_classifier import OnnxClassifier, open_classifier
+
+# The defaults of model_config: load_model(..., model_config={...}) changes them, or, where the
+# model is served, the environment variable SERVING_MODEL_CONFIG with the same as JSON.
+DEFAULTS: dict[str, Any] = {
+    # Directory whose files a request may name by `path`; without one it may name none.
+    "video_root": "",
+    "num_threads": "auto",
+    "device": "auto",
+    "max_videos": 16,
+    "max_megabytes": 64,
+    "max_frames": 36_000,  # 20 minutes at 30 a second
+    "max_pixels": 3840 * 2160,
+}
+TOP_K = 5
+_AT_ONCE = 2  # one is decoded while another one is classified; more would only take memory
+
+
+class VideoClassifier(PythonModel):
+    """From a table with a column `video` (base64) or `path` to labels with probabilities."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Open the graph that lies beside the model."""
+        self.config: Mapping[str, Any] = DEFAULTS | dict(context.model_config or {})
+        self.turns = threading.BoundedSemaphore(_AT_ONCE)
+        self.model: OnnxClassifier = open_classifier(
+            Path(context.artifacts["onnx"]), self.config["num_threads"], self.config["device"]
+        )
+
+    def predict(
+        self,
+        context: PythonModelContext,
+        model_input: pd.DataFrame,
+        params: dict[str, Any] | None = None,
+    ) -> pd.DataFrame:
+        """Label videos.
+
+        Args:
+            context: not used again.
+            model_input: a row per video: `video`, its bytes in base64, or `path`, a file below
+                `video_root`.
+            params: `top_k`, labels per video.
+
+        Returns:
+            A row per video: `labels` and their `probabilities`, best first.
+
+        Raises:
+            MlflowException: of a code that the scoring server answers with 400, with what is
+                wrong in one line.
+        """
+        try:
+            top_k = (params or {}).get("top_k", TOP_K)
+            if top_k is None or top_k < 1:
+                raise UserError(f"top_k: {top_k} is not allowed. Needed: at least 1.")
+            if model_input.empty:
+                raise UserError("no videos. Needed: rows with `video` (base64) or `path`.")
+            if len(model_input) > self.config["max_videos"]:
+                raise UserError(
+                    f"{len(model_input)} videos. Needed: at most {self.config['max_videos']}."
+                )
+            found = [
+                self._label(number, row, top_k)
+                for number, row in enumerate(model_input.to_dict("records"), start=1)
+            ]
+        except UserError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from None
+        columns = {
+            "labels": [[label for label, _ in best] for best in found],
+            "probabilities": [[probability for _, probability in best] for best in found],
+        }
+        return pd.DataFrame(columns)
+
+    def _label(self, number: int, row: Mapping[Any, Any], top_k: int) -> list[tuple[str, float]]:
+        limits = Limits(int(self.config["max_frames"]), int(self.config["max_pixels"]))
+        try:
+            source = self._source({name: text for name, text in row.items() if _is_text(text)})
+            with self.turns:
+                frames = read_video(source, self.model.clip_len, self.model.views, limits)
+                return self.model.best(self.model.predict(frames[None])[0], top_k)
+        except UserError as error:
+            raise UserError(f"video {number}: {error}") from None
+
+    def _source(self, given: Mapping[Any, str]) -> Path | bytes:
+        """What to decode: the file below video_root, or the bytes behind the base64 text."""
+        most = float(self.config["max_megabytes"])
+        if set(given) == {"path"}:
+            path = self._path(given["path"])
+            size = path.stat().st_size
+        elif set(given) == {"video"}:
+            text = "".join(given["video"].split())  # base64 tools break lines
+            size = len(text) * 3 // 4
+        else:
+            raise UserError(
+                f"{' and '.join(map(str, given)) or 'no text'} given. Needed: `video` (base64) or "
+                "`path`."
+            )
+        if size > most * 1e6:
+            raise UserError(f"{size / 1e6:.1f} MB. Needed: at most {most:g} MB.")
+        if "path" in given:
+            return path
+        try:
+            return base64.b64decode(text, validate=True)
+        except (binascii.Error, ValueError):
+            raise UserError("not base64. Needed: the bytes of a video file in base64.") from None
+
+    def _path(self, name: str) -> Path:
+        root = str(self.config["video_root"])
+        if not root:
+            raise UserError(
+                "paths are refused here. Needed: `video` (base64), or a `video_root` in the "
+                "model's configuration."
+            )
+        # Links are followed first: one that leads out of the directory is refused, too. Whether a
+        # file outside exists is nobody's business.
+        try:
+            path = Path(root, name).resolve()
+            allowed = path.is_relative_to(Path(root).resolve()) and path.is_file()
+        except (OSError, RuntimeError, ValueError):  # too long, a loop of links, a null byte
+            allowed = False
+        if not allowed:
+            raise UserError(f"there is no {name!r} below video_root.")
+        return path
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)  # a missing value is None or NaN
+
+
+mlflow.models.set_model(VideoClassifier())

@@ -1,0 +1,130 @@
+"""Augmentation: a function of its seed, the same in all frames, and mixing that adds up."""
+
+import pytest
+import torch
+from torchvision.transforms.v2 import functional as F
+
+from k400tiny_lib.config import STEPS, resolve
+from k400tiny_lib.data.loading.augmentation import augment, mix_batch, no_flip_targets, seeded
+from k400tiny_lib.errors import UserError
+
+KINDS = ("none", "flip", "standard", "strong")
+
+
+def smooth_frames(num_frames: int = 4) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randint(0, 256, (num_frames, 3, 6, 8), dtype=torch.uint8, generator=generator)
+    return F.resize(coarse, [36, 48], antialias=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_frames_of_a_clip_are_treated_alike(kind: str) -> None:
+    still = smooth_frames(1).expand(5, -1, -1, -1)
+    for seed in range(40):  # RandAugment has 14 operations
+        with seeded(seed):
+            clip = augment(still, 32, kind)
+        assert clip.shape == (5, 3, 32, 32)
+        assert clip.dtype == torch.uint8
+        assert torch.equal(clip, clip[:1].expand_as(clip))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_seed_alone_decides(kind: str) -> None:
+    frames = smooth_frames()
+    torch.manual_seed(1)
+    with seeded(3, 1, 4):
+        first = augment(frames, 32, kind)
+    torch.manual_seed(2)
+    with seeded(3, 1, 4):
+        assert torch.equal(augment(frames, 32, kind), first)
+
+
+def test_the_randomness_outside_goes_on_as_if_nothing_had_happened() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    with seeded(1):
+        augment(smooth_frames(), 32, "strong")
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_flip_mirrors_half_of_the_clips_and_none_mirrors_nothing() -> None:
+    frames = smooth_frames()
+    plain = F.center_crop(frames, [32, 32])
+    mirrored = 0
+    for seed in range(200):
+        with seeded(seed):
+            assert torch.equal(augment(frames, 32, "none"), plain)
+        with seeded(seed):
+            clip = augment(frames, 32, "flip")
+        is_mirrored = torch.equal(clip, F.horizontal_flip(plain))
+        assert is_mirrored or torch.equal(clip, plain)
+        mirrored += is_mirrored
+    assert 70 <= mirrored <= 130  # of 200 fair coins, four standard deviations
+
+
+@pytest.mark.parametrize("kind", ["flip", "standard"])
+def test_a_class_that_mirroring_changes_is_never_mirrored(kind: str) -> None:
+    """Whatever else happens to it: its left half stays darker than its right half."""
+    ramp = torch.linspace(0, 255, 48).expand(2, 3, 36, 48).to(torch.uint8)
+    mirrored = 0
+    for seed in range(60):
+        for may_flip in (False, True):
+            with seeded(seed):
+                clip = augment(ramp, 32, kind, may_flip).float()
+            rises = bool(clip[..., 16:].mean() > clip[..., :16].mean())
+            assert rises or may_flip
+            mirrored += not rises
+    assert mirrored > 0
+
+
+def test_forbidding_the_flip_changes_nothing_else() -> None:
+    frames = smooth_frames()
+    equal = 0
+    for seed in range(40):
+        with seeded(seed):
+            allowed = augment(frames, 32, "strong", may_flip=True)
+        with seeded(seed):
+            forbidden = augment(frames, 32, "strong", may_flip=False)
+        equal += torch.equal(allowed, forbidden)
+    assert 8 <= equal <= 32  # those of 40 that were not mirrored anyway, four standard deviations
+
+
+def test_strong_augmentation_changes_clips_and_keeps_their_range() -> None:
+    frames = smooth_frames()
+    results = []
+    for seed in range(20):
+        with seeded(seed):
+            results.append(augment(frames, 32, "strong"))
+    assert len({clip.numpy().tobytes() for clip in results}) == len(results)
+    assert torch.stack(results).float().std(dim=0).mean() > 10  # grey levels of 255
+
+
+def test_mixed_targets_sum_to_one_and_say_how_much_of_each_clip_is_there() -> None:
+    """Clip i is constantly i: the mean of the mixture is the mean under its target."""
+    targets = torch.arange(4)
+    clips = targets.float().view(4, 1, 1, 1, 1).expand(4, 3, 2, 16, 16)
+    weights = set()
+    for seed in range(30):
+        with seeded(seed):
+            mixed, soft = mix_batch(clips.clone(), targets, num_classes=6)
+        assert soft.shape == (4, 6)
+        torch.testing.assert_close(soft.sum(1), torch.ones(4))
+        torch.testing.assert_close(mixed.mean((1, 2, 3, 4)), soft @ torch.arange(6.0))
+        weights.add(round(float(soft.max()), 4))
+    assert len(weights) > 10
+
+
+def test_labels_that_are_never_mirrored_are_found_and_misspelt_ones_refused() -> None:
+    categories = {"moving left": 0, "moving right": 1, "growing": 2}
+    assert no_flip_targets("none", categories) == frozenset()
+    assert no_flip_targets("moving left, moving right", categories) == {0, 1}
+    with pytest.raises(UserError, match=r"no_flip_classes: .*'moving lift'.*'moving left'"):
+        no_flip_targets("moving lift", categories)
+
+
+def test_mixing_needs_two_clips_in_a_batch() -> None:
+    given = {"data_path": "x", "annotations": "y", "augmentation": "strong", "batch_size": "1"}
+    assert given.keys() <= set(STEPS["train"].params)
+    with pytest.raises(UserError, match="batch_size: 1"):
+        resolve("train", given)

@@ -1,0 +1,102 @@
+"""Whole sources, every class in every split, nothing twice, from a seed."""
+
+import networkx
+import numpy as np
+import pandas as pd
+import pytest
+
+from k400tiny_lib.data.annotations import SPLITS
+from k400tiny_lib.data.preparation.splits import (
+    assign_splits,
+    complete_official_splits,
+    random_split_leak,
+    shared_sources,
+    unite_groups,
+)
+from k400tiny_lib.errors import UserError
+
+
+def made_up_clips(seed: int) -> pd.DataFrame:
+    """About 300 clips of 5 classes; sources of 1 to 6 clips, one clip in ten shown twice."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for label in "abcde":
+        for source in range(rng.integers(8, 25)):
+            name = f"{label}{source}"
+            rows += [(name, label, f"{name}-{clip}") for clip in range(rng.integers(1, 7))]
+    table = pd.DataFrame(rows, columns=["youtube_id", "label", "content"])
+    copies = rng.choice(len(table), len(table) // 10, replace=False)
+    # Copies stay within their class, as re-uploads do.
+    for copy in copies:
+        same_label = table.index[table["label"] == table["label"][copy]]
+        table.loc[copy, "content"] = table["content"][rng.choice(same_label)]
+    return table
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_no_source_and_no_content_stands_in_two_splits(seed: int) -> None:
+    table = made_up_clips(seed)
+    table["group"] = unite_groups(table["youtube_id"], table["content"])
+    table["split"] = assign_splits(table, 0.1, 0.15, seed)
+    for column in ("youtube_id", "content", "group"):
+        assert table.groupby(column)["split"].nunique().max() == 1
+    assert (pd.crosstab(table["label"], table["split"])[list(SPLITS)] > 0).all(axis=None)
+    assert shared_sources(table) == 0
+
+
+def test_same_seed_same_splits_whatever_the_index() -> None:
+    table = made_up_clips(0).rename(columns={"youtube_id": "group"})
+    first = assign_splits(table, 0.1, 0.1, 7)
+    again = assign_splits(table.set_index(table.index + 1000), 0.1, 0.1, 7)
+    assert first.tolist() == again.tolist()
+    assert first.tolist() != assign_splits(table, 0.1, 0.1, 8).tolist()
+
+
+def test_united_groups_are_the_connected_components_that_networkx_finds() -> None:
+    table = made_up_clips(3)
+    graph = networkx.Graph()
+    graph.add_edges_from(
+        (("group", row.youtube_id), ("content", row.content)) for row in table.itertuples()
+    )
+    expected = {
+        frozenset(name for kind, name in component if kind == "group")
+        for component in networkx.connected_components(graph)
+    }
+    united = unite_groups(table["youtube_id"], table["content"])
+    assert {frozenset(ids) for _, ids in table["youtube_id"].groupby(united)} == expected
+    assert all(name == min(ids) for name, ids in table["youtube_id"].groupby(united))
+
+
+def test_shares_come_near_the_wanted_ones() -> None:
+    table = pd.DataFrame({"group": [f"{i}" for i in range(1000)], "label": list("ab") * 500})
+    shares = assign_splits(table, 0.1, 0.2, 0).value_counts(normalize=True)
+    # Sources of one clip each: whole clips per class can be had, 500 * 0.1 and 500 * 0.2.
+    assert shares[list(SPLITS)].tolist() == [0.7, 0.1, 0.2]
+
+
+def test_too_few_sources_name_the_class() -> None:
+    table = pd.DataFrame({"group": list("abcde"), "label": ["x", "x", "x", "y", "y"]})
+    with pytest.raises(UserError, match="class 'y' has clips of 2 source"):
+        assign_splits(table, 0.1, 0.1, 0)
+
+
+def test_official_splits_stay_and_a_missing_one_is_taken_from_train() -> None:
+    table = made_up_clips(1).rename(columns={"youtube_id": "group"})
+    official = table["group"].str[-1].isin(list("0369")).map({True: "val", False: "train"})
+    table["split"] = official
+    split = complete_official_splits(table, 0.1, 0.2, 0)
+    assert (split[official == "val"] == "val").all()
+    assert set(split[official == "train"]) == {"train", "test"}
+    full = table.assign(split=split)
+    assert complete_official_splits(full, 0.1, 0.2, 1).tolist() == split.tolist()
+
+
+def test_a_random_split_of_pairs_leaks_and_one_of_single_clips_does_not() -> None:
+    pairs = pd.DataFrame({"group": np.arange(400) // 2, "label": "x"})
+    leaked, held_out = random_split_leak(pairs, 0.1, 0.1, 0)
+    # The other clip of a pair is among the 399 others, of which 320 train.
+    expected, deviation = 320 / 399, (80 * 0.8 * 0.2) ** 0.5 / 80
+    assert held_out == 80
+    assert abs(leaked / held_out - expected) < 4 * deviation
+    single = pd.DataFrame({"group": np.arange(400), "label": "x"})
+    assert random_split_leak(single, 0.1, 0.1, 0) == (0, 80)

@@ -1,0 +1,166 @@
+"""Every kind of damage is found and named; a good clip stays good; unchanged ones are not read."""
+
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+from k400tiny_lib.data.preparation import validation
+from k400tiny_lib.data.preparation.content_index import ContentIndex
+from k400tiny_lib.data.preparation.validation import check_clip, check_clips, check_frame
+from k400tiny_lib.digests import clip_digest
+from tests.conftest import write_clip
+
+
+def huge_png() -> bytes:
+    """A whole PNG of 70 bytes that claims 40000 x 40000 pixels."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    header = struct.pack(">IIBBBBB", 40000, 40000, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in chunks)
+
+
+def huge_jpeg() -> bytes:
+    """A JPEG of 40 x 48 pixels whose header claims 9000 x 9000."""
+    content = cv2.imencode(".jpg", np.zeros((40, 48, 3), np.uint8))[1].tobytes()
+    at = content.index(b"\xff\xc0") + 5  # marker, length, precision, then height and width
+    return content[:at] + struct.pack(">HH", 9000, 9000) + content[at + 4 :]
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def resize(path: Path) -> None:
+    cv2.imwrite(str(path), np.zeros((32, 32, 3), np.uint8))
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "empty": (lambda path: path.write_bytes(b""), "frame02.jpg is empty"),
+    "truncated": (cut, "frame02.jpg is truncated"),
+    "text": (lambda path: path.write_text("not found"), "frame02.jpg is no JPEG or PNG"),
+    "other size": (resize, "frame02.jpg is 32x32, frame00.jpg is 48x40"),
+    "png bomb": (lambda path: path.write_bytes(huge_png()), "frame02.jpg has more than 64 mega"),
+    "jpeg bomb": (lambda path: path.write_bytes(huge_jpeg()), "frame02.jpg has more than 64 mega"),
+    "one frame": (lambda path: [p.unlink() for p in path.parent.glob("*[1-9].jpg")], "1 frame"),
+    "no frames": (lambda path: [p.unlink() for p in path.parent.iterdir()], "no frames"),
+    "dangling": (lambda path: (path.unlink(), path.symlink_to("gone")), "frame02.jpg cannot be"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_found_and_named(damage: str, tmp_path: Path) -> None:
+    write_clip(tmp_path / "clip", seed=0)
+    assert check_clip(tmp_path / "clip").problem == ""
+    spoil, reason = DAMAGES[damage]
+    spoil(tmp_path / "clip" / "frame02.jpg")
+    assert check_clip(tmp_path / "clip").problem.startswith(reason)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_a_file_cut_anywhere_is_refused_as_pil_refuses_it(suffix: str) -> None:
+    # PIL, which we did not write, is the reference: it raises where OpenCV paints grey.
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    content = cv2.imencode(suffix, cv2.GaussianBlur(noise, (0, 0), 3))[1].tobytes()
+    assert check_frame(content) == ((64, 64), "")
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+    for length in range(1, len(content) - 12, 37):
+        assert check_frame(content[:length])[1], f"cut to {length} of {len(content)} bytes"
+        # What a power loss leaves: the right length, and zeros at the end.
+        assert check_frame(content[:length].ljust(len(content), b"\0"))[1]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_progressive_grey_and_trailing_bytes_are_fine(mode: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.jpg"
+    Image.new(mode, (20, 10)).save(path, progressive=True)
+    assert check_frame(path.read_bytes() + b"maker notes") == ((10, 20), "")
+
+
+def test_the_digest_is_that_of_content_and_names_do_not_count_for_what_a_clip_shows(
+    tmp_path: Path,
+) -> None:
+    write_clip(tmp_path / "a", seed=1)
+    write_clip(tmp_path / "b", seed=1)
+    for path in (tmp_path / "b").iterdir():
+        path.rename(path.with_name(path.name.replace("frame", "image")))
+    a, b = check_clip(tmp_path / "a"), check_clip(tmp_path / "b")
+    assert (a.digest, b.digest) == (clip_digest(tmp_path / "a"), clip_digest(tmp_path / "b"))
+    assert a.content == b.content
+    assert a.digest != b.digest
+
+
+def test_unchanged_clips_are_not_read_again_and_changed_ones_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abc":
+        write_clip(tmp_path / "data" / name, seed=ord(name))
+    index = ContentIndex(tmp_path / "index.sqlite")
+    read: list[str] = []
+
+    def counting(folder: Path) -> validation.Verdict:
+        read.append(folder.name)
+        return check_clip(folder)
+
+    monkeypatch.setattr(validation, "check_clip", counting)
+    first = check_clips(tmp_path / "data", "abc", index)
+    assert sorted(read) == ["a", "b", "c"]
+    assert check_clips(tmp_path / "data", "abc", index) == first
+    assert len(read) == 3
+    # A new time alone is looked into, and found to mean nothing.
+    os.utime(tmp_path / "data" / "b" / "frame03.jpg", (0, 0))
+    assert check_clips(tmp_path / "data", "abc", index) == first
+    assert read[3:] == ["b"]
+    # A frame overwritten in place does not change the folder's own time.
+    cut(tmp_path / "data" / "c" / "frame03.jpg")
+    assert check_clips(tmp_path / "data", "abc", index)["c"].problem == "frame03.jpg is truncated"
+    assert read[4:] == ["c"]
+
+
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    write_clip(tmp_path / "outside", seed=0)
+    write_clip(tmp_path / "data" / "a", seed=1)
+    (tmp_path / "data" / "out").symlink_to(tmp_path / "outside")
+    (tmp_path / "data" / "in").symlink_to("a")
+    verdicts = check_clips(
+        tmp_path / "data", ["a", "out", "in", "gone"], ContentIndex(tmp_path / "index.sqlite")
+    )
+    assert {name: verdict.problem for name, verdict in verdicts.items()} == {
+        "a": "", "in": "", "out": "", "gone": "no such folder",
+    }  # fmt: skip
+
+
+def test_a_spoilt_index_is_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "index.sqlite"
+    path.write_bytes(b"no database" * 1000)
+    ContentIndex(path).save("root", [("a", "s", "f")])
+    assert ContentIndex(path).load("root") == {"a": ("s", "f")}
+
+
+def _save_many(path: Path, name: str) -> None:
+    index = ContentIndex(path)
+    for number in range(50):
+        index.save("root", [(f"{name}{number}", "s", "f")])
+
+
+def test_two_processes_write_one_index(tmp_path: Path) -> None:
+    path = tmp_path / "index.sqlite"
+    context = get_context("fork")
+    writers = [context.Process(target=_save_many, args=(path, name)) for name in "ab"]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert len(ContentIndex(path).load("root")) == 100

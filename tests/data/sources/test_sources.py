@@ -1,0 +1,157 @@
+"""Each kind of source is recognised and read; each mistake is one line."""
+
+from pathlib import Path
+
+import pytest
+
+from k400tiny_lib.data.sources.base import holds_videos, read_source
+from k400tiny_lib.errors import UserError
+from tests.conftest import write_clip
+
+
+def touch(root: Path, *names: str) -> str:
+    """Files whose content does not matter: a source is read without looking into them."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+    return str(root)
+
+
+def csv(path: Path, *lines: str) -> str:
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+def test_videos_with_columns_in_any_order_are_named_without_suffix(tmp_path: Path) -> None:
+    data = touch(tmp_path / "in", "a.mp4", "sub/b.AVI", "c.mp4", "c.mkv")
+    gt = csv(
+        tmp_path / "gt.csv", "label, extra ,youtube_id,file",
+        "x,1,ida,a.mp4", "x,2,idb,sub/b.AVI", "y,3,idc,c.mp4", "y,4,idc,./c.mkv",
+    )  # fmt: skip
+    assert holds_videos(data, gt)
+    source = read_source(data, gt, "youtube_id")
+    # Two videos that differ in the suffix alone keep it.
+    assert source.table["folder_name"].tolist() == ["a", "c.mkv", "c.mp4", "sub/b"]
+    assert source.table["group"].tolist() == ["ida", "idc", "idc", "idb"]
+    assert source.videos is not None
+    assert source.videos["sub/b"].uri == str(tmp_path / "in/sub/b.AVI")
+    assert source.notes == []
+
+
+def test_videos_without_youtube_id_are_their_own_source_and_a_note_says_so(tmp_path: Path) -> None:
+    data = touch(tmp_path / "in", "a.mp4", "abcdefghijk_000001_000011.mp4")
+    gt = csv(tmp_path / "gt.csv", "file,label", "a.mp4,x", "abcdefghijk_000001_000011.mp4,x")
+    source = read_source(data, gt, "youtube_id")
+    assert source.table["group"].tolist() == ["a", "abcdefghijk"]
+    assert "no column youtube_id" in source.notes[0]
+
+
+def test_the_list_of_kinetics_keeps_its_splits_and_drops_lost_videos(tmp_path: Path) -> None:
+    data = touch(
+        tmp_path / "in", "train/abc-_123456_000004_000014.mp4", "xyz45678901_000100_000110.webm"
+    )
+    gt = csv(
+        tmp_path / "gt.csv", "label,youtube_id,time_start,time_end,split",
+        "push up,abc-_123456,4,14,train", "push up,xyz45678901,100,110,validate",
+        "push up,gone1234567,0,10,test", "push up,odd12345678,soon,10,test",
+    )  # fmt: skip
+    source = read_source(data, gt, "youtube_id")
+    assert source.table[["folder_name", "group", "split"]].to_numpy().tolist() == [
+        ["abc-_123456_000004_000014", "abc-_123456", "train"],
+        ["xyz45678901_000100_000110", "xyz45678901", "val"],
+    ]
+    assert [(d.video, d.reason) for d in source.rows.dropped] == [
+        ("gone1234567_000000_000010", "no such video (YouTube loses some)"),
+        ("odd12345678", "time_start or time_end is no number"),
+    ]
+    redrawn = read_source(data, gt, "youtube_id", use_official_splits=False)
+    assert redrawn.table["split"].tolist() == ["", ""]
+
+
+def test_class_folders_of_videos_or_clips_need_no_csv(tmp_path: Path) -> None:
+    data = touch(tmp_path / "v", "push_up/a.mp4", "push_up/b.webm", "Yoga/c.mov", "Yoga/notes.txt")
+    source = read_source(data, "none", "youtube_id")
+    assert source.table[["folder_name", "label"]].to_numpy().tolist() == [
+        ["Yoga/c", "yoga"], ["push_up/a", "push up"], ["push_up/b", "push up"],
+    ]  # fmt: skip
+    write_clip(tmp_path / "f" / "yoga" / "c1", seed=0)
+    source = read_source(str(tmp_path / "f"), "none", "youtube_id")
+    assert source.videos is None
+    assert source.table["folder_name"].tolist() == ["yoga/c1"]
+
+
+def test_rows_that_are_all_bad_are_all_named(tmp_path: Path) -> None:
+    data = touch(tmp_path / "in", "a.mp4", "b.mp4")
+    gt = csv(tmp_path / "gt.csv", "file,label", "a.mp4, ", "b.mp4,")
+    source = read_source(data, gt, "youtube_id")
+    assert source.table.empty
+    assert {d.video: d.reason for d in source.rows.dropped} == dict.fromkeys(
+        "ab", "it has no label"
+    )
+
+
+def test_a_video_outside_data_path_is_dropped(tmp_path: Path) -> None:
+    data = touch(tmp_path / "in", "a.mp4", "b.mp4", "c.mp4")
+    touch(tmp_path, "secret.mp4")
+    (tmp_path / "in" / "link.mp4").symlink_to(tmp_path / "secret.mp4")  # its owner's wish
+    gt = csv(
+        tmp_path / "gt.csv", "file,label",
+        "a.mp4,x", "b.mp4,x", "c.mp4,x", "../secret.mp4,x", "link.mp4,x", "gone.mp4,x",
+    )  # fmt: skip
+    source = read_source(data, gt, "none")
+    assert source.table["folder_name"].tolist() == ["a", "b", "c", "link"]
+    assert {d.video: d.reason for d in source.rows.dropped} == {
+        "../secret": "its name leaves data_path",
+        "gone": "no such video",
+    }
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("video,label", "no column 'folder_name' in gt.csv .found: video, label"),
+        ("folder_name,label", "no column 'youtube_id' in gt.csv .found: folder_name, label"),
+        ("file,category", "no column 'label' in gt.csv .found: file, category"),
+        ("label,youtube_id,time_start", "no column 'time_end'"),
+    ],
+)
+def test_an_unknown_layout_names_the_missing_column(
+    tmp_path: Path, header: str, message: str
+) -> None:
+    gt = csv(tmp_path / "gt.csv", header, "a,b,c")
+    with pytest.raises(UserError, match=f"^gt_csv: {message}") as error:
+        read_source(str(tmp_path), gt, "youtube_id")
+    assert "\n" not in str(error.value)
+
+
+def test_csv_and_directory_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+    data = touch(tmp_path / "in", "a.mp4")
+    gt = csv(tmp_path / "gt.csv", "file,label", "a.mp4,x", "b.mp4,x", "c.mp4,x")
+    with pytest.raises(UserError, match=r"2 of 3 videos do not exist in .*, first 'b'"):
+        read_source(data, gt, "none")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (("clip/frame0.jpg",), "/clip holds frames, so it is a clip and no class"),
+        (("a/x.mp4", "a/clip/frame0.jpg"), "holds both videos and clip folders"),
+        (("x.mp4",), "holds no clips in class folders"),
+        ((), "is not a directory"),
+    ],
+)
+def test_a_directory_that_is_no_class_folders_is_refused(
+    tmp_path: Path, files: tuple[str, ...], message: str
+) -> None:
+    data = touch(tmp_path / "in", *files)
+    with pytest.raises(UserError, match=f"^data_path: .*{message}"):
+        read_source(data, "none", "youtube_id")
+
+
+def test_unknown_split_words_and_group_columns_are_named(tmp_path: Path) -> None:
+    data = touch(tmp_path / "in", "a.mp4")
+    gt = csv(tmp_path / "gt.csv", "file,label,split", "a.mp4,x,fold1")
+    with pytest.raises(UserError, match=r"split 'fold1' in gt.csv is unknown"):
+        read_source(data, gt, "none")
+    with pytest.raises(UserError, match=r"^group_by: no column 'series'"):
+        read_source(data, gt, "series", use_official_splits=False)

@@ -1,0 +1,76 @@
+"""Smaller variants: the same inputs and outputs, kept only where they are worth it."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from k400tiny_lib.export.onnx_graph import frames_free
+from k400tiny_lib.export.parity import open_session, run_onnx
+from k400tiny_lib.export.variants import Timing, judge, make_variant, time_in_turns
+from tests.helpers.export import clips
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "tolerance"), [("int8", 0.27, 0.02), ("fp16", 0.52, 1e-3)]
+)
+def test_a_variant_is_smaller_and_close_on_any_batch_and_size(
+    exported_without_sheets: bytes, name: str, size: float, tolerance: float
+) -> None:
+    """int8 moves activations by a 256th of their range, fp16 by a 2048th of themselves."""
+    proto = onnx.load_from_string(exported_without_sheets)
+    variant = make_variant(name, proto, clips(4))
+    assert variant.ByteSize() < size * proto.ByteSize()
+    assert proto.SerializeToString() == exported_without_sheets
+    assert (variant.graph.input[0], variant.graph.output[0].type.tensor_type.elem_type) == (
+        proto.graph.input[0], onnx.TensorProto.FLOAT,
+    )  # fmt: skip
+    assert frames_free(variant)
+    full, small = open_session(proto), open_session(variant)
+    for frames in (clips(2), clips(1, 129, 57), clips(1, frames=7)):
+        batch = torch.stack(frames)
+        found, expected = run_onnx(small, batch), run_onnx(full, batch)
+        np.testing.assert_allclose(found, expected, atol=tolerance)
+        assert not np.array_equal(found, expected)
+
+
+def test_int8_convolves_with_signed_weights_by_channel(exported_without_sheets: bytes) -> None:
+    proto = onnx.load_from_string(exported_without_sheets)
+    nodes = make_variant("int8", proto, clips(1)).graph.node
+    kinds = [node.op_type for node in nodes]
+    assert kinds.count("Conv") == sum(n.op_type == "Conv" for n in proto.graph.node)
+    assert "DequantizeLinear" in kinds
+    assert not {"ConvInteger", "QLinearConv", "DynamicQuantizeLinear"} & set(kinds)
+
+
+def timing(*seconds: float) -> Timing:
+    return Timing(list(seconds), list(seconds))
+
+
+@pytest.mark.parametrize(
+    ("acc1", "seconds", "kept", "reason"),
+    [
+        (79.0, (0.5, 0.6, 0.5, 0.6), True, "-1.00 points and 1.8"),
+        (90.0, (0.5, 0.6, 0.5, 0.6), True, "+10.00 points"),
+        (78.9, (0.5, 0.6, 0.5, 0.6), False, "loses more than max_accuracy_drop=1"),
+        (80.0, (1.1, 1.1, 1.1, 1.1), False, "not faster here"),
+        (80.0, (0.9, 1.1, 0.9, 1.1), False, "not faster here"),  # as often as not
+    ],
+)
+def test_a_variant_is_kept_if_it_loses_little_and_is_faster_in_turns(
+    acc1: float, seconds: tuple[float, ...], kept: bool, reason: str
+) -> None:
+    timings = {"float32": timing(1, 1, 1, 1), "int8": timing(*seconds)}
+    sizes = {"float32": 4_000_000, "int8": 1_000_000}
+    full, small = judge({"float32": 80.0, "int8": acc1}, sizes, timings, 1.0)
+    assert (full.kept, small.kept) == (not kept, kept)
+    assert reason in small.reason
+    assert (small.size_mb, small.test_acc1) == (1.0, acc1)
+    assert small.latency_p50_ms == pytest.approx(1000 * np.median(seconds))
+
+
+def test_turns_give_every_session_the_same_number_of_rounds(exported: bytes) -> None:
+    session = open_session(onnx.load_from_string(exported))
+    timings = time_in_turns({"a": session, "b": session}, clips(1)[0])
+    assert len(timings["a"].single) == len(timings["b"].single) > 9
+    assert len(timings["a"].batch) == len(timings["b"].batch) > 2

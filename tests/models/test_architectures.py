@@ -1,0 +1,231 @@
+"""Every architecture: the published function and names, its own clips, the same way."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pytorchvideo.models import hub
+from torchvision.models import get_model, get_model_weights
+
+from k400tiny_lib.config import Config, resolve
+from k400tiny_lib.config.geometry import CLIP_SIZES
+from k400tiny_lib.data.annotations import Annotations, Clip
+from k400tiny_lib.errors import UserError
+from k400tiny_lib.evaluation.gradcam import grad_cam
+from k400tiny_lib.evaluation.predictions import predict_clips
+from k400tiny_lib.evaluation.subject import load_subject
+from k400tiny_lib.evaluation.views import Geometry, Protocol, crop_views
+from k400tiny_lib.export.classifier import from_checkpoint
+from k400tiny_lib.export.onnx_graph import FramesToProbabilities, export_graph, frames_free
+from k400tiny_lib.export.parity import compare, open_session, require_parity
+from k400tiny_lib.models.architectures import ARCHITECTURES
+from k400tiny_lib.models.weights import (
+    build_model,
+    class_count,
+    design_of,
+    load_backbone,
+    model_input,
+)
+from k400tiny_lib.training.worker import Job, run
+from tests.conftest import LABELS, NUM_FRAMES
+from tests.training.test_training import CPU, config
+
+ATTENTION = ("mvit_v2_s", "swin3d_t")
+OF_TORCHVISION = [name for name in ARCHITECTURES if name not in ("x3d_s", "slow_r50")]
+# The architectures whose module is not the published one as it is, with the smallest clip
+# (T, H, W) that the published one takes or, for the pooling of x3d_s, that is beyond its window.
+CHANGED = {
+    "s3d": (14, 209, 209),
+    "mvit_v2_s": (16, 224, 224),
+    "x3d_s": (14, 161, 161),
+    "slow_r50": (8, 193, 193),
+}
+
+
+def published(name: str, num_classes: int) -> Any:
+    """The library's own module."""
+    if name in OF_TORCHVISION:
+        return get_model(name, weights=None, num_classes=num_classes)
+    return getattr(hub, name)(model_num_class=num_classes)
+
+
+def tiny(name: str) -> tuple[int, int]:
+    """Frames and pixels of a clip small enough for a test."""
+    return max(4, CLIP_SIZES[name].min_clip_len), max(16, CLIP_SIZES[name].min_crop_size)
+
+
+def dropout_rates(model: torch.nn.Module) -> list[float]:
+    """Of all dropouts that do something."""
+    return [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout) and m.p]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_names_and_shapes_are_the_published_ones_with_dropout_before_the_head(name: str) -> None:
+    model = build_model(name, num_classes=7, dropout=0.25)
+    assert dropout_rates(model) == [0.25]
+    ours = model.state_dict()
+    theirs = published(name, 7).state_dict()
+    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
+    assert class_count(name, theirs) == 7
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_the_model_computes_what_the_published_one_computes(name: str) -> None:
+    torch.manual_seed(0)
+    theirs = published(name, 5).eval()
+    ours = build_model(name, num_classes=5, dropout=0.3).eval()
+    assert load_backbone(ours, theirs.state_dict(), "test")
+    clips = torch.randn(1, 3, *CHANGED[name])
+    with torch.inference_mode():
+        logits, expected = ours(clips), theirs(clips)
+    if name == "x3d_s":  # pytorchvideo's head ends in a softmax
+        logits = logits.softmax(1)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-6)  # float32 rounding
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_head_of_another_size_and_clips_of_another_size_fit(name: str) -> None:
+    torch.manual_seed(0)
+    model = build_model(name, num_classes=3).eval()
+    assert not dropout_rates(model)
+    own = {k: v.clone() for k, v in model.state_dict().items()}
+    source = build_model(name, num_classes=7).state_dict()
+    assert not load_backbone(model, source, "test")
+    head = f"{design_of(model).head}.weight"
+    for key, value in model.state_dict().items():
+        kept = key.startswith(design_of(model).head)
+        assert torch.equal(value, (own if kept else source)[key]), key
+    assert not torch.equal(own[head], source[head][:3])
+    num_frames, size = tiny(name)
+    with torch.inference_mode():
+        assert model(torch.randn(1, 3, num_frames + 3, size + 5, size + 5)).shape == (1, 3)
+
+
+@pytest.mark.parametrize("name", OF_TORCHVISION)
+def test_pixels_and_clips_are_those_that_torchvision_states(name: str) -> None:
+    weights, size = get_model_weights(name).DEFAULT, CLIP_SIZES[name]
+    preset = weights.transforms()
+    assert preset.resize_size[0] == size.resize_size
+    assert preset.crop_size == [size.crop_size, size.crop_size]
+    stated = re.search(r"clip_len=(\d+)", weights.meta["_docs"])
+    assert stated is not None
+    # The one that is scored with more frames than its head pools at once.
+    assert int(stated[1]) == (128 if name == "s3d" else size.clip_len)
+    frames = torch.randint(0, 256, (2, 150, 200, 3), dtype=torch.uint8)
+    crops = crop_views(frames, Geometry.of_weights(weights, size.clip_len), 1)
+    ours = model_input(build_model(name, 3), crops[0][None])[0]
+    theirs = preset(frames.permute(0, 3, 1, 2))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)  # float32 rounding
+
+
+@pytest.mark.parametrize(
+    ("name", "pooling", "stride"),
+    [("s3d", "avgpool", 8), ("x3d_s", "blocks.5.pool.pool", 1), ("slow_r50", "blocks.5.pool", 1)],
+)
+def test_a_published_head_pools_its_own_clip_at_once(name: str, pooling: str, stride: int) -> None:
+    size = CLIP_SIZES[name]
+    side = size.crop_size // 32
+    window = published(name, 3).get_submodule(pooling).kernel_size
+    assert tuple(window) == (size.clip_len // stride, side, side)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_clips_follow_the_architecture_unless_they_are_given(name: str) -> None:
+    given = {"data_path": "frames", "gt_csv": "labels.csv", "model": name}
+    for recipe in ("k400tiny", "kinetics400"):
+        settled = resolve("main", given | {"recipe": recipe})
+        size = CLIP_SIZES[name]
+        found = (settled.clip_len, settled.resize_size, settled.crop_size)
+        assert found == (size.clip_len, size.resize_size, size.crop_size)
+    explicit = resolve("main", given | {"clip_len": "20", "crop_size": "64"})
+    assert (explicit.clip_len, explicit.crop_size) == (20, 64)
+
+
+@pytest.mark.parametrize(("parameter", "needed"), [("clip_len", 8), ("crop_size", 17)])
+def test_a_clip_too_small_for_the_architecture_is_refused_before_work(
+    parameter: str, needed: int
+) -> None:
+    clip = {"model": "s3d", "clip_len": "8", "resize_size": "17", "crop_size": "17"}
+    resolve("main", clip)
+    with pytest.raises(UserError, match=rf"^{parameter}: .* model=s3d\. Needed: at least {needed}"):
+        resolve("main", clip | {parameter: str(needed - 1)})
+    model = build_model("s3d", 3).eval()
+    assert model(torch.zeros(1, 3, 8, 17, 17)).shape == (1, 3)
+    with pytest.raises(RuntimeError):
+        model(torch.zeros(1, 3, 8, 16, 16))
+
+
+def test_the_smallest_clip_of_s3d_has_right_gradients() -> None:
+    torch.manual_seed(0)
+    convolution = build_model("s3d", 3).get_submodule("features.0.1.0")
+    assert isinstance(convolution, torch.nn.Conv3d)
+    clips = torch.randn(2, 64, CLIP_SIZES["s3d"].min_clip_len, 9, 9)
+    gradients = []
+    for library in (True, False):
+        convolution.weight.grad = None
+        with torch.backends.mkldnn.flags(enabled=library):
+            convolution(clips).square().mean().backward()
+        assert convolution.weight.grad is not None
+        gradients.append(convolution.weight.grad)
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-6)  # float32 rounding
+
+
+@pytest.mark.parametrize(
+    "name",
+    # The exporter takes a minute or more for attention, with its thousands of small operations.
+    [pytest.param(n, marks=pytest.mark.slow) if n in ATTENTION else n for n in ARCHITECTURES],
+)
+def test_every_architecture_is_trained_evaluated_explained_and_exported(
+    name: str, tiny_data: tuple[Path, Path], tmp_path: Path
+) -> None:
+    folders = sorted(tiny_data[0].iterdir())[::9]
+    clips = [Clip(f.name, (0, NUM_FRAMES - 1), int(f.name[1]), f.name[:4]) for f in folders]
+    categories = {label: index for index, label in enumerate(LABELS)}
+    annotations = Annotations(categories, {"train": clips[:2], "val": clips[2:], "test": clips})
+    num_frames, size = tiny(name)
+    # So small a clip ends as a single place: BatchNorm over two of them has steep gradients.
+    settled = config(
+        tiny_data[0], tmp_path, model=name, clip_len=num_frames, resize_size=size, crop_size=size,
+        batch_size=2, num_epochs=1, dropout=0.5, clip_grad_norm=1.0,
+    )  # fmt: skip
+    Path(settled.annotations).write_text(annotations.to_json())
+    run(Job(settled, "", tmp_path / "journal.jsonl", tmp_path / "error.txt"), CPU)
+    best = tmp_path / "best.pt"
+    _tell_clips_apart(best, name)
+
+    subject = load_subject(Config(checkpoint=str(best)), categories)
+    rows = predict_clips(
+        subject.model, clips, range(len(clips)), tiny_data[0], subject.geometry, Protocol(1, 1),
+        batch_size=2, num_workers=0, device=CPU.device,
+    )  # fmt: skip
+    assert np.ptp(rows.probabilities, axis=0).max() > 0.01
+    one = torch.randn(1, 3, num_frames, size, size)
+    assert grad_cam(subject.model, one, 0).shape == (1, num_frames, size, size)
+
+    if name == "r2plus1d_18":  # export/test_onnx_graph.py does it
+        return
+    exported = from_checkpoint(best)
+    graph = FramesToProbabilities(exported.model, exported.resize_size, exported.crop_size).eval()
+    proto = export_graph(graph, exported.clip_len, 18, exported.metadata)
+    generator = torch.Generator().manual_seed(0)
+    shape = (num_frames, 24, 32, 3)
+    frames = [
+        torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator) for _ in range(5)
+    ]
+    found = compare(open_session(proto), exported.eager(1), frames, frames_free(proto))
+    # A pixel on the edge of two grey levels weighs more in so small a clip.
+    require_parity(found, tolerance=5e-4)
+
+
+def _tell_clips_apart(checkpoint: Path, name: str) -> None:
+    """After one step the head hardly does: without this, a wrong graph would pass."""
+    content = torch.load(checkpoint, weights_only=True)
+    content["model"][f"{ARCHITECTURES[name].head}.weight"] *= 20
+    if name == "s3d":  # its BatchNorm learns by thousandths: what one step leaves fades away
+        for key, value in content["model"].items():
+            if key.endswith("running_var"):
+                value /= 6
+    torch.save(content, checkpoint)

@@ -1,0 +1,183 @@
+"""Runs and journals: nothing stays RUNNING, no metric is lost or sent twice."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import psutil
+import pytest
+import yaml
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from PIL import Image
+
+from k400tiny_lib.config import Config
+from k400tiny_lib.errors import UserError
+from k400tiny_lib.metrics_log import Journal, read_entries
+from k400tiny_lib.tracking.runs import ERROR_TAG, end_running_children, local_copy, step_run
+from k400tiny_lib.tracking.system_metrics import SystemSampler
+from k400tiny_lib.tracking.uploader import JournalSender
+
+
+def test_a_finished_step_has_tags_parameters_and_the_settled_config(store: str) -> None:
+    with step_run("predict", Config(input="x")) as run:
+        pass
+    found = MlflowClient().get_run(run.info.run_id)
+    assert found.info.status == "FINISHED"
+    assert found.data.tags["k400tiny.step"] == "predict"
+    assert found.data.params["top_k"] == "5"
+    settled = mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/config/resolved.yaml")
+    assert yaml.safe_load(settled)["input"] == "x"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(UserError("lr: too large"), "lr: too large"), (KeyboardInterrupt(), "interrupted")],
+)
+def test_a_step_that_raises_is_failed_with_its_reason(
+    store: str, error: BaseException, reason: str
+) -> None:
+    with pytest.raises(type(error)), step_run("predict", Config()) as run:
+        raise error
+    found = MlflowClient().get_run(run.info.run_id)
+    assert found.info.status == "FAILED"
+    assert found.data.tags[ERROR_TAG] == reason
+
+
+def test_a_step_whose_server_is_gone_fails_at_once_and_leaves_no_run_to_be_ended_at_exit(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*args: Any, **kwargs: Any) -> None:
+        assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "0"
+        raise MlflowException("API request to http://host failed with exception ...")
+
+    def fail(error: Exception) -> None:
+        with monkeypatch.context() as server, step_run("predict", Config()):
+            server.setattr(MlflowClient, "set_tag", gone)
+            server.setattr(MlflowClient, "set_terminated", gone)
+            raise error
+
+    with pytest.raises(UserError, match=r"^lr: too large"):
+        fail(UserError("lr: too large"))
+    with pytest.raises(UserError, match=r"^MLFLOW_TRACKING_URI: no answer any more"):
+        fail(MlflowException("API request to http://host failed with exception ..."))
+    assert mlflow.active_run() is None
+    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
+
+
+def test_parameters_that_mlflow_run_has_logged_are_left_as_they_are(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = MlflowClient().create_run("0")
+    MlflowClient().log_param(run.info.run_id, "top_k", "05")
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+    with step_run("predict", Config(top_k=5)):
+        pass
+    assert MlflowClient().get_run(run.info.run_id).data.params["top_k"] == "05"
+
+
+def test_children_left_running_are_ended(store: str) -> None:
+    with mlflow.start_run() as parent:
+        client = MlflowClient()
+        tags = {"mlflow.parentRunId": parent.info.run_id}
+        left = client.create_run(parent.info.experiment_id, tags=tags)
+        other = client.create_run(parent.info.experiment_id)
+        assert end_running_children(parent.info.run_id) == [left.info.run_id]
+    assert client.get_run(left.info.run_id).info.status == "FAILED"
+    assert client.get_run(other.info.run_id).info.status == "RUNNING"
+
+
+def test_inputs_come_from_paths_and_from_runs(store: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("here")
+    assert local_copy(str(tmp_path / "a.txt"), "input").read_text() == "here"
+    with mlflow.start_run() as run:
+        mlflow.log_text("there", "folder/b.txt")
+    assert local_copy(f"runs:/{run.info.run_id}/folder/b.txt", "input").read_text() == "there"
+    for missing in (str(tmp_path / "c"), f"runs:/{run.info.run_id}/c.txt", "runs:/nothing/c"):
+        with pytest.raises(UserError, match=r"^input: "):
+            local_copy(missing, "input")
+
+
+def test_a_line_that_is_still_being_written_waits(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    Journal(path).log_metrics({"loss": 1.0}, step=1)
+    complete = path.read_bytes()
+    path.write_bytes(complete + complete[:10])
+    [(entry, offset)] = list(read_entries(path))
+    assert (entry.step, entry.metrics, offset) == (1, {"loss": 1.0}, len(complete))
+    path.write_bytes(complete + complete)
+    assert len(list(read_entries(path, offset))) == 1
+
+
+def history(run_id: str, name: str) -> list[tuple[int, float]]:
+    found = MlflowClient().get_metric_history(run_id, name)
+    return sorted((metric.step, metric.value) for metric in found)
+
+
+def test_metrics_kept_while_the_server_is_away_arrive_once_when_it_is_back(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    run_id = MlflowClient().create_run("0").info.run_id
+    sender = JournalSender(run_id, journal.path)
+    journal.log_metrics({"loss": 3.0}, step=1)
+    assert sender.send() is None
+    real = MlflowClient.log_batch
+
+    def away(*args: Any, **kwargs: Any) -> None:
+        raise ConnectionError("away")
+
+    monkeypatch.setattr(MlflowClient, "log_batch", away)
+    journal.log_metrics({"loss": 2.0}, step=2)
+    assert isinstance(sender.send(), ConnectionError)
+    journal.log_metrics({"loss": 1.0}, step=3)
+    monkeypatch.setattr(MlflowClient, "log_batch", real)
+    assert sender.send() is None
+    assert sender.send() is None
+    assert history(run_id, "loss") == [(1, 3.0), (2, 2.0), (3, 1.0)]
+
+
+def test_another_process_goes_on_where_a_killed_one_stopped(store: str, tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    run_id = MlflowClient().create_run("0").info.run_id
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (20, 10)).save(picture)
+    journal.log_metrics({"loss": 2.0}, 1, {"samples": picture})
+    assert JournalSender(run_id, journal.path).send() is None
+    journal.log_metrics({"loss": 1.0}, 2, {"samples": picture})
+    assert JournalSender(run_id, journal.path).send() is None
+    (tmp_path / "journal" / "sent.json").unlink()  # killed before it was noted
+    assert JournalSender(run_id, journal.path).send() is None
+    assert history(run_id, "loss") == [(1, 2.0), (2, 1.0)]
+    names = [file.path for file in MlflowClient().list_artifacts(run_id, "images")]
+    steps = [name.split("+")[2] for name in names if name.endswith(".png")]
+    assert sorted(steps) == ["1", "1", "2", "2"]  # twice only because of the deleted note
+
+
+def test_more_metrics_than_one_batch_may_hold_all_arrive(store: str, tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    for step in range(30):
+        journal.log_metrics({f"metric{number:02d}": step for number in range(50)}, step)
+    run_id = MlflowClient().create_run("0").info.run_id
+    assert JournalSender(run_id, journal.path).send() is None
+    for name in ("metric00", "metric49"):
+        assert history(run_id, name) == [(step, step) for step in range(30)]
+
+
+def test_system_metrics_are_kept_in_a_journal_and_can_be_turned_off(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.001")
+    sampler = SystemSampler("run", tmp_path / "system.jsonl")
+    for _ in range(2):
+        sampler.sample()
+        time.sleep(0.01)
+    entries = [entry for entry, _ in read_entries(tmp_path / "system.jsonl")]
+    assert [entry.step for entry in entries] == [0, 1]
+    share = entries[1].metrics["system/system_memory_usage_percentage"]
+    assert share == pytest.approx(psutil.virtual_memory().percent, abs=20)
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
+    SystemSampler("run", tmp_path / "none.jsonl").sample()
+    assert not (tmp_path / "none.jsonl").exists()

@@ -1,0 +1,110 @@
+"""Optimizer groups, learning rate schedules and averaging against their definitions."""
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from k400tiny_lib.config import Config
+from k400tiny_lib.models.weights import build_model
+from k400tiny_lib.training.optim import (
+    amp_dtype,
+    make_average,
+    make_optimizer,
+    make_scheduler,
+    peak_lr,
+)
+
+
+def rates(updates_per_epoch: int, **config: Any) -> list[float]:
+    settled = Config(lr=1.0, **config)
+    optimizer = make_optimizer(nn.Linear(2, 2), settled)
+    scheduler = make_scheduler(optimizer, settled, updates_per_epoch)
+    found = []
+    for _ in range(settled.num_epochs * updates_per_epoch):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+def test_biases_and_norms_have_no_weight_decay() -> None:
+    model = build_model("r2plus1d_18", 3)
+    optimizer = make_optimizer(model, Config(weight_decay=0.1))
+    by_id = {
+        id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
+    }
+    assert len(by_id) == len(list(model.parameters()))
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            plain = isinstance(module, nn.BatchNorm3d) or name == "bias"
+            assert by_id[id(parameter)] == (0.0 if plain else 0.1)
+
+
+def test_warm_up_is_linear_and_ends_at_the_peak() -> None:
+    found = rates(5, num_epochs=10, warmup_epochs=2.0, scheduler="constant")
+    assert found[:10] == pytest.approx([(i + 1) / 11 for i in range(10)])
+    assert found[10:] == pytest.approx([1.0] * 40)
+
+
+def test_cosine_follows_its_formula() -> None:
+    found = rates(4, num_epochs=10, warmup_epochs=0.0, scheduler="cosine")
+    assert found == pytest.approx([(1 + math.cos(math.pi * i / 40)) / 2 for i in range(40)])
+
+
+def test_step_divides_by_ten_where_torchvisions_recipe_does() -> None:
+    found = rates(1, num_epochs=45, warmup_epochs=10.0, scheduler="step")
+    for epoch, rate in ((10, 1.0), (19, 1.0), (20, 0.1), (29, 0.1), (30, 0.01), (40, 0.001)):
+        assert found[epoch] == pytest.approx(rate)
+
+
+def test_exponential_ends_near_a_hundredth() -> None:
+    found = rates(4, num_epochs=10, warmup_epochs=0.0, scheduler="exponential")
+    ratios = [b / a for a, b in itertools.pairwise(found)]
+    assert ratios == pytest.approx([ratios[0]] * len(ratios))
+    assert found[-1] * ratios[0] == pytest.approx(0.01)
+
+
+def test_average_follows_the_formula_for_weights_and_statistics() -> None:
+    model = nn.BatchNorm1d(2)
+    average = make_average(model, 0.9)
+    assert average is not None
+    average.update_parameters(model)  # the first update copies
+    with torch.no_grad():
+        model.weight.fill_(3.0)
+        model.running_mean.fill_(5.0)  # type: ignore[union-attr, operator]
+    average.update_parameters(model)
+    torch.testing.assert_close(average.module.weight, torch.full((2,), 0.9 * 1 + 0.1 * 3))
+    torch.testing.assert_close(average.module.running_mean, torch.full((2,), 0.1 * 5.0))
+    assert make_average(model, 0.0) is None
+
+
+@pytest.mark.parametrize("has_amx", [True, False])
+def test_mixed_precision_is_on_where_the_cpu_gains_from_it(
+    has_amx: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has_amx})
+    cpu, r2plus1d = torch.device("cpu"), "r2plus1d_18"
+    assert amp_dtype("auto", r2plus1d, cpu) is (torch.bfloat16 if has_amx else None)
+    assert amp_dtype("auto", "x3d_s", cpu) is None
+    assert amp_dtype("off", r2plus1d, cpu) is None
+    assert amp_dtype("bf16", r2plus1d, cpu) is torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "world_size", "accumulated", "scale"),
+    [(24, 64, 1, 1.0), (24, 1, 1, 1 / 64), (12, 4, 2, 1 / 16), (48, 64, 1, 2.0)],
+)
+def test_the_rate_grows_linearly_with_the_clips_of_an_update(
+    batch_size: int, world_size: int, accumulated: int, scale: float
+) -> None:
+    config = Config(
+        lr=0.64, lr_batch_size=1536, batch_size=batch_size, grad_accum_steps=accumulated
+    )
+    assert peak_lr(config, world_size) == pytest.approx(0.64 * scale)
+    optimizer = make_optimizer(nn.Linear(2, 2), config, world_size)
+    assert {group["lr"] for group in optimizer.param_groups} == {peak_lr(config, world_size)}
+    assert peak_lr(Config(lr=0.3, batch_size=batch_size), world_size) == 0.3

@@ -1,0 +1,107 @@
+"""What people see of a training: its line, its pictures, its summary."""
+
+from pathlib import Path
+
+import matplotlib
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from k400tiny_lib.config import Config
+from k400tiny_lib.config.steps import resolve
+from k400tiny_lib.metrics_log import Journal, read_entries
+from k400tiny_lib.training.progress import duration, progress_line
+from k400tiny_lib.training.sample_predictions import (
+    draw_predictions,
+    is_due,
+    sample_predictions,
+    save_predictions,
+)
+from k400tiny_lib.training.summary import read_results, summarise, write_results
+from k400tiny_lib.training.worker import make_trainer
+from tests.training.test_training import CPU, annotate, config
+
+METRICS = {
+    "train_loss": 1.5, "train_acc1": 40.0, "val_loss": 1.2, "val_acc1": 50.0, "val_acc5": 90.0,
+    "clips_per_second": 12.34, "data_time_fraction": 0.07, "memory_gb": 3.21, "lr": 0.1,
+    "epoch_seconds": 60.0,
+}  # fmt: skip
+
+
+def test_the_line_of_an_epoch_says_how_it_went_and_what_is_left() -> None:
+    line = progress_line(3, 10, METRICS, is_best=True, seconds=60.0)
+    for part in ("3/10", "loss 1.500", "acc1  50.0*", "acc5  90.0", "12.3 clips/s",
+                 "data   7%", "3.2 GB", "7 min left"):  # fmt: skip
+        assert part in line
+    two_classes = {name: value for name, value in METRICS.items() if name != "val_acc5"}
+    assert "acc5" not in progress_line(10, 10, two_classes, is_best=False, seconds=60.0)
+    assert [duration(s) for s in (0, 45, 600, 3 * 3600 + 301)] == [
+        "0 s", "45 s", "10 min", "3 h 05 min"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("num_epochs", "pictures"), [(1, 1), (7, 7), (20, 20), (45, 16), (500, 21)]
+)
+def test_a_run_of_any_length_has_about_twenty_pictures(num_epochs: int, pictures: int) -> None:
+    due = [epoch for epoch in range(1, num_epochs + 1) if is_due(epoch, num_epochs)]
+    assert due[0] == 1
+    assert due[-1] == num_epochs
+    assert len(due) == pictures
+
+
+def test_a_picture_shows_validation_clips_with_the_model_s_own_answers(
+    tiny_data: tuple[Path, Path], tmp_path: Path
+) -> None:
+    annotations = annotate(tiny_data[0])
+    trainer = make_trainer(config(tiny_data[0], tmp_path), annotations, CPU)
+    trainer.epoch = 2
+    clips, targets, probabilities = sample_predictions(trainer)
+    assert targets == [clip.target for clip in annotations.splits["val"]]
+    batch, expected, _ = next(iter(trainer.val_loader))
+    assert torch.equal(clips[:4], batch)
+    assert targets[:4] == expected.tolist()
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(5))
+    random = torch.get_rng_state()
+    images = save_predictions(trainer, annotations.categories, tmp_path)
+    assert torch.equal(torch.get_rng_state(), random)  # resuming stays exact
+    with Image.open(images["sample_predictions"]) as image:
+        assert min(image.size) > 100
+    trainer.epoch, trainer.config = 3, config(tiny_data[0], tmp_path, num_epochs=100)
+    assert save_predictions(trainer, annotations.categories, tmp_path) == {}
+
+
+def test_right_and_wrong_predictions_are_titled_as_such() -> None:
+    shares = torch.tensor([[0.9, 0.1, 0.0], [0.3, 0.1, 0.6]])
+    clips = torch.zeros(2, 3, 4, 8, 8, dtype=torch.uint8)
+    figure: Figure = draw_predictions(clips, [0, 0], shares, {0: "a $ b $ c"})
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles == ["a $ b $ c: right, 90%", "a $ b $ c: predicted 2, 60%"]
+    assert matplotlib.get_backend().lower() == "agg"
+    figure.canvas.draw()
+
+
+def test_the_summary_names_the_best_epoch_and_commands_that_exist(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal-1.jsonl")
+    settled = Config(data_path="frames", annotations="a.json", num_epochs=9, patience=1)
+    assert summarise(journal.path, settled, "1") is None
+    for epoch, accuracy in ((1, 40.0), (2, 60.0), (3, 60.0), (4, 50.0)):
+        journal.log_metrics(METRICS | {"val_acc1": accuracy}, epoch)
+    assert len(list(read_entries(journal.path))) == 4
+    results = summarise(journal.path, settled, "1")
+    assert results is not None
+    assert results.metrics == {"best_epoch": 3, "best_val_acc1": 60.0}
+    assert "val top-1 60.0 % after epoch 3; 4 of 9 epochs" in results.headline
+    assert "in 4 min" in results.headline
+    assert results.headline.partition(";")[0] in results.note
+    for line, step in zip(
+        results.next_steps.splitlines(), ("evaluate", "export_onnx"), strict=True
+    ):
+        words = line.split()
+        assert words[words.index("-e") + 1] == step
+        given = [words[i + 1].split("=", 1) for i, word in enumerate(words) if word == "-P"]
+        assert resolve(step, dict(given)).checkpoint == "runs:/1/checkpoints/best.pt"
+    assert read_results(journal.path) is None
+    write_results(results, journal.path)
+    assert read_results(journal.path) == results

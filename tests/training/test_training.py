@@ -1,0 +1,122 @@
+"""The loop and its workers: learns, counts every clip once."""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
+from torch.utils.data import DistributedSampler
+
+from k400tiny_lib.data.annotations import Annotations
+from k400tiny_lib.distributed.launch import launch
+from k400tiny_lib.errors import UserError
+from k400tiny_lib.metrics_log import read_entries
+from k400tiny_lib.models.checkpoint import read_checkpoint, write_atomically
+from k400tiny_lib.models.weights import build_model
+from k400tiny_lib.training.loop import fit, validate
+from k400tiny_lib.training.meters import Meters
+from k400tiny_lib.training.worker import Job, make_trainer
+from tests.helpers.training import CPU, annotate, config
+
+
+def test_a_single_batch_is_learnt_by_heart(tiny_data: tuple[Path, Path], tmp_path: Path) -> None:
+    annotations = annotate(tiny_data[0])
+    six = [
+        clip for target in range(3) for clip in annotations.splits["train"] if clip.target == target
+    ][::3][:6]
+    few = Annotations(annotations.categories, {"train": six, "val": six, "test": six})
+    settled = config(
+        tiny_data[0], tmp_path, batch_size=6, num_epochs=8, augmentation="none",
+        optimizer="adamw", lr=1e-3, scheduler="constant",
+    )  # fmt: skip
+    trainer = make_trainer(settled, few, CPU)
+    seen: list[dict[str, float]] = []
+    fit(trainer, lambda _, metrics, best: seen.append(metrics))
+    assert seen[-1]["train_acc1"] == 100.0
+    assert seen[-1]["train_loss"] < 0.3 * seen[0]["train_loss"]
+
+
+def test_two_processes_count_each_validation_clip_once(
+    tiny_data: tuple[Path, Path], tmp_path: Path
+) -> None:
+    annotations = annotate(tiny_data[0], num_val=5)  # odd: padding to even would count one twice
+    settled = config(tiny_data[0], tmp_path, nproc_per_node=2, num_epochs=1, batch_size=2)
+    Path(settled.annotations).write_text(annotations.to_json())
+    job = Job(settled, "run", tmp_path / "journal.jsonl", tmp_path / "error.txt")
+    launch(job, tmp_path, while_running=lambda: None)
+    entries = [entry for entry, _ in read_entries(job.journal)]
+    assert [entry.step for entry in entries] == [1]
+    alone = make_trainer(dataclasses.replace(settled, batch_size=5), annotations, CPU)
+    alone.model.load_state_dict(read_checkpoint(tmp_path / "best.pt", "checkpoint")["model"])
+    for name, value in validate(alone).items():
+        # The same float32 forward passes in batches of other sizes.
+        assert entries[0].metrics[name] == pytest.approx(value, rel=1e-4), name
+    assert (tmp_path / "last.pt").exists()
+
+
+def test_a_mistake_found_by_a_worker_reaches_the_launcher_as_its_line(
+    tiny_data: tuple[Path, Path], tmp_path: Path
+) -> None:
+    settled = config(tiny_data[0], tmp_path, batch_size=1000)
+    Path(settled.annotations).write_text(annotate(tiny_data[0]).to_json())
+    job = Job(settled, "run", tmp_path / "journal.jsonl", tmp_path / "error.txt")
+    with pytest.raises(UserError, match=r"^batch_size: 1000 on 1 process"):
+        launch(job, tmp_path, while_running=lambda: None)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_epoch_the_batch_and_its_clips(
+    tiny_data: tuple[Path, Path], tmp_path: Path
+) -> None:
+    settled = config(tiny_data[0], tmp_path, lr=1e30, optimizer="sgd", scheduler="constant")
+    annotations = annotate(tiny_data[0])
+    trainer = make_trainer(settled, annotations, CPU)
+    with pytest.raises(UserError) as caught:
+        fit(trainer, lambda *_: None)
+    found = re.match(r"lr: the loss is (nan|inf) in epoch 1, batch (\d+), of the clips (.*?)\.",
+                     str(caught.value))  # fmt: skip
+    assert found
+    # The order of PyTorch's own sampler under the same seed and epoch.
+    clips = annotations.splits["train"]
+    sampler: DistributedSampler[Any] = DistributedSampler(clips, 1, 0, seed=0)  # type: ignore
+    batch = list(sampler)[4 * (int(found[2]) - 1) :][:4]
+    assert found[3].split(", ") == [clips[position].video for position in batch]
+
+
+def test_sync_bn_on_a_cpu_is_refused(tiny_data: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^sync_bn: "):
+        make_trainer(config(tiny_data[0], tmp_path, sync_bn=True), annotate(tiny_data[0]), CPU)
+
+
+def test_a_checkpoint_starts_a_model_with_another_head(
+    tiny_data: tuple[Path, Path], tmp_path: Path
+) -> None:
+    source = build_model("r2plus1d_18", 400).state_dict()
+    write_atomically(
+        {"model": source, "epoch": 1, "config": {}, "categories": {}}, tmp_path / "best.pt"
+    )
+    settled = config(tiny_data[0], tmp_path, load_model=str(tmp_path / "best.pt"))
+    trainer = make_trainer(settled, annotate(tiny_data[0]), CPU)
+    own = trainer.model.state_dict()
+    assert own["fc.weight"].shape == (3, 512)
+    assert torch.equal(own["layer4.1.conv2.0.0.weight"], source["layer4.1.conv2.0.0.weight"])
+
+
+def test_meters_agree_with_scikit_learn_over_uneven_batches() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(17, 7, generator=generator)
+    targets = torch.randint(0, 7, (17,), generator=generator)
+    meters = Meters(7, torch.device("cpu"))
+    for part in (slice(0, 8), slice(8, 16), slice(16, 17)):
+        loss = torch.nn.functional.cross_entropy(logits[part], targets[part])
+        meters.update(loss, logits[part], targets[part])
+    found = meters.compute("val")
+    probabilities = logits.double().softmax(1).numpy()
+    assert found["val_loss"] == pytest.approx(
+        log_loss(targets, probabilities, labels=range(7)), rel=1e-5
+    )
+    assert found["val_acc1"] == pytest.approx(100 * accuracy_score(targets, logits.argmax(1)))
+    top5 = top_k_accuracy_score(targets, probabilities, k=5, labels=range(7))
+    assert found["val_acc5"] == pytest.approx(100 * top5)

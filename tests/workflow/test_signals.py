@@ -1,0 +1,60 @@
+"""Signals wait while a step starts, and end it in an orderly way afterwards."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+SCRIPT = """
+import sys, time
+from k400tiny_lib.workflow import signals as interruption
+interruption.defer()
+print("deferred", flush=True)
+time.sleep(1)
+try:
+    interruption.arm()
+    print("armed", flush=True)
+    time.sleep(30)
+except KeyboardInterrupt:
+    time.sleep(0.5)  # a second signal must not disturb this
+    print("cleaned up", flush=True)
+"""
+
+
+def start() -> "subprocess.Popen[str]":
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "deferred\n"
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("wait_until_armed", [False, True])
+def test_one_signal_or_two_end_in_one_orderly_way(number: int, wait_until_armed: bool) -> None:
+    process = start()
+    assert process.stdout is not None
+    if wait_until_armed:
+        assert process.stdout.readline() == "armed\n"
+    process.send_signal(number)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=20)[0] == "cleaned up\n"
+    assert process.returncode == 0
+
+
+def test_a_step_ends_when_its_parent_is_killed() -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", f"""
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", {SCRIPT!r}], stdout=sys.stdout)
+child.wait()
+"""], stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == "deferred\n"
+    assert parent.stdout.readline() == "armed\n"
+    os.kill(parent.pid, signal.SIGKILL)
+    assert parent.stdout.readline() == "cleaned up\n"
