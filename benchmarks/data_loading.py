@@ -274,10 +274,18 @@ def report(data_path: Path, num_clips: int, workers: int, rounds: int) -> str:
             f"Alone: one process, one thread. In batches: batches of {BATCH}, {workers} worker(s); "
             "`packed` has a thread that reads ahead instead, as `num_workers=auto` chooses. "
             "The reference hands over normalised floats; `none` and `packed` hand over uint8, "
-            "which the device normalises. \"x bare\" is the share of the bare decoder's rate.",
+            'which the device normalises. "x bare" is the share of the bare decoder\'s rate.',
             markdown(
-                ("", "ms a clip", "clips/s", "x reference", "x bare", "clips/s in batches",
-                 "x reference in batches"), rows,
+                (
+                    "",
+                    "ms a clip",
+                    "clips/s",
+                    "x reference",
+                    "x bare",
+                    "clips/s in batches",
+                    "x reference in batches",
+                ),
+                rows,
             ),
             "## Pack",
             markdown(
@@ -294,7 +302,7 @@ def report(data_path: Path, num_clips: int, workers: int, rounds: int) -> str:
             "## Decoders (ms a frame, one thread)",
             markdown(("", "ms"), decoder_rows(frame_files(folders[0]), rounds)),
         ]
-    )  # fmt: skip
+    )
 
 
 @click.command()

@@ -39,9 +39,16 @@ def evaluation_seconds(
     """Seconds from files to the rows of the table."""
     start = time.perf_counter()
     predict_clips(
-        model, clips, range(len(clips)), data_path, GEOMETRY, Protocol(1, 1),
-        batch_size=batch_size, num_workers=num_workers, device=torch.device("cpu"),
-    )  # fmt: skip
+        model,
+        clips,
+        range(len(clips)),
+        data_path,
+        GEOMETRY,
+        Protocol(1, 1),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        device=torch.device("cpu"),
+    )
     return time.perf_counter() - start
 
 

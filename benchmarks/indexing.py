@@ -84,13 +84,15 @@ def _in_own_process(root: Path) -> dict[str, float]:
 def run(sizes: list[int], directory: Path) -> str:
     """Measure each size; returns the table as markdown."""
     lines = [
-        f"# Indexing and splitting on {processor()}", "",
+        f"# Indexing and splitting on {processor()}",
+        "",
         f"{os.cpu_count()} cores, Python {platform.python_version()}. Made tree of hard links, two "
         "frames of 16 x 16 pixels a clip, two clips a source, 400 classes. First: with the one-off "
-        "check of every clip. Then: with the index, the CSV, splits, report and JSON.", "",
+        "check of every clip. Then: with the index, the CSV, splits, report and JSON.",
+        "",
         "| clips | first, s | then, s | then, µs a clip | peak memory, MB |",
         "|---|---|---|---|---|",
-    ]  # fmt: skip
+    ]
     for size in sizes:
         with tempfile.TemporaryDirectory(dir=directory) as folder:
             root = Path(folder)

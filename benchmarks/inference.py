@@ -98,9 +98,12 @@ def fresh_process(arguments: Sequence[str], folder: Path) -> tuple[float, float]
     environment.pop("OMP_NUM_THREADS", None)
     start = time.perf_counter()
     process = psutil.Popen(
-        [sys.executable, *arguments], cwd=folder, env=environment,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     # What the system keeps of a finished process counts the memory of the one that forked it.
     peak = 0
     while process.poll() is None:
@@ -214,9 +217,16 @@ def report(data: Path, clips: int, rounds: int) -> str:
             of_float32 = f"{float32 / ms:.2f}" if name == "int8" else ""
             size = f"{sizes[name]:.0f}" if name in sizes else ""
             rows.append(
-                (str(batch), name, f"{ms:.0f}", f"{1000 / ms:.2f}", f"{plain / ms:.2f}",
-                 of_float32, size)
-            )  # fmt: skip
+                (
+                    str(batch),
+                    name,
+                    f"{ms:.0f}",
+                    f"{1000 / ms:.2f}",
+                    f"{plain / ms:.2f}",
+                    of_float32,
+                    size,
+                )
+            )
     return "\n\n".join(
         [
             "# From JPEG folder to label",
@@ -229,13 +239,11 @@ def report(data: Path, clips: int, rounds: int) -> str:
             "## Labelling",
             "The reference decodes every frame with OpenCV and runs PyTorch; ours is what "
             "`predict` does, which decodes the frames that it needs while the model computes.",
-            markdown(
-                ("batch", "", "ms a clip", "clips/s", "x reference", "x float32", "MB"), rows
-            ),
+            markdown(("batch", "", "ms a clip", "clips/s", "x reference", "x float32", "MB"), rows),
             "## From the start of a process to the first label (files in the page cache)",
             markdown(("", "s", "peak MB"), starts),
         ]
-    )  # fmt: skip
+    )
 
 
 def accuracy_report(checkpoint: Path, data: Path, gt_csv: Path) -> str:
@@ -272,9 +280,13 @@ def accuracy_report(checkpoint: Path, data: Path, gt_csv: Path) -> str:
 @click.option("--clips", default=8, help="Clips of a round.")
 @click.option("--rounds", default=5, help="Rounds, of which medians are taken.")
 def main(
-    data: str, checkpoint: Path | None, labelled_data: Path | None, gt_csv: Path | None,
-    clips: int, rounds: int,
-) -> None:  # fmt: skip
+    data: str,
+    checkpoint: Path | None,
+    labelled_data: Path | None,
+    gt_csv: Path | None,
+    clips: int,
+    rounds: int,
+) -> None:
     """Measure, print and write the table."""
     if len({option is None for option in (checkpoint, labelled_data, gt_csv)}) > 1:
         raise click.UsageError("checkpoint, labelled_data and gt_csv are needed together.")

@@ -47,9 +47,16 @@ OURS: dict[str, dict[str, Any]] = {"sample": load_recipe("sample"), "real": load
 # What both sides share: the clips and how many of them are seen.
 BUDGET = ("clip_len", "resize_size", "crop_size", "batch_size", "num_epochs")
 REFERENCE: dict[str, Any] = {
-    "optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "scheduler": "constant",
-    "warmup_epochs": 0.0, "augmentation": "none", "label_smoothing": 0.0, "amp": "off",
-}  # fmt: skip
+    "optimizer": "sgd",
+    "lr": 0.1,
+    "momentum": 0.9,
+    "weight_decay": 1e-4,
+    "scheduler": "constant",
+    "warmup_epochs": 0.0,
+    "augmentation": "none",
+    "label_smoothing": 0.0,
+    "amp": "off",
+}
 
 
 def recipe_of(data: str, side: str) -> dict[str, Any]:
@@ -126,16 +133,29 @@ def train_and_predict(
     fit(trainer, on_epoch)
     minutes = (time.perf_counter() - start) / 60
     rows = predict_clips(
-        trainer.evaluated_model.eval(), test, range(len(test)), Path(config.data_path),
-        Geometry.trained_with(config), Protocol(1, 1), batch_size=config.batch_size,
-        num_workers=0, device=CPU.device,
-    )  # fmt: skip
+        trainer.evaluated_model.eval(),
+        test,
+        range(len(test)),
+        Path(config.data_path),
+        Geometry.trained_with(config),
+        Protocol(1, 1),
+        batch_size=config.batch_size,
+        num_workers=0,
+        device=CPU.device,
+    )
     loader = trainer.train_loader
     per_epoch = len(loader) * config.batch_size if loader.drop_last else len(train)
     return Run(
-        data, side, number, recipe, per_epoch * config.num_epochs, history[-1]["train_acc1"],
-        minutes, os.getloadavg()[0], make_table(test, [rows]).to_csv(index=False),
-    )  # fmt: skip
+        data,
+        side,
+        number,
+        recipe,
+        per_epoch * config.num_epochs,
+        history[-1]["train_acc1"],
+        minutes,
+        os.getloadavg()[0],
+        make_table(test, [rows]).to_csv(index=False),
+    )
 
 
 def prepare_clips(
@@ -172,9 +192,14 @@ def numbers_of(text: str) -> list[int]:
 @click.option("--seeds", default="0,1,2", help="Seeds on the sample.")
 @click.option("--folds", "held", default="0,1,2", help="Folds of the real clips.")
 def main(
-    data: str, gt_csv: str, output_dir: str, only: str | None, side: str | None, seeds: str,
+    data: str,
+    gt_csv: str,
+    output_dir: str,
+    only: str | None,
+    side: str | None,
+    seeds: str,
     held: str,
-) -> None:  # fmt: skip
+) -> None:
     """Train what is missing, print and write the table of all that is there."""
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)

@@ -100,11 +100,16 @@ def section(data: str, runs: Sequence[Run]) -> list[str]:
         seen = sum(run.clips_seen for run in done)
         rows.append(
             [
-                side, percent(tables[side]), " / ".join(f"{value:.1f}" for value in single),
-                " / ".join(f"{run.train_acc1:.0f}" for run in done), f"{seen}", f"{minutes:.0f}",
-                f"{seen / minutes / 60:.1f}", f"{np.median([run.load for run in done]):.1f}",
+                side,
+                percent(tables[side]),
+                " / ".join(f"{value:.1f}" for value in single),
+                " / ".join(f"{run.train_acc1:.0f}" for run in done),
+                f"{seen}",
+                f"{minutes:.0f}",
+                f"{seen / minutes / 60:.1f}",
+                f"{np.median([run.load for run in done]):.1f}",
             ]
-        )  # fmt: skip
+        )
     clips = reference.drop_duplicates("video")
     chance = 100 * clips["target"].value_counts(normalize=True).max()
     unit = "seed" if data == "sample" else "fold"
@@ -113,13 +118,22 @@ def section(data: str, runs: Sequence[Run]) -> list[str]:
         f"{clips['target'].nunique()} classes, by {len(numbers[0])} {unit}s; the most frequent "
         f"class alone is {chance:.1f} %.",
         markdown(
-            ("", "top-1 % (95 % interval)", f"of each {unit}", "training top-1 in the last epoch",
-             "clips seen", "minutes", "clips/s", "load average"), rows,
+            (
+                "",
+                "top-1 % (95 % interval)",
+                f"of each {unit}",
+                "training top-1 in the last epoch",
+                "clips seen",
+                "minutes",
+                "clips/s",
+                "load average",
+            ),
+            rows,
         ),
         f"Ours minus the reference, clip by clip: {difference.difference:+.1f} points (95 % "
         f"interval {difference.low:+.1f} to {difference.high:+.1f}).",
         "\n".join(f"- {side}: `{json.dumps(sides[side][0].recipe)}`" for side in SIDES),
-    ]  # fmt: skip
+    ]
 
 
 TITLES = {

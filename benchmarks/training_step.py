@@ -149,11 +149,14 @@ def table(shape: Shape, device: torch.device, rounds: int, steps: int) -> str:
         best, source = peak(device, bf16)
         rows.append(
             (
-                name, f"{1000 * found[name]:.1f}", f"{shape[0] / found[name]:.2f}",
-                f"{found[STOCK] / found[name]:.2f}", f"{work / found[name] / 1e12:.3f}",
+                name,
+                f"{1000 * found[name]:.1f}",
+                f"{shape[0] / found[name]:.2f}",
+                f"{found[STOCK] / found[name]:.2f}",
+                f"{work / found[name] / 1e12:.3f}",
                 f"{work / found[name] / best:.0%} ({source})",
             )
-        )  # fmt: skip
+        )
     header = ("", "ms a step", "clips/s", "x torchvision", "TFLOP/s", "share of the peak")
     count, frames, height, width = shape
     return f"## {count} clips of {frames} x {height} x {width}\n\n" + markdown(header, rows)

@@ -40,8 +40,10 @@ class Journal:
     ) -> None:
         """Append the metrics of an epoch, and its pictures: files beside the journal or below."""
         record: dict[str, Any] = {
-            "step": step, "timestamp": int(time.time() * 1000), "metrics": dict(metrics),
-        }  # fmt: skip
+            "step": step,
+            "timestamp": int(time.time() * 1000),
+            "metrics": dict(metrics),
+        }
         if images:
             folder = self.path.parent
             record["images"] = {name: str(p.relative_to(folder)) for name, p in images.items()}

@@ -59,9 +59,14 @@ def evaluate(config: Config) -> None:
 
     fitting = None if split == worker.FITTING_SPLIT else tables.get(worker.FITTING_SPLIT)
     findings = find(
-        split, table, subject.class_names,
-        averages=protocol.num_views > 1, fitting=fitting, probes=probes, other=other,
-    )  # fmt: skip
+        split,
+        table,
+        subject.class_names,
+        averages=protocol.num_views > 1,
+        fitting=fitting,
+        probes=probes,
+        other=other,
+    )
     video, clip = (views.text(subject.geometry) for views in (protocol, Protocol(1, 1)))
     facts = [
         *data_facts(annotations, split),
@@ -77,19 +82,26 @@ def evaluate(config: Config) -> None:
         ),
     ]
     page = render_report(
-        findings, subject,
-        protocol=video, clip_protocol=clip,
+        findings,
+        subject,
+        protocol=video,
+        clip_protocol=clip,
         gallery=make_gallery(
             table, clips, subject.class_names, data_path, subject.model, subject.geometry
         ),
         histories=evaluated.metric_histories(subject.run_id, CURVE_METRICS),
-        facts=facts, compared_with=compared_with,
-    )  # fmt: skip
+        facts=facts,
+        compared_with=compared_with,
+    )
 
     evaluated.log_scores(
-        findings.scores, table[["video", "group", "target"]], config.data_path, split,
-        split_digest(annotations, split), subject.run_id,
-    )  # fmt: skip
+        findings.scores,
+        table[["video", "group", "target"]],
+        config.data_path,
+        split,
+        split_digest(annotations, split),
+        subject.run_id,
+    )
     mlflow.set_tags({evaluated.PROTOCOL_TAG: video, evaluated.CLIP_PROTOCOL_TAG: clip})
     for name, content in tables.items():
         file = "predictions.csv" if name == split else f"predictions_{name}.csv"
@@ -126,9 +138,14 @@ def _other_predictions(
     if given.startswith("models:/"):
         model = load_registered(given, config.registered_model_name)
         other = predict_frames(
-            model.predict, model.class_names, model.clip_len, clips, annotations.categories,
-            Path(config.data_path), protocol,
-        )  # fmt: skip
+            model.predict,
+            model.class_names,
+            model.clip_len,
+            clips,
+            annotations.categories,
+            Path(config.data_path),
+            protocol,
+        )
         return other, f"the model {given} (one centre crop, {protocol.num_clips} clip(s))"
     uri, its_protocol = predictions_uri(given)
     path = local_copy(uri, "compare_with")

@@ -43,8 +43,11 @@ def test_the_slurm_script_runs_train_on_each_node(programs: dict[str, str]) -> N
     slurm = {"SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_ID": "70001", "SLURM_JOB_NUM_NODES": "2"}
     done = subprocess.run(
         ["bash", EXAMPLES / "slurm.sh", "my frames", "runs:/1/annotations.json"],
-        env=programs | slurm, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        env=programs | slurm,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     found = parameters(done.stdout.splitlines())
     assert found["data_path"] == "my frames"
     assert (found["nnodes"], found["node_rank"]) == ("2", "1")
@@ -58,9 +61,12 @@ def test_the_trainjob_runs_train_with_what_kubeflow_sets(programs: dict[str, str
     command = job["spec"]["trainer"]["command"]
     # As Kubeflow Trainer's torch plugin sets them.
     kubeflow = {
-        "PET_NNODES": "2", "PET_NPROC_PER_NODE": "8", "PET_NODE_RANK": "1",
-        "PET_MASTER_ADDR": "k400tiny-node-0-0.k400tiny", "PET_MASTER_PORT": "29400",
-    }  # fmt: skip
+        "PET_NNODES": "2",
+        "PET_NPROC_PER_NODE": "8",
+        "PET_NODE_RANK": "1",
+        "PET_MASTER_ADDR": "k400tiny-node-0-0.k400tiny",
+        "PET_MASTER_PORT": "29400",
+    }
     assert set(re.findall(r"\$(\w+)", command[-1])) <= set(kubeflow)
     done = subprocess.run(
         command, env=programs | kubeflow, capture_output=True, text=True, check=True

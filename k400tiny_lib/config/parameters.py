@@ -330,10 +330,13 @@ def allowed(name: str) -> str:
     bounds = [
         f"{word} {bound:g}"
         for word, bound in (
-            ("from", r.low), ("above", r.above), ("up to", r.high), ("below", r.below)
+            ("from", r.low),
+            ("above", r.above),
+            ("up to", r.high),
+            ("below", r.below),
         )
         if bound is not None
-    ]  # fmt: skip
+    ]
     return " or ".join([" ".join([noun, *bounds]), *r.words])
 
 
@@ -359,9 +362,11 @@ def _convert(text: str, type_name: str, r: Rule) -> Any:
     if text in r.words:
         return text
     if type_name == "bool":
-        return {"true": True, "1": True, "false": False, "0": False}[text.lower()] if (
-            text.lower() in ("true", "false", "1", "0")
-        ) else _refuse()  # fmt: skip
+        return (
+            {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+            if (text.lower() in ("true", "false", "1", "0"))
+            else _refuse()
+        )
     if type_name == "string":
         return text if not r.choices or text in r.choices else _refuse()
     number = int(text) if type_name == "int" else float(text)

@@ -31,32 +31,103 @@ class Step:
 
 
 _PREPARE_DATA = (
-    "data_path", "gt_csv", "output_dir", "val_fraction", "test_fraction", "group_by", "seed",
-    "use_official_splits", "on_bad_clip", "decode_workers", "dask_scheduler",
-)  # fmt: skip
+    "data_path",
+    "gt_csv",
+    "output_dir",
+    "val_fraction",
+    "test_fraction",
+    "group_by",
+    "seed",
+    "use_official_splits",
+    "on_bad_clip",
+    "decode_workers",
+    "dask_scheduler",
+)
 _TRAIN = (
-    "data_path", "annotations", "model", "weights", "load_model", "num_classes", *CLIP_PARAMETERS,
-    "augmentation", "no_flip_classes", "frame_cache", "cache_dir", "batch_size", "num_workers",
-    "num_epochs", "patience", "freeze_epochs", "optimizer", "lr", "lr_batch_size", "momentum",
-    "weight_decay", "scheduler", "warmup_epochs", "label_smoothing", "dropout", "ema_decay",
-    "grad_accum_steps", "clip_grad_norm", "amp", "channels_last", "compile", "sync_bn", "seed",
-    "checkpoint_dir", "save_every",
-    "save_every_minutes", "resume", "print_interval",
-    "nproc_per_node", "nnodes", "node_rank", "rdzv_endpoint", "rdzv_timeout", "max_restarts",
+    "data_path",
+    "annotations",
+    "model",
+    "weights",
+    "load_model",
+    "num_classes",
+    *CLIP_PARAMETERS,
+    "augmentation",
+    "no_flip_classes",
+    "frame_cache",
+    "cache_dir",
+    "batch_size",
+    "num_workers",
+    "num_epochs",
+    "patience",
+    "freeze_epochs",
+    "optimizer",
+    "lr",
+    "lr_batch_size",
+    "momentum",
+    "weight_decay",
+    "scheduler",
+    "warmup_epochs",
+    "label_smoothing",
+    "dropout",
+    "ema_decay",
+    "grad_accum_steps",
+    "clip_grad_norm",
+    "amp",
+    "channels_last",
+    "compile",
+    "sync_bn",
+    "seed",
+    "checkpoint_dir",
+    "save_every",
+    "save_every_minutes",
+    "resume",
+    "print_interval",
+    "nproc_per_node",
+    "nnodes",
+    "node_rank",
+    "rdzv_endpoint",
+    "rdzv_timeout",
+    "max_restarts",
     "parent_run",
-)  # fmt: skip
+)
 _EVALUATE = (
-    "data_path", "annotations", "checkpoint", "weights", "split", "num_clips", "num_crops",
-    "batch_size", "num_workers", "robustness", "compare_with", "nproc_per_node",
-)  # fmt: skip
+    "data_path",
+    "annotations",
+    "checkpoint",
+    "weights",
+    "split",
+    "num_clips",
+    "num_crops",
+    "batch_size",
+    "num_workers",
+    "robustness",
+    "compare_with",
+    "nproc_per_node",
+)
 _EXPORT_ONNX = (
-    "checkpoint", "weights", "data_path", "annotations", "evaluation", "registered_model_name",
-    "opset", "tolerance", "views_in_graph", "quantize", "max_accuracy_drop", "promote",
+    "checkpoint",
+    "weights",
+    "data_path",
+    "annotations",
+    "evaluation",
+    "registered_model_name",
+    "opset",
+    "tolerance",
+    "views_in_graph",
+    "quantize",
+    "max_accuracy_drop",
+    "promote",
     "video_model_name",
-)  # fmt: skip
+)
 _PREDICT = (
-    "input", "model_uri", "registered_model_name", "top_k", "batch_size", "num_threads", "device",
-)  # fmt: skip
+    "input",
+    "model_uri",
+    "registered_model_name",
+    "top_k",
+    "batch_size",
+    "num_threads",
+    "device",
+)
 
 CHAIN: dict[str, Step] = {
     "prepare_data": Step(
@@ -151,10 +222,7 @@ def _check_together(config: Config, step: str) -> None:
             "Needed: a crop within the resized frame."
         )
     smallest = CLIP_SIZES[config.model]
-    for name, least in (
-        ("clip_len", smallest.min_clip_len),
-        ("crop_size", smallest.min_crop_size),
-    ):
+    for name, least in (("clip_len", smallest.min_clip_len), ("crop_size", smallest.min_crop_size)):
         if getattr(config, name) < least:
             raise UserError(
                 f"{name}: {getattr(config, name)} is too small for model={config.model}. "

@@ -60,13 +60,15 @@ def processes_per_node(config: Config) -> int:
 def torchrun_command(config: Config, job_file: Path, module: str) -> list[str]:
     """The torchrun command line of a worker module; one process and many go the same way."""
     command = [
-        sys.executable, "-m", "torch.distributed.run",
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
         f"--nnodes={config.nnodes}",
         f"--nproc-per-node={processes_per_node(config)}",
         f"--max-restarts={config.max_restarts}",
         "--rdzv-backend=c10d",
         f"--rdzv-endpoint={config.rdzv_endpoint}",
-    ]  # fmt: skip
+    ]
     if config.nnodes > 1:
         # c10d would guess the host by comparing names, which fails where nodes share one.
         conf = {
@@ -152,9 +154,7 @@ def launch(
     # kept in a file and shown only where it helps.
     with log_file.open("wb") as log:
         process = subprocess.Popen(
-            torchrun_command(job.config, job_file, module),
-            env=_environment(job.config),
-            stderr=log,
+            torchrun_command(job.config, job_file, module), env=_environment(job.config), stderr=log
         )
         try:
             # A worker's last word: torchrun must not restart it to meet the same mistake again.

@@ -67,8 +67,9 @@ def fit_temperature(probabilities: Floats, targets: Ints) -> float:
     """The temperature in [0.05, 20] with the smallest loss."""
     best = minimize_scalar(
         lambda log_t: loss_at(probabilities, targets, float(np.exp(log_t))),
-        bounds=_LOG_RANGE, method="bounded",
-    )  # fmt: skip
+        bounds=_LOG_RANGE,
+        method="bounded",
+    )
     return float(np.exp(best.x))
 
 
@@ -112,6 +113,12 @@ def calibrate(fitting: pd.DataFrame, table: pd.DataFrame) -> Calibration:
     else:
         reason = "it lowers the loss on held-out validation clips and the calibration error here"
     return Calibration(
-        temperature, gain > 0 and after < before, reason, len(fitting),
-        before, after, loss_at(p, t, 1.0), loss_at(p, t, temperature),
-    )  # fmt: skip
+        temperature,
+        gain > 0 and after < before,
+        reason,
+        len(fitting),
+        before,
+        after,
+        loss_at(p, t, 1.0),
+        loss_at(p, t, temperature),
+    )

@@ -77,9 +77,7 @@ def compare(table: pd.DataFrame, other: pd.DataFrame) -> Comparison:
 
 
 def paired(
-    this_right: npt.NDArray[np.bool_],
-    other_right: npt.NDArray[np.bool_],
-    groups: "pd.Series[str]",
+    this_right: npt.NDArray[np.bool_], other_right: npt.NDArray[np.bool_], groups: "pd.Series[str]"
 ) -> Comparison:
     """Compare what two models got right, clip by clip.
 
@@ -100,10 +98,15 @@ def paired(
     discordant = only_this + only_other
     p_value = binomtest(only_this, discordant, 0.5).pvalue if discordant else 1.0
     return Comparison(
-        acc1=100 * float(this_right.mean()), other_acc1=100 * float(other_right.mean()),
-        difference=100 * float(gain.mean()), low=100 * low, high=100 * high,
-        only_this=only_this, only_other=only_other, mcnemar_p=float(p_value),
-    )  # fmt: skip
+        acc1=100 * float(this_right.mean()),
+        other_acc1=100 * float(other_right.mean()),
+        difference=100 * float(gain.mean()),
+        low=100 * low,
+        high=100 * high,
+        only_this=only_this,
+        only_other=only_other,
+        mcnemar_p=float(p_value),
+    )
 
 
 def predict_frames(

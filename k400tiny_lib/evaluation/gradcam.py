@@ -75,10 +75,13 @@ def make_gallery(
         times = np.linspace(0, view.shape[1] - 1, min(_FRAMES, view.shape[1])).round().astype(int)
         pictures = view[:, times].permute(1, 2, 3, 0).numpy()  # (C, T, H, W) -> (T, H, W, C)
         return Card(
-            str(row["video"]), class_names[row["target"]], class_names[row["predicted"]],
+            str(row["video"]),
+            class_names[row["target"]],
+            class_names[row["predicted"]],
             float(row["confidence"]),
-            _strip(pictures), _strip(_overlay(pictures, heat[times].numpy())),
-        )  # fmt: skip
+            _strip(pictures),
+            _strip(_overlay(pictures, heat[times].numpy())),
+        )
 
     wrong = table[~right].nlargest(_MISTAKES, "confidence")
     unsure = table[right].nsmallest(_DOUBTFUL, "confidence")

@@ -51,11 +51,10 @@ def score(table: pd.DataFrame, split: str) -> dict[str, float]:
         "clip_acc1_ci_low": 100 * clip_low,
         "clip_acc1_ci_high": 100 * clip_high,
         # Over the classes that occur: those without a clip have no recall.
-        "mean_class_acc": 100 * recall_score(
-            targets, table["predicted"], labels=present, average="macro"
-        ),
+        "mean_class_acc": 100
+        * recall_score(targets, table["predicted"], labels=present, average="macro"),
         "ece": calibration_error(probabilities, targets),
-    }  # fmt: skip
+    }
     if len(classes) >= 5:
         scores["acc5"] = 100 * top_k(probabilities, targets, classes, 5)
     if 1 < len(present) < len(classes):
@@ -86,10 +85,12 @@ def calibration_error(probabilities: Floats, targets: Ints) -> float:
     """Expected calibration error over 15 equal bins of the confidence, in [0, 1]."""
     return float(
         multiclass_calibration_error(
-            torch.tensor(probabilities), torch.tensor(targets),
-            num_classes=probabilities.shape[1], n_bins=CALIBRATION_BINS,
+            torch.tensor(probabilities),
+            torch.tensor(targets),
+            num_classes=probabilities.shape[1],
+            n_bins=CALIBRATION_BINS,
         )
-    )  # fmt: skip
+    )
 
 
 def grouped_interval(correct: "pd.Series[bool]", groups: "pd.Series[str]") -> tuple[float, float]:
@@ -122,10 +123,14 @@ def grouped_bootstrap(values: "pd.Series[float]", groups: "pd.Series[str]") -> t
     result = bootstrap(
         (sums, counts),
         lambda s, n, axis: s.sum(axis) / n.sum(axis),
-        paired=True, vectorized=True, n_resamples=_RESAMPLES, method="percentile", rng=0,
+        paired=True,
+        vectorized=True,
+        n_resamples=_RESAMPLES,
+        method="percentile",
+        rng=0,
         # Sources in the thousands would make 2000 resamples of them a matrix of gigabytes.
         batch=max(1, 2_000_000 // len(sums)),
-    )  # fmt: skip
+    )
     interval = result.confidence_interval
     return float(interval.low), float(interval.high)
 
@@ -140,9 +145,12 @@ def per_class(table: pd.DataFrame, class_names: Sequence[str]) -> pd.DataFrame:
         {
             "class_id": present,
             "label": [class_names[index] for index in present],
-            "precision": precision, "recall": recall, "f1": f1, "support": support,
+            "precision": precision,
+            "recall": recall,
+            "f1": f1,
+            "support": support,
         }
-    )  # fmt: skip
+    )
 
 
 def confused_pairs(table: pd.DataFrame, class_names: Sequence[str]) -> pd.DataFrame:
@@ -187,7 +195,10 @@ def reliability(probabilities: Floats, targets: Ints) -> pd.DataFrame:
 
     return pd.DataFrame(
         {
-            "low": edges[:-1], "high": edges[1:], "clips": counts,
-            "confidence": mean_of(confidence), "accuracy": mean_of(correct),
+            "low": edges[:-1],
+            "high": edges[1:],
+            "clips": counts,
+            "confidence": mean_of(confidence),
+            "accuracy": mean_of(correct),
         }
-    )  # fmt: skip
+    )

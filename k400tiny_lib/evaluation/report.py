@@ -19,10 +19,7 @@ from k400tiny_lib.evaluation.subject import Subject
 
 _LABELLED = 40  # classes up to which a confusion matrix shows their names
 _PAIRS = 25
-_CURVES = {
-    "loss": ("train_loss", "val_loss"),
-    "top-1 accuracy, %": ("train_acc1", "val_acc1"),
-}
+_CURVES = {"loss": ("train_loss", "val_loss"), "top-1 accuracy, %": ("train_acc1", "val_acc1")}
 CURVE_METRICS = tuple(name for names in _CURVES.values() for name in names)
 
 Histories = Mapping[str, Sequence[tuple[int, float]]]
@@ -153,7 +150,11 @@ def plot_confusion(findings: Findings, class_names: Sequence[str]) -> Figure:
     for row, column in zip(*matrix.nonzero(), strict=True):
         dark = matrix[row, column] > matrix[row].sum() / 2
         axes.text(
-            column, row, matrix[row, column], ha="center", va="center",
+            column,
+            row,
+            matrix[row, column],
+            ha="center",
+            va="center",
             color="white" if dark else "black",
-        )  # fmt: skip
+        )
     return figure

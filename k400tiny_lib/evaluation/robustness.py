@@ -129,8 +129,7 @@ def probe(
         probabilities = probabilities_of_views(model, variants[0], batch_size, device)
         predicted.append(probabilities.argmax(1).numpy())
     return Probes(
-        np.array(positions, np.int64),
-        np.array(predicted, np.int64).reshape(-1, len(CONDITIONS)),
+        np.array(positions, np.int64), np.array(predicted, np.int64).reshape(-1, len(CONDITIONS))
     )
 
 

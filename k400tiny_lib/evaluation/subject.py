@@ -72,9 +72,13 @@ def load_subject(config: Config, categories: dict[str, int]) -> Subject:
     num_classes = class_count(trained.model, checkpoint["model"])
     names = [by_id.get(index, str(index)) for index in range(num_classes)]
     return Subject(
-        model, trained.model, Geometry.trained_with(trained), names,
-        f"checkpoint of epoch {checkpoint['epoch']}", str(checkpoint.get("run_id", "")),
-    )  # fmt: skip
+        model,
+        trained.model,
+        Geometry.trained_with(trained),
+        names,
+        f"checkpoint of epoch {checkpoint['epoch']}",
+        str(checkpoint.get("run_id", "")),
+    )
 
 
 def _from_weights(name: str, categories: dict[str, int]) -> Subject:
@@ -96,6 +100,10 @@ def _from_weights(name: str, categories: dict[str, int]) -> Subject:
     published = Published(accuracy["acc@1"], accuracy["acc@5"], str(weights.meta["_docs"]))
     geometry = Geometry.of_weights(weights, CLIP_SIZES[architecture].clip_len)
     return Subject(
-        model.eval(), architecture, geometry, class_names, f"torchvision {name}",
+        model.eval(),
+        architecture,
+        geometry,
+        class_names,
+        f"torchvision {name}",
         published=published,
-    )  # fmt: skip
+    )

@@ -78,16 +78,27 @@ def run(job: Job, process: Process) -> None:
     for split in job.splits(annotations):
         clips = annotations.splits[split]
         rows = predict_clips(
-            model, clips, range(len(clips))[share], Path(config.data_path), subject.geometry,
-            Protocol(config.num_clips, config.num_crops), device=process.device, **loading,
-        )  # fmt: skip
+            model,
+            clips,
+            range(len(clips))[share],
+            Path(config.data_path),
+            subject.geometry,
+            Protocol(config.num_clips, config.num_crops),
+            device=process.device,
+            **loading,
+        )
         rows.save(job.folder / f"{split}-{process.rank}.npz")
     if config.robustness:
         clips = annotations.splits[config.split]
         probes = probe(
-            model, clips, probe_positions(len(clips))[share], Path(config.data_path),
-            subject.geometry, device=process.device, **loading,
-        )  # fmt: skip
+            model,
+            clips,
+            probe_positions(len(clips))[share],
+            Path(config.data_path),
+            subject.geometry,
+            device=process.device,
+            **loading,
+        )
         probes.save(job.folder / f"robustness-{process.rank}.npz")
 
 

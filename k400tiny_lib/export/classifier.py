@@ -48,9 +48,13 @@ class Classifier:
     def eager(self, views: int, temperature: float = 1.0) -> Eager:
         """The model in PyTorch, as a function of frames; see `parity.run_eager`."""
         return partial(
-            run_eager, self.model, resize_size=self.resize_size, crop_size=self.crop_size,
-            views=views, temperature=temperature,
-        )  # fmt: skip
+            run_eager,
+            self.model,
+            resize_size=self.resize_size,
+            crop_size=self.crop_size,
+            views=views,
+            temperature=temperature,
+        )
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -79,10 +83,14 @@ def from_checkpoint(path: Path) -> Classifier:
     by_id = {index: label for label, index in checkpoint["categories"].items()}
     head = class_count(trained.model, checkpoint["model"])
     return Classifier(
-        model, trained.model, trained.clip_len, trained.resize_size, trained.crop_size,
+        model,
+        trained.model,
+        trained.clip_len,
+        trained.resize_size,
+        trained.crop_size,
         [by_id.get(index, str(index)) for index in range(head)],
         str(checkpoint.get("run_id", "")),
-    )  # fmt: skip
+    )
 
 
 def from_weights(config: Config) -> Classifier:
@@ -99,6 +107,11 @@ def from_weights(config: Config) -> Classifier:
     load_backbone(model, state, f"weights: {config.weights}")
     own = CLIP_SIZES[architecture]
     return Classifier(
-        model.eval(), architecture, own.clip_len, own.resize_size, own.crop_size,
-        class_names, f"torchvision {config.weights}",
-    )  # fmt: skip
+        model.eval(),
+        architecture,
+        own.clip_len,
+        own.resize_size,
+        own.crop_size,
+        class_names,
+        f"torchvision {config.weights}",
+    )

@@ -120,9 +120,12 @@ def export_graph(
     proto = None
     if sheets:
         module = FramesToProbabilities(
-            on_sheets(module.model), module.resize_size, module.crop_size, module.views,
+            on_sheets(module.model),
+            module.resize_size,
+            module.crop_size,
+            module.views,
             module.temperature,
-        ).eval()  # fmt: skip
+        ).eval()
     if module.views == 1 and _takes_more_frames(module, clip_len):
         with contextlib.suppress(torch.onnx.OnnxExporterError):
             proto = _export(module, clip_len, opset, free_frames=True)
@@ -154,9 +157,14 @@ def _export(
     axes = {0: free, 2: free, 3: free} | ({1: free} if free_frames else {})
     with _quiet(), tempfile.TemporaryDirectory() as folder:
         program = torch.onnx.export(
-            module, (torch.randint(0, 256, shape, dtype=torch.uint8),), dynamo=True,
-            opset_version=opset, input_names=[INPUT], output_names=[OUTPUT], dynamic_shapes=(axes,),
-        )  # fmt: skip
+            module,
+            (torch.randint(0, 256, shape, dtype=torch.uint8),),
+            dynamo=True,
+            opset_version=opset,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=(axes,),
+        )
         if program is None:
             raise RuntimeError("torch.onnx.export returned no program")
         # The exporter notes the lines of code behind each node, with the paths of this machine.

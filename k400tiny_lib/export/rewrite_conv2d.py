@@ -108,12 +108,14 @@ def _rule(spatial: bool, relu: bool) -> RewriteRule:
         def convolve(pictures: Any, axes: tuple[int, int], squeezed: int) -> Any:
             weight = ir.tensor(conv.weight.squeeze(squeezed))
             found = op.Conv(
-                pictures, op.initializer(weight, f"{y.name}_weight_2d"), *conv.bias,
+                pictures,
+                op.initializer(weight, f"{y.name}_weight_2d"),
+                *conv.bias,
                 group=conv.group,
                 strides=[conv.strides[axis] for axis in axes],
                 dilations=[conv.dilations[axis] for axis in axes],
                 pads=[conv.pads[axis + end] for end in (0, 3) for axis in axes],
-            )  # fmt: skip
+            )
             return op.Relu(found) if relu else found
 
         return (_spatial_in_2d if spatial else _temporal_in_2d)(op, x, conv, convolve)

@@ -129,10 +129,15 @@ def _to_int8(proto: onnx.ModelProto, clips: Sequence[Tensor]) -> onnx.ModelProto
         # times slower on a CPU with AVX2. What lies between convolutions is in int8 as well: with
         # them alone the result was 1.35 times slower.
         quantize_static(
-            str(prepared), str(result), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
-            weight_type=QuantType.QInt8, activation_type=QuantType.QUInt8,
+            str(prepared),
+            str(result),
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            activation_type=QuantType.QUInt8,
             op_types_to_quantize=["Conv", "Relu", "Add", "Reshape", "Transpose"],
-        )  # fmt: skip
+        )
         quantised: onnx.ModelProto = onnx.load(result)
     return quantised
 

@@ -8,15 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
-from torchvision.models.video import (
-    MViT,
-    mc3_18,
-    mvit_v2_s,
-    r2plus1d_18,
-    r3d_18,
-    s3d,
-    swin3d_t,
-)
+from torchvision.models.video import MViT, mc3_18, mvit_v2_s, r2plus1d_18, r3d_18, s3d, swin3d_t
 
 Triple = tuple[float, float, float]
 

@@ -22,9 +22,14 @@ class SpatialConv(nn.Conv3d):
         frames = clips.transpose(1, 2).flatten(0, 1)  # -> (N * T, C, H, W)
         _, *padding = _sizes(self.padding)
         frames = F.conv2d(
-            frames, self.weight.squeeze(2), self.bias, (rows, columns), padding,
-            self.dilation[1:], self.groups,
-        )  # fmt: skip
+            frames,
+            self.weight.squeeze(2),
+            self.bias,
+            (rows, columns),
+            padding,
+            self.dilation[1:],
+            self.groups,
+        )
         found: Tensor = frames.unflatten(0, (len(clips), -1)).transpose(1, 2)
         return found  # (N, C, T, H, W)
 
@@ -37,9 +42,14 @@ class TemporalConv(nn.Conv3d):
         steps, _, _ = self.stride
         padding, _, _ = _sizes(self.padding)
         pictures = F.conv2d(
-            clips.flatten(3), self.weight.squeeze(-1), self.bias, (steps, 1), (padding, 0),
-            (self.dilation[0], 1), self.groups,
-        )  # fmt: skip
+            clips.flatten(3),
+            self.weight.squeeze(-1),
+            self.bias,
+            (steps, 1),
+            (padding, 0),
+            (self.dilation[0], 1),
+            self.groups,
+        )
         found: Tensor = pictures.unflatten(3, clips.shape[3:])
         return found
 

@@ -129,10 +129,11 @@ def load_backbone(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
     head_fits = all(key in state and state[key].shape == own[key].shape for key in head)
     wanted = {k: v for k, v in state.items() if head_fits or k not in head}
     wrong = [
-        key for key in own.keys() | wanted.keys()
+        key
+        for key in own.keys() | wanted.keys()
         if (head_fits or key not in head)
         and (key not in own or key not in wanted or own[key].shape != wanted[key].shape)
-    ]  # fmt: skip
+    ]
     if wrong:
         raise UserError(
             f"{source} is of another architecture: {len(wrong)} tensors differ, first {min(wrong)}."

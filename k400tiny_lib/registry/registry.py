@@ -30,9 +30,18 @@ DECISION_TAG = "k400tiny.promotion"  # of a version: pending, or how it was deci
 TEST_DIGEST_TAG = "test_digest"
 PREDICTIONS = "export/predictions.csv"  # of an export's run
 _TAGGED = (
-    "architecture", "quantize", "training_run_id", "commit", "temperature", "test_acc1",
-    "test_acc1_interval", "test_loss", "protocol", "data_digest", TEST_DIGEST_TAG,
-)  # fmt: skip
+    "architecture",
+    "quantize",
+    "training_run_id",
+    "commit",
+    "temperature",
+    "test_acc1",
+    "test_acc1_interval",
+    "test_loss",
+    "protocol",
+    "data_digest",
+    TEST_DIGEST_TAG,
+)
 _PENDING, _ABANDONED = "pending", "challenger: its export ended before it was compared"
 _NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 _PATIENCE_S, _POLL_S = 60.0, 0.2
@@ -225,6 +234,8 @@ def load_registered(model_uri: str, name: str) -> RegisteredModel:
     if "class_names" not in metadata or "clip_len" not in metadata:
         raise UserError(f"model_uri: {uri} was not exported by export_onnx (no class names).")
     return RegisteredModel(
-        pyfunc, json.loads(metadata["class_names"]), int(json.loads(metadata["clip_len"])),
+        pyfunc,
+        json.loads(metadata["class_names"]),
+        int(json.loads(metadata["clip_len"])),
         int(json.loads(metadata.get("views_in_graph", "1"))),
-    )  # fmt: skip
+    )

@@ -188,8 +188,7 @@ def end_running_children(parent_id: str) -> list[str]:
     client = MlflowClient()
     experiment = client.get_run(parent_id).info.experiment_id
     running = client.search_runs(
-        [experiment],
-        f"tags.mlflow.parentRunId = '{parent_id}' and attributes.status = 'RUNNING'",
+        [experiment], f"tags.mlflow.parentRunId = '{parent_id}' and attributes.status = 'RUNNING'"
     )
     for run in running:
         client.set_terminated(run.info.run_id, "FAILED")

@@ -10,19 +10,30 @@ import torch.distributed as dist
 from k400tiny_lib.config import AUTO, NONE, Config
 from k400tiny_lib.distributed.process import Process
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.models.checkpoint import (
-    check_categories,
-    newest_checkpoint,
-    read_training_state,
-)
+from k400tiny_lib.models.checkpoint import check_categories, newest_checkpoint, read_training_state
 
 # A resumed run may have others without a word: they do not say what is learnt.
 _OF_NO_MATTER = {
-    "data_path", "annotations", "checkpoint_dir", "cache_dir", "frame_cache", "num_workers",
-    "resume", "load_model", "weights", "save_every", "save_every_minutes", "print_interval",
-    "nproc_per_node", "nnodes", "node_rank", "rdzv_endpoint", "rdzv_timeout", "max_restarts",
+    "data_path",
+    "annotations",
+    "checkpoint_dir",
+    "cache_dir",
+    "frame_cache",
+    "num_workers",
+    "resume",
+    "load_model",
+    "weights",
+    "save_every",
+    "save_every_minutes",
+    "print_interval",
+    "nproc_per_node",
+    "nnodes",
+    "node_rank",
+    "rdzv_endpoint",
+    "rdzv_timeout",
+    "max_restarts",
     "parent_run",
-}  # fmt: skip
+}
 
 
 def settle_resume(config: Config) -> tuple[Config, str | None]:
@@ -89,9 +100,11 @@ def checkpoint_to_continue(config: Config, run_id: str, process: Process) -> dic
 
 def _age(checkpoint: Mapping[str, Any]) -> tuple[int, int, int, str]:
     return (
-        checkpoint["finished_epochs"], checkpoint["batch"], checkpoint["updates"],
+        checkpoint["finished_epochs"],
+        checkpoint["batch"],
+        checkpoint["updates"],
         str(checkpoint["run_id"]),
-    )  # fmt: skip
+    )
 
 
 def check_resumable(

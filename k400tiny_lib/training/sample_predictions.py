@@ -68,8 +68,11 @@ def draw_predictions(
         verdict = "right" if right else f"predicted {labels.get(predicted, predicted)}"
         axes.set_title(
             f"{labels.get(target, target)}: {verdict}, {shares[predicted]:.0%}",
-            fontsize=9, loc="left", color="tab:green" if right else "tab:red", parse_math=False,
-        )  # fmt: skip
+            fontsize=9,
+            loc="left",
+            color="tab:green" if right else "tab:red",
+            parse_math=False,
+        )
     return figure
 
 

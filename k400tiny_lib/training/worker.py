@@ -29,12 +29,7 @@ from k400tiny_lib.models.checkpoint import BEST, read_checkpoint
 from k400tiny_lib.models.conv2d import fastest_form
 from k400tiny_lib.models.weights import build_model, load_backbone, pretrained_state
 from k400tiny_lib.training.loop import Interrupted, Trainer, fit
-from k400tiny_lib.training.optim import (
-    make_average,
-    make_optimizer,
-    make_scheduler,
-    scaled_lr_line,
-)
+from k400tiny_lib.training.optim import make_average, make_optimizer, make_scheduler, scaled_lr_line
 from k400tiny_lib.training.reporting import Reporter, continue_journal
 from k400tiny_lib.training.resuming import check_resumable, checkpoint_to_continue
 from k400tiny_lib.training.state import load_state
@@ -165,11 +160,17 @@ def make_trainer(
         print(scaled_lr_line(config, process.world_size), flush=True)
     updates = -(-len(train_loader) // config.grad_accum_steps)
     return Trainer(
-        config=config, process=process, model=model, forward=forward,
-        average=make_average(model, config.ema_decay), optimizer=optimizer,
+        config=config,
+        process=process,
+        model=model,
+        forward=forward,
+        average=make_average(model, config.ema_decay),
+        optimizer=optimizer,
         scheduler=make_scheduler(optimizer, config, updates),
-        train_loader=train_loader, val_loader=val_loader, num_classes=num_classes,
-    )  # fmt: skip
+        train_loader=train_loader,
+        val_loader=val_loader,
+        num_classes=num_classes,
+    )
 
 
 def resume(trainer: Trainer, job: Job, categories: dict[str, int]) -> None:

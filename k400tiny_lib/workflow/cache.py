@@ -25,11 +25,25 @@ _CODE = (
 # They say how fast a step runs and what it shows, not what comes out; data_path speaks through the
 # digests of the annotations, launch parameters through what they change.
 _WITHOUT_EFFECT = {
-    "data_path", "output_dir", "frame_cache", "cache_dir", "num_workers", "print_interval",
-    "checkpoint_dir", "save_every", "save_every_minutes", "node_rank", "rdzv_endpoint",
-    "rdzv_timeout", "max_restarts", "parent_run", "use_cache", "env_manager", "decode_workers",
+    "data_path",
+    "output_dir",
+    "frame_cache",
+    "cache_dir",
+    "num_workers",
+    "print_interval",
+    "checkpoint_dir",
+    "save_every",
+    "save_every_minutes",
+    "node_rank",
+    "rdzv_endpoint",
+    "rdzv_timeout",
+    "max_restarts",
+    "parent_run",
+    "use_cache",
+    "env_manager",
+    "decode_workers",
     "dask_scheduler",
-}  # fmt: skip
+}
 
 _PROOF = {
     "prepare_data": "annotations/annotations.json",

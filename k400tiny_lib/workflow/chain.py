@@ -160,9 +160,12 @@ def summarise(finished: list[Finished], config: Config) -> str:
     ]
     top1 = _top1(scores, config.split)
     note = [
-        f"**{top1}**, model `models:/{version}`", "",
-        "| step | run | | seconds |", "|---|---|---|---|", *rows,
-    ]  # fmt: skip
+        f"**{top1}**, model `models:/{version}`",
+        "",
+        "| step | run | | seconds |",
+        "|---|---|---|---|",
+        *rows,
+    ]
     mlflow.set_tags(
         {"mlflow.note.content": "\n".join(note), MODEL_VERSION_TAG: version}
         | {f"k400tiny.run.{done.step}": done.run.info.run_id for done in finished}

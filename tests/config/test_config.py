@@ -59,11 +59,20 @@ def test_every_default_is_allowed_by_its_own_rule(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("lr", "abc"), ("lr", "0"), ("lr", "nan"), ("lr", "inf"), ("batch_size", "1.5"),
-        ("batch_size", "0"), ("optimizer", "adam"), ("sync_bn", "maybe"), ("nproc_per_node", "all"),
-        ("dropout", "1"), ("num_crops", "4"), ("val_fraction", "0"),
+        ("lr", "abc"),
+        ("lr", "0"),
+        ("lr", "nan"),
+        ("lr", "inf"),
+        ("batch_size", "1.5"),
+        ("batch_size", "0"),
+        ("optimizer", "adam"),
+        ("sync_bn", "maybe"),
+        ("nproc_per_node", "all"),
+        ("dropout", "1"),
+        ("num_crops", "4"),
+        ("val_fraction", "0"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_value_is_refused_by_name_with_what_is_allowed(name: str, text: str) -> None:
     with pytest.raises(UserError) as caught:
         parse(name, text)
@@ -74,10 +83,14 @@ def test_a_wrong_value_is_refused_by_name_with_what_is_allowed(name: str, text: 
 @pytest.mark.parametrize(
     ("name", "text", "value"),
     [
-        ("lr", "1e-3", 1e-3), ("nproc_per_node", "auto", "auto"), ("nproc_per_node", "4", 4),
-        ("sync_bn", "true", True), ("sync_bn", "False", False), ("num_epochs", " 7 ", 7),
+        ("lr", "1e-3", 1e-3),
+        ("nproc_per_node", "auto", "auto"),
+        ("nproc_per_node", "4", 4),
+        ("sync_bn", "true", True),
+        ("sync_bn", "False", False),
+        ("num_epochs", " 7 ", 7),
     ],
-)  # fmt: skip
+)
 def test_a_right_value_gets_its_type(name: str, text: str, value: object) -> None:
     assert parse(name, text) == value
 

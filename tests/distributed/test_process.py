@@ -21,9 +21,14 @@ GLOBAL_BATCH = 4
 def follow(process: Process, folder: Path, data_path: Path, name: str) -> None:
     """Train with frozen BatchNorm statistics; leave the loss of each update and the scores."""
     settled = config(
-        data_path, folder, model="mc3_18", num_epochs=2, lr=1e-3, momentum=0.9,
+        data_path,
+        folder,
+        model="mc3_18",
+        num_epochs=2,
+        lr=1e-3,
+        momentum=0.9,
         batch_size=GLOBAL_BATCH // process.world_size,
-    )  # fmt: skip
+    )
     trainer = make_trainer(settled, read_annotations(Path(settled.annotations)), process)
     for module in trainer.model.modules():
         if isinstance(module, nn.BatchNorm3d):

@@ -30,9 +30,15 @@ from tests.helpers.training import CPU, annotate, config, in_nursery, make_job, 
 EACH_UPDATE = 1e-6  # minutes between two writes
 # Whatever has a state of its own is switched on.
 DELICATE: dict[str, Any] = {
-    "model": "mc3_18", "num_epochs": 5, "batch_size": 2, "ema_decay": 0.5, "dropout": 0.2,
-    "lr": 1e-3, "warmup_epochs": 1.0, "augmentation": "standard",
-}  # fmt: skip
+    "model": "mc3_18",
+    "num_epochs": 5,
+    "batch_size": 2,
+    "ema_decay": 0.5,
+    "dropout": 0.2,
+    "lr": 1e-3,
+    "warmup_epochs": 1.0,
+    "augmentation": "standard",
+}
 
 
 def assert_same_end(folder: Path, reference: Path) -> None:
@@ -158,9 +164,13 @@ def test_a_worker_killed_under_torchrun_is_restarted_and_changes_no_bit(
                     killed.append(process.pid)
 
     settled = config(
-        tiny_data[0], tmp_path, nproc_per_node=2, max_restarts=1, save_every_minutes=EACH_UPDATE,
+        tiny_data[0],
+        tmp_path,
+        nproc_per_node=2,
+        max_restarts=1,
+        save_every_minutes=EACH_UPDATE,
         **DELICATE,
-    )  # fmt: skip
+    )
     job = make_job(settled, annotate(tiny_data[0], num_val=2, num_train=16))
     launch.launch(job, tmp_path, kill_rank_1, module="tests.helpers.training")
     assert killed

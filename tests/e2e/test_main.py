@@ -19,9 +19,15 @@ from tests.conftest import REPOSITORY, write_data
 
 NAME = "k400tiny-test"
 TINY = {
-    "clip_len": "4", "resize_size": "32", "crop_size": "32", "batch_size": "4", "num_epochs": "1",
-    "num_workers": "1", "registered_model_name": NAME, "video_model_name": f"{NAME}-video",
-}  # fmt: skip
+    "clip_len": "4",
+    "resize_size": "32",
+    "crop_size": "32",
+    "batch_size": "4",
+    "num_epochs": "1",
+    "num_workers": "1",
+    "registered_model_name": NAME,
+    "video_model_name": f"{NAME}-video",
+}
 
 
 @dataclass(frozen=True)
@@ -38,10 +44,11 @@ class Project:
 
     def command(self, **parameters: str) -> list[str]:
         own = {
-            "data_path": str(self.data_path), "gt_csv": str(self.gt_csv),
+            "data_path": str(self.data_path),
+            "gt_csv": str(self.gt_csv),
             "checkpoint_dir": str(self.folder / "checkpoints"),
             "output_dir": str(self.folder / "data"),
-        }  # fmt: skip
+        }
         command = [sys.executable, "-m", "mlflow", "run", str(REPOSITORY), "-e", "main"]
         for name, value in (own | TINY | parameters).items():
             command += ["-P", f"{name}={value}"]
@@ -54,9 +61,14 @@ class Project:
 
     def run(self, **parameters: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            self.command(**parameters), env=self.environment(), cwd=self.folder,
-            capture_output=True, text=True, check=False, timeout=900,
-        )  # fmt: skip
+            self.command(**parameters),
+            env=self.environment(),
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=900,
+        )
 
     def runs(self, filter_string: str = "") -> list[Run]:
         return list(self.client.search_runs(["0"], filter_string))
@@ -88,18 +100,25 @@ def test_main_leaves_a_parent_and_four_nested_finished_runs_with_the_contracts_n
     by_step = {run.data.tags["k400tiny.step"]: run for run in children}
     assert set(by_step) == {"prepare_data", "train", "evaluate", "export_onnx"}
     expected = {
-        "prepare_data": ("num_clips num_groups num_classes num_dropped",
-                         "annotations/annotations.json annotations/splits/train.csv "
-                         "annotations/splits/val.csv annotations/splits/test.csv "
-                         "annotations/data_report.json"),
-        "train": ("train_loss train_acc1 val_loss val_acc1 lr clips_per_second "
-                  "data_time_fraction best_epoch best_val_acc1", "checkpoints/best.pt"),
-        "evaluate": ("test_loss test_acc1 test_mean_class_acc test_ece test_acc1_ci_low "
-                     "test_acc1_ci_high test_clip_acc1",
-                     "evaluation/predictions.csv evaluation/per_class.csv "
-                     "evaluation/confusion_matrix.png evaluation/report.html"),
+        "prepare_data": (
+            "num_clips num_groups num_classes num_dropped",
+            "annotations/annotations.json annotations/splits/train.csv "
+            "annotations/splits/val.csv annotations/splits/test.csv "
+            "annotations/data_report.json",
+        ),
+        "train": (
+            "train_loss train_acc1 val_loss val_acc1 lr clips_per_second "
+            "data_time_fraction best_epoch best_val_acc1",
+            "checkpoints/best.pt",
+        ),
+        "evaluate": (
+            "test_loss test_acc1 test_mean_class_acc test_ece test_acc1_ci_low "
+            "test_acc1_ci_high test_clip_acc1",
+            "evaluation/predictions.csv evaluation/per_class.csv "
+            "evaluation/confusion_matrix.png evaluation/report.html",
+        ),
         "export_onnx": ("parity_max_abs_diff onnx_latency_ms torch_latency_ms", ""),
-    }  # fmt: skip
+    }
     for step, (metrics, artifacts) in expected.items():
         run = by_step[step]
         assert run.info.status == "FINISHED"
@@ -156,9 +175,13 @@ def test_sigterm_in_the_middle_of_training_leaves_no_run_running(
     finished: Run, project: Project
 ) -> None:
     process = subprocess.Popen(
-        project.command(num_epochs="500"), env=project.environment(), cwd=project.folder,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
+        project.command(num_epochs="500"),
+        env=project.environment(),
+        cwd=project.folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     # The second train run of the store is the one of this test; its journal says that it trains.
     deadline = time.monotonic() + 300
     journals = project.folder / "checkpoints"

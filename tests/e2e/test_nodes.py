@@ -72,12 +72,24 @@ def test_two_nodes_train_together_and_a_killed_worker_comes_back(
     nodes = []
     for rank, (name, folder) in enumerate(zip(namespaces, folders, strict=True)):
         parameters = {
-            "data_path": tiny_data[0], "annotations": annotations, "model": "mc3_18",
-            "clip_len": 4, "resize_size": 32, "crop_size": 32, "batch_size": 2, "num_workers": 0,
-            "num_epochs": 8, "frame_cache": "none", "checkpoint_dir": folder, "nnodes": 2,
-            "node_rank": rank, "rdzv_endpoint": f"{ADDRESSES[0]}:29411", "max_restarts": 2,
-            "rdzv_timeout": 240, "parent_run": parent,
-        }  # fmt: skip
+            "data_path": tiny_data[0],
+            "annotations": annotations,
+            "model": "mc3_18",
+            "clip_len": 4,
+            "resize_size": 32,
+            "crop_size": 32,
+            "batch_size": 2,
+            "num_workers": 0,
+            "num_epochs": 8,
+            "frame_cache": "none",
+            "checkpoint_dir": folder,
+            "nnodes": 2,
+            "node_rank": rank,
+            "rdzv_endpoint": f"{ADDRESSES[0]}:29411",
+            "max_restarts": 2,
+            "rdzv_timeout": 240,
+            "parent_run": parent,
+        }
         command = ["ip", "netns", "exec", name, sys.executable, "-m", "mlflow", "run"]
         command += [str(REPOSITORY), "-e", "train", "--env-manager", "local"]
         for key, value in parameters.items():

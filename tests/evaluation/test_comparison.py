@@ -69,7 +69,8 @@ def test_a_registered_model_sees_the_frames_of_the_same_views(tmp_path: Path) ->
     assert list(table["predicted"]) == [1, 1, 1]
     assert np.array_equal(seen[0][0], read_frames(data_path / clips[0].video, range(6)).numpy())
     with pytest.raises(UserError, match=r"^compare_with: the model does not know 'growing'"):
-        predict_frames(predict, names[:1], 6, clips, annotations.categories, data_path,
-                       Protocol(1, 1))  # fmt: skip
+        predict_frames(
+            predict, names[:1], 6, clips, annotations.categories, data_path, Protocol(1, 1)
+        )
     with pytest.raises(UserError, match=r"^num_crops: "):
         predict_frames(predict, names, 6, clips, annotations.categories, data_path, Protocol(1, 3))

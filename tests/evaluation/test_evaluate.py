@@ -30,8 +30,10 @@ def run_step(*arguments: str, **environment: str) -> subprocess.CompletedProcess
     return subprocess.run(
         [sys.executable, "-m", "steps.evaluate", *arguments],
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)} | environment,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_processes_and_batch_sizes_leave_identical_tables(tmp_path: Path) -> None:
@@ -40,9 +42,14 @@ def test_processes_and_batch_sizes_leave_identical_tables(tmp_path: Path) -> Non
     tables = []
     for processes, batch_size in ((1, 1), (2, 3)):
         config = Config(
-            data_path=str(data_path), annotations=str(path), checkpoint=str(checkpoint),
-            batch_size=batch_size, nproc_per_node=processes, num_workers=0, robustness=False,
-        )  # fmt: skip
+            data_path=str(data_path),
+            annotations=str(path),
+            checkpoint=str(checkpoint),
+            batch_size=batch_size,
+            nproc_per_node=processes,
+            num_workers=0,
+            robustness=False,
+        )
         folder = tmp_path / f"{processes}-{batch_size}"
         folder.mkdir()
         job = worker.Job(config, folder)
@@ -75,9 +82,16 @@ def test_torchvision_weights_are_evaluated_without_training_and_compared(
     )
     other.to_csv(tmp_path / "other.csv", index=False)
     done = run_step(
-        *inputs, *weights, "--num_workers", "0", "--robustness", "False",
-        "--compare_with", str(tmp_path / "other.csv"), TORCH_HOME=str(tmp_path / "torch"),
-    )  # fmt: skip
+        *inputs,
+        *weights,
+        "--num_workers",
+        "0",
+        "--robustness",
+        "False",
+        "--compare_with",
+        str(tmp_path / "other.csv"),
+        TORCH_HOME=str(tmp_path / "torch"),
+    )
     assert done.returncode == 0, done.stderr
 
     run = mlflow.search_runs(search_all_experiments=True, output_format="list")[0]
@@ -96,18 +110,28 @@ def test_torchvision_weights_are_evaluated_without_training_and_compared(
     assert "86.175 %" in page
     assert json.loads((folder / "calibration.json").read_text())["fitted_on"] == 3
     assert {path.name for path in folder.iterdir()} == {
-        "predictions.csv", "predictions_val.csv", "per_class.csv", "calibration.json",
-        "confusion_matrix.png", "report.html",
-    }  # fmt: skip
+        "predictions.csv",
+        "predictions_val.csv",
+        "per_class.csv",
+        "calibration.json",
+        "confusion_matrix.png",
+        "report.html",
+    }
 
 
 def test_a_users_mistake_is_one_line(tmp_path: Path, store: str) -> None:
     data_path, path, _ = write_annotated_clips(tmp_path, num_clips=2)
     checkpoint = write_checkpoint(tmp_path / "best.pt")
     done = run_step(
-        "--data_path", str(data_path), "--annotations", str(path),
-        "--checkpoint", str(checkpoint), "--split", "train",
-    )  # fmt: skip
+        "--data_path",
+        str(data_path),
+        "--annotations",
+        str(path),
+        "--checkpoint",
+        str(checkpoint),
+        "--split",
+        "train",
+    )
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("evaluate: split: train has no clips.")
     assert "Traceback" not in done.stderr

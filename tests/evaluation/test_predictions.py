@@ -40,11 +40,18 @@ def predict(
     clips = annotations.splits["test"]
     parts = [
         predict_clips(
-            subject.model, clips, range(len(clips))[rank::processes], data_path, subject.geometry,
-            PROTOCOL, batch_size=batch_size, num_workers=0, device=CPU,
+            subject.model,
+            clips,
+            range(len(clips))[rank::processes],
+            data_path,
+            subject.geometry,
+            PROTOCOL,
+            batch_size=batch_size,
+            num_workers=0,
+            device=CPU,
         )
         for rank in range(processes)
-    ]  # fmt: skip
+    ]
     return make_table(clips, parts)
 
 

@@ -49,12 +49,15 @@ class Page(HTMLParser):
 
 def page_of(findings: Findings, subject: Subject, shown: Gallery | None = None) -> str:
     return render_report(
-        findings, subject, protocol="PROTOCOL", clip_protocol="CLIP PROTOCOL",
+        findings,
+        subject,
+        protocol="PROTOCOL",
+        clip_protocol="CLIP PROTOCOL",
         gallery=shown or Gallery([], []),
         histories={"train_loss": [(1, 2.0), (2, float("nan")), (3, 1.0)], "val_acc1": [(1, 10.0)]},
         facts=[Fact("commit", "c0ffee"), Fact("run", "r1", "http://tracking/r1")],
         compared_with="OTHER MODEL",
-    )  # fmt: skip
+    )
 
 
 def subject_of(names: list[str], published: Published | None = None) -> Subject:
@@ -68,10 +71,14 @@ def full() -> Findings:
     probes = table[["video", "group", "target"]].assign(**{CLEAN: table["clip_predicted"]})
     probes = probes.assign(**dict.fromkeys(CONDITIONS, 0))
     return find(
-        "test", table, [f"c{n}" for n in range(7)], averages=True,
-        fitting=random_table(seed=1), probes=probes, other=random_table(seed=2).assign(
-            target=table["target"]),
-    )  # fmt: skip
+        "test",
+        table,
+        [f"c{n}" for n in range(7)],
+        averages=True,
+        fitting=random_table(seed=1),
+        probes=probes,
+        other=random_table(seed=2).assign(target=table["target"]),
+    )
 
 
 def test_the_page_has_every_part_and_loads_nothing(full: Findings) -> None:
@@ -79,27 +86,49 @@ def test_the_page_has_every_part_and_loads_nothing(full: Findings) -> None:
     text = page_of(full, subject_of([HOSTILE, *(f"c{n}" for n in range(1, 7))], published))
     page = Page(text)
     assert page.ids >= {
-        "comparison", "facts", "curves", "classes", "confusion", "calibration", "robustness",
+        "comparison",
+        "facts",
+        "curves",
+        "classes",
+        "confusion",
+        "calibration",
+        "robustness",
         "gallery",
-    }  # fmt: skip
+    }
     assert all(address.startswith("data:") for address in page.loaded)
     assert not page.tags & {"script", "link", "iframe", "object", "embed"}
     assert "url(" not in text
     assert "@import" not in text
     for part in (
-        f"{full.score('acc1'):.1f}", f"{full.score('acc1_ci_low'):.1f}", "PROTOCOL",
-        "CLIP PROTOCOL", "OTHER MODEL", "67.463", "86.175", "15 fps", "McNemar", "c0ffee",
-        "pplied", "Played backwards", "JPEG quality 10", HOSTILE,
-    ):  # fmt: skip
+        f"{full.score('acc1'):.1f}",
+        f"{full.score('acc1_ci_low'):.1f}",
+        "PROTOCOL",
+        "CLIP PROTOCOL",
+        "OTHER MODEL",
+        "67.463",
+        "86.175",
+        "15 fps",
+        "McNemar",
+        "c0ffee",
+        "pplied",
+        "Played backwards",
+        "JPEG quality 10",
+        HOSTILE,
+    ):
         assert part in page.text, part
 
 
 def test_parts_that_were_not_measured_say_so() -> None:
     table = random_table()
     findings = find(
-        "val", table, [f"c{n}" for n in range(7)],
-        averages=False, fitting=None, probes=None, other=None,
-    )  # fmt: skip
+        "val",
+        table,
+        [f"c{n}" for n in range(7)],
+        averages=False,
+        fitting=None,
+        probes=None,
+        other=None,
+    )
     page = Page(page_of(findings, subject_of([f"c{n}" for n in range(7)])))
     assert "not applied" in page.text
     assert "Not measured" in page.text

@@ -58,9 +58,10 @@ def test_conditions_are_compared_with_the_same_clips_as_recorded() -> None:
     halves = [Probes(positions[part::2], right[part::2]) for part in (0, 1)]
     probes = probe_table(table, halves)
     pd.testing.assert_series_equal(
-        probes[CLEAN], table["clip_predicted"].iloc[positions].reset_index(drop=True),
+        probes[CLEAN],
+        table["clip_predicted"].iloc[positions].reset_index(drop=True),
         check_names=False,
-    )  # fmt: skip
+    )
     for found in robustness(probes).values():
         assert found.acc1 == 100
         assert found.other_acc1 == 100 * (probes[CLEAN] == probes["target"]).mean()

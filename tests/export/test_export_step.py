@@ -31,9 +31,11 @@ NAME, TEMPERATURE = "step-model", 1.5
 def run_step(program: list[str], *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *program, *arguments, "--registered_model_name", NAME],
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
         check=False,
-    )  # fmt: skip
+    )
 
 
 def write_evaluation(root: Path) -> tuple[ClipFrames, list[str]]:
@@ -52,9 +54,15 @@ def write_evaluation(root: Path) -> tuple[ClipFrames, list[str]]:
     calibration = {"temperature": TEMPERATURE, "applied": True}
     (folder / "calibration.json").write_text(json.dumps(calibration))
     return frames, [
-        "--data_path", str(data_path), "--annotations", str(path),
-        "--checkpoint", str(checkpoint), "--evaluation", str(folder),
-    ]  # fmt: skip
+        "--data_path",
+        str(data_path),
+        "--annotations",
+        str(path),
+        "--checkpoint",
+        str(checkpoint),
+        "--evaluation",
+        str(folder),
+    ]
 
 
 def test_a_registered_variant_says_everything_about_itself(store: str, tmp_path: Path) -> None:
@@ -87,8 +95,9 @@ def test_a_registered_variant_says_everything_about_itself(store: str, tmp_path:
     [kept] = variants[variants["kept"]]["name"]
     assert version.tags["quantize"] == {"float32": "none", "int8": "int8"}[kept]
     # The stored predictions are those of the registered graph, at the temperature.
-    stored = pd.read_csv(mlflow.artifacts.download_artifacts(
-        f"runs:/{run.info.run_id}/export/predictions.csv"))  # fmt: skip
+    stored = pd.read_csv(
+        mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/export/predictions.csv")
+    )
     found = frames.predictions(lambda clip: model.predict({"frames": clip})["probabilities"])
     np.testing.assert_allclose(probabilities_of(stored), probabilities_of(found), atol=1e-4)
     raw = pd.read_csv(tmp_path / "evaluation" / "predictions.csv")

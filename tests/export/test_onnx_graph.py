@@ -80,8 +80,10 @@ def test_a_network_of_fixed_length_is_found_out_before_the_export() -> None:
         def forward(self, clips: torch.Tensor) -> torch.Tensor:
             return clips.mean((3, 4)).flatten(1) @ torch.ones(3 * CLIP_LEN, 2)
 
-    takes = [_takes_more_frames(FramesToProbabilities(network, RESIZE, CROP), CLIP_LEN)
-             for network in (Fixed(), build("r3d_18"))]  # fmt: skip
+    takes = [
+        _takes_more_frames(FramesToProbabilities(network, RESIZE, CROP), CLIP_LEN)
+        for network in (Fixed(), build("r3d_18"))
+    ]
     assert takes == [False, True]
 
 

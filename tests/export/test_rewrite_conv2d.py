@@ -33,9 +33,14 @@ LEFT = [
 
 
 def one_convolution(
-    *, kernel: tuple[int, ...], relu: bool, bias: bool = True, group: int = 1,
-    height: int | str = 9, **attributes: Any,
-) -> onnx.ModelProto:  # fmt: skip
+    *,
+    kernel: tuple[int, ...],
+    relu: bool,
+    bias: bool = True,
+    group: int = 1,
+    height: int | str = 9,
+    **attributes: Any,
+) -> onnx.ModelProto:
     """A graph of x (N, 4, T, H, 8), N and T free, with one convolution to 6 channels."""
     rng = np.random.default_rng(0)
     constants = {"w": rng.standard_normal((6, 4 // group, *kernel), np.float32)}
@@ -44,11 +49,12 @@ def one_convolution(
     nodes.append(helper.make_node("Relu" if relu else "Abs", ["c"], ["y"]))
     sizes = ["N", 4, "T", height, 8]
     graph = helper.make_graph(
-        nodes, "one convolution",
+        nodes,
+        "one convolution",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, sizes)],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )  # fmt: skip
+    )
     opsets = [helper.make_opsetid("", 18)]
     proto = helper.make_model(graph, opset_imports=opsets, ir_version=9)
     return onnx.shape_inference.infer_shapes(proto)

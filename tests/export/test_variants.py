@@ -23,8 +23,9 @@ def test_a_variant_is_smaller_and_close_on_any_batch_and_size(
     assert variant.ByteSize() < size * proto.ByteSize()
     assert proto.SerializeToString() == exported_without_sheets
     assert (variant.graph.input[0], variant.graph.output[0].type.tensor_type.elem_type) == (
-        proto.graph.input[0], onnx.TensorProto.FLOAT,
-    )  # fmt: skip
+        proto.graph.input[0],
+        onnx.TensorProto.FLOAT,
+    )
     assert frames_free(variant)
     full, small = open_session(proto), open_session(variant)
     for frames in (clips(2), clips(1, 129, 57), clips(1, frames=7)):

@@ -36,9 +36,12 @@ def write_best(path: Path, model: nn.Module, architecture: str = "r2plus1d_18") 
     """A best.pt of a model."""
     config = Config(model=architecture, clip_len=CLIP_LEN, resize_size=RESIZE, crop_size=CROP)
     content = {
-        "model": model.state_dict(), "epoch": 1, "config": dataclasses.asdict(config),
-        "categories": {label: index for index, label in enumerate(LABELS)}, "run_id": "",
-    }  # fmt: skip
+        "model": model.state_dict(),
+        "epoch": 1,
+        "config": dataclasses.asdict(config),
+        "categories": {label: index for index, label in enumerate(LABELS)},
+        "run_id": "",
+    }
     torch.save(content, path)
     return path
 

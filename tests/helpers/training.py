@@ -36,11 +36,19 @@ def annotate(data_path: Path, num_val: int = 5, num_train: int | None = None) ->
 def config(data_path: Path, folder: Path, **changes: Any) -> Config:
     """Clips of 4 frames at 32 px in batches of 4, two epochs."""
     small: dict[str, Any] = {
-        "data_path": str(data_path), "checkpoint_dir": str(folder), "clip_len": 4,
-        "resize_size": 32, "crop_size": 32, "batch_size": 4, "num_workers": 0, "num_epochs": 2,
-        "warmup_epochs": 0.0, "annotations": str(folder / "annotations.json"),
-        "amp": "off", "channels_last": False,  # the same numbers on any CPU
-    }  # fmt: skip
+        "data_path": str(data_path),
+        "checkpoint_dir": str(folder),
+        "clip_len": 4,
+        "resize_size": 32,
+        "crop_size": 32,
+        "batch_size": 4,
+        "num_workers": 0,
+        "num_epochs": 2,
+        "warmup_epochs": 0.0,
+        "annotations": str(folder / "annotations.json"),
+        "amp": "off",
+        "channels_last": False,  # the same numbers on any CPU
+    }
     return Config(**(small | changes))
 
 

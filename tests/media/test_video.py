@@ -16,12 +16,7 @@ import torch
 
 from k400tiny_lib.data.loading.temporal_sampling import uniform_indices
 from k400tiny_lib.data.preparation.content_index import ContentIndex
-from k400tiny_lib.data.preparation.decoding import (
-    FrameSettings,
-    Task,
-    decode_videos,
-    plan,
-)
+from k400tiny_lib.data.preparation.decoding import FrameSettings, Task, decode_videos, plan
 from k400tiny_lib.data.preparation.executors import map_unordered, open_executor
 from k400tiny_lib.data.preparation.video_frames import decode
 from k400tiny_lib.data.sources.video_files import VideoFile, list_videos

@@ -188,9 +188,17 @@ def test_every_architecture_is_trained_evaluated_explained_and_exported(
     num_frames, size = tiny(name)
     # So small a clip ends as a single place: BatchNorm over two of them has steep gradients.
     settled = config(
-        tiny_data[0], tmp_path, model=name, clip_len=num_frames, resize_size=size, crop_size=size,
-        batch_size=2, num_epochs=1, dropout=0.5, clip_grad_norm=1.0,
-    )  # fmt: skip
+        tiny_data[0],
+        tmp_path,
+        model=name,
+        clip_len=num_frames,
+        resize_size=size,
+        crop_size=size,
+        batch_size=2,
+        num_epochs=1,
+        dropout=0.5,
+        clip_grad_norm=1.0,
+    )
     Path(settled.annotations).write_text(annotations.to_json())
     run(Job(settled, "", tmp_path / "journal.jsonl", tmp_path / "error.txt"), CPU)
     best = tmp_path / "best.pt"
@@ -198,9 +206,16 @@ def test_every_architecture_is_trained_evaluated_explained_and_exported(
 
     subject = load_subject(Config(checkpoint=str(best)), categories)
     rows = predict_clips(
-        subject.model, clips, range(len(clips)), tiny_data[0], subject.geometry, Protocol(1, 1),
-        batch_size=2, num_workers=0, device=CPU.device,
-    )  # fmt: skip
+        subject.model,
+        clips,
+        range(len(clips)),
+        tiny_data[0],
+        subject.geometry,
+        Protocol(1, 1),
+        batch_size=2,
+        num_workers=0,
+        device=CPU.device,
+    )
     assert np.ptp(rows.probabilities, axis=0).max() > 0.01
     one = torch.randn(1, 3, num_frames, size, size)
     assert grad_cam(subject.model, one, 0).shape == (1, num_frames, size, size)

@@ -28,9 +28,13 @@ from tests.training.test_training import CPU, annotate, config
 )
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last_3d])
 def test_a_convolution_in_2d_is_pytorchs_in_3d(
-    kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...], groups: int,
-    form: type, memory: torch.memory_format,
-) -> None:  # fmt: skip
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    groups: int,
+    form: type,
+    memory: torch.memory_format,
+) -> None:
     torch.manual_seed(0)
     theirs = torch.nn.Conv3d(4, 8, kernel, stride, padding, groups=groups)
     ours = torch.nn.Conv3d(4, 8, kernel, stride, padding, groups=groups)

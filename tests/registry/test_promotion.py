@@ -65,8 +65,9 @@ def test_a_better_version_takes_the_name_and_a_worse_one_does_not(store: str) ->
         verdict = export(right_on(share))
         assert champion() == expected
         newest = client.get_model_version_by_alias(NAME, "challenger")
-        assert verdict.promoted == (newest.version == client.get_model_version_by_alias(
-            NAME, "champion").version)  # fmt: skip
+        assert verdict.promoted == (
+            newest.version == client.get_model_version_by_alias(NAME, "champion").version
+        )
         assert newest.tags[registry.DECISION_TAG] == verdict.text
     # After rolling back by hand, the next one is measured against what was chosen.
     rollback()
@@ -93,10 +94,18 @@ def test_two_exports_at_once_end_with_the_better_one_whatever_their_order(
     for name, share, seconds in (("better", 0.9, "0.5"), ("worse", 0.6, "2")):
         right_on(share).to_csv(tmp_path / f"{name}.csv", index=False)
         workers[name] = subprocess.Popen(
-            [sys.executable, "-m", "tests.helpers.race_worker", str(tmp_path / f"{name}.csv"),
-             seconds, str(tmp_path / f"{name}.go")],
-            env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, text=True, stdout=subprocess.PIPE,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "tests.helpers.race_worker",
+                str(tmp_path / f"{name}.csv"),
+                seconds,
+                str(tmp_path / f"{name}.go"),
+            ],
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+            text=True,
+            stdout=subprocess.PIPE,
+        )
     for worker in workers.values():
         assert worker.stdout is not None
         assert worker.stdout.readline() == "ready\n"

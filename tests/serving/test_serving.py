@@ -70,9 +70,13 @@ def address(registered: Registered) -> Iterator[str]:
     command = f"mlflow models serve -m models:/{VIDEO_NAME}@champion --env-manager local -p {port}"
     with (registered.folder / "server.log").open("w") as log:
         server = subprocess.Popen(
-            command.split(), cwd=registered.folder, env=environment, stdout=log, stderr=log,
+            command.split(),
+            cwd=registered.folder,
+            env=environment,
+            stdout=log,
+            stderr=log,
             start_new_session=True,
-        )  # fmt: skip
+        )
     try:
         url = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + 120
@@ -171,9 +175,12 @@ _malformed = st.one_of(
 
 
 @settings(
-    max_examples=200, deadline=None, suppress_health_check=list(HealthCheck), database=None,
+    max_examples=200,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    database=None,
     derandomize=True,
-)  # fmt: skip
+)
 @given(body=_malformed)
 def _refuse(address: str, body: bytes) -> None:
     status, answer = post(address, body)

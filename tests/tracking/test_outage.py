@@ -37,16 +37,29 @@ class Server:
 
     def start(self) -> None:
         command = [
-            sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(self.port),
-            "--backend-store-uri", f"sqlite:///{self.folder}/server.db",
-            "--artifacts-destination", str(self.folder / "artifacts"),
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--workers",
+            "1",
+            "--port",
+            str(self.port),
+            "--backend-store-uri",
+            f"sqlite:///{self.folder}/server.db",
+            "--artifacts-destination",
+            str(self.folder / "artifacts"),
+        ]
         environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         environment.pop("MLFLOW_TRACKING_URI", None)
         self.process = subprocess.Popen(
-            command, env=environment, cwd=self.folder, start_new_session=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            command,
+            env=environment,
+            cwd=self.folder,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
 
     def wait(self) -> None:
         deadline = time.monotonic() + 120
@@ -83,20 +96,31 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 def train(server: Server, data_path: Path, folder: Path) -> "subprocess.Popen[str]":
     (folder / "annotations.json").write_text(annotate(data_path).to_json())
     parameters = {
-        "data_path": data_path, "annotations": folder / "annotations.json",
-        "checkpoint_dir": folder / "run", "clip_len": 4, "resize_size": 32, "crop_size": 32,
-        "batch_size": 4, "num_workers": 0, "num_epochs": 1, "frame_cache": "none",
-    }  # fmt: skip
+        "data_path": data_path,
+        "annotations": folder / "annotations.json",
+        "checkpoint_dir": folder / "run",
+        "clip_len": 4,
+        "resize_size": 32,
+        "crop_size": 32,
+        "batch_size": 4,
+        "num_workers": 0,
+        "num_epochs": 1,
+        "frame_cache": "none",
+    }
     options = [part for k, v in parameters.items() for part in (f"--{k}", str(v))]
     return subprocess.Popen(
-        [sys.executable, "-m", "steps.train", *options], cwd=REPOSITORY, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env=os.environ | {
+        [sys.executable, "-m", "steps.train", *options],
+        cwd=REPOSITORY,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ
+        | {
             "MLFLOW_TRACKING_URI": server.uri,
             "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # for the test not to wait four minutes
             "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1",
         },
-    )  # fmt: skip
+    )
 
 
 def steps_of(client: MlflowClient, run_id: str, metric: str) -> list[int]:

@@ -42,9 +42,15 @@ def test_the_reference_sees_all_clips_in_one_order_with_the_same_pixels(
         {"train": clips, "val": clips[:1], "test": clips[:1]},
     )
     config = Config(
-        **REFERENCE, data_path=str(tiny_data[0]), clip_len=4, resize_size=32, crop_size=32,
-        batch_size=4, num_workers=0, num_epochs=3,
-    )  # fmt: skip
+        **REFERENCE,
+        data_path=str(tiny_data[0]),
+        clip_len=4,
+        resize_size=32,
+        crop_size=32,
+        batch_size=4,
+        num_workers=0,
+        num_epochs=3,
+    )
     trainer = make_trainer(config, annotations, CPU)
     make_reference(trainer)
 

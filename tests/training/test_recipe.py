@@ -48,9 +48,13 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def trainer_for(data_path: Path, folder: Path, **changes: Any) -> Trainer:
     plain = {
-        "augmentation": "none", "optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0,
-        "scheduler": "constant", "num_epochs": 1,
-    }  # fmt: skip
+        "augmentation": "none",
+        "optimizer": "sgd",
+        "momentum": 0.0,
+        "weight_decay": 0.0,
+        "scheduler": "constant",
+        "num_epochs": 1,
+    }
     return make_trainer(config(data_path, folder, **(plain | changes)), annotate(data_path), CPU)
 
 
@@ -152,9 +156,14 @@ def test_a_frozen_backbone_stays_while_the_head_learns_and_thaws_afterwards(
     tiny_data: tuple[Path, Path], tmp_path: Path
 ) -> None:
     trainer = trainer_for(
-        tiny_data[0], tmp_path, num_epochs=2, freeze_epochs=1, weight_decay=0.1, momentum=0.9,
+        tiny_data[0],
+        tmp_path,
+        num_epochs=2,
+        freeze_epochs=1,
+        weight_decay=0.1,
+        momentum=0.9,
         ema_decay=0.5,
-    )  # fmt: skip
+    )
     states = [weights(trainer)]
     fit(trainer, lambda trainer, *_: states.append(weights(trainer)))
     head = {name for name in states[0] if name.startswith("fc.")}

@@ -26,10 +26,14 @@ CATEGORIES = {"a": 0, "b": 1}
 
 def content(updates: int, run_id: str = "run", **parameters: Any) -> dict[str, Any]:
     return {
-        "model": {"fc.weight": torch.full((100, 100), float(updates))}, "epoch": 0,
-        "config": dataclasses.asdict(Config(**parameters)), "categories": CATEGORIES,
-        "run_id": run_id, "processes": [], "updates": updates,
-    }  # fmt: skip
+        "model": {"fc.weight": torch.full((100, 100), float(updates))},
+        "epoch": 0,
+        "config": dataclasses.asdict(Config(**parameters)),
+        "categories": CATEGORIES,
+        "run_id": run_id,
+        "processes": [],
+        "updates": updates,
+    }
 
 
 def two_checkpoints(folder: Path) -> None:
@@ -150,8 +154,9 @@ def test_a_resumed_run_goes_on_with_the_curves_of_the_former(
     assert [m.step for m in history] == [1, 2]
     [(first, _)] = read_entries(tmp_path / "a" / "former.jsonl")
     assert (history[0].value, history[0].timestamp) == (
-        first.metrics["train_loss"], first.timestamp
-    )  # fmt: skip
+        first.metrics["train_loss"],
+        first.timestamp,
+    )
     assert client.get_run(active.info.run_id).data.tags[RESUMED_FROM_TAG] == "former"
 
     # Within an epoch other batches would be other clips.

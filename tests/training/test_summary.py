@@ -23,22 +23,40 @@ from k400tiny_lib.training.worker import make_trainer
 from tests.training.test_training import CPU, annotate, config
 
 METRICS = {
-    "train_loss": 1.5, "train_acc1": 40.0, "val_loss": 1.2, "val_acc1": 50.0, "val_acc5": 90.0,
-    "clips_per_second": 12.34, "data_time_fraction": 0.07, "memory_gb": 3.21, "lr": 0.1,
+    "train_loss": 1.5,
+    "train_acc1": 40.0,
+    "val_loss": 1.2,
+    "val_acc1": 50.0,
+    "val_acc5": 90.0,
+    "clips_per_second": 12.34,
+    "data_time_fraction": 0.07,
+    "memory_gb": 3.21,
+    "lr": 0.1,
     "epoch_seconds": 60.0,
-}  # fmt: skip
+}
 
 
 def test_the_line_of_an_epoch_says_how_it_went_and_what_is_left() -> None:
     line = progress_line(3, 10, METRICS, is_best=True, seconds=60.0)
-    for part in ("3/10", "loss 1.500", "acc1  50.0*", "acc5  90.0", "12.3 clips/s",
-                 "data   7%", "3.2 GB", "7 min left"):  # fmt: skip
+    for part in (
+        "3/10",
+        "loss 1.500",
+        "acc1  50.0*",
+        "acc5  90.0",
+        "12.3 clips/s",
+        "data   7%",
+        "3.2 GB",
+        "7 min left",
+    ):
         assert part in line
     two_classes = {name: value for name, value in METRICS.items() if name != "val_acc5"}
     assert "acc5" not in progress_line(10, 10, two_classes, is_best=False, seconds=60.0)
     assert [duration(s) for s in (0, 45, 600, 3 * 3600 + 301)] == [
-        "0 s", "45 s", "10 min", "3 h 05 min"
-    ]  # fmt: skip
+        "0 s",
+        "45 s",
+        "10 min",
+        "3 h 05 min",
+    ]
 
 
 @pytest.mark.parametrize(

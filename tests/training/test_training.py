@@ -29,9 +29,15 @@ def test_a_single_batch_is_learnt_by_heart(tiny_data: tuple[Path, Path], tmp_pat
     ][::3][:6]
     few = Annotations(annotations.categories, {"train": six, "val": six, "test": six})
     settled = config(
-        tiny_data[0], tmp_path, batch_size=6, num_epochs=8, augmentation="none",
-        optimizer="adamw", lr=1e-3, scheduler="constant",
-    )  # fmt: skip
+        tiny_data[0],
+        tmp_path,
+        batch_size=6,
+        num_epochs=8,
+        augmentation="none",
+        optimizer="adamw",
+        lr=1e-3,
+        scheduler="constant",
+    )
     trainer = make_trainer(settled, few, CPU)
     seen: list[dict[str, float]] = []
     fit(trainer, lambda _, metrics, best: seen.append(metrics))
@@ -75,8 +81,10 @@ def test_a_loss_that_is_not_finite_stops_with_the_epoch_the_batch_and_its_clips(
     trainer = make_trainer(settled, annotations, CPU)
     with pytest.raises(UserError) as caught:
         fit(trainer, lambda *_: None)
-    found = re.match(r"lr: the loss is (nan|inf) in epoch 1, batch (\d+), of the clips (.*?)\.",
-                     str(caught.value))  # fmt: skip
+    found = re.match(
+        r"lr: the loss is (nan|inf) in epoch 1, batch (\d+), of the clips (.*?)\.",
+        str(caught.value),
+    )
     assert found
     # The order of PyTorch's own sampler under the same seed and epoch.
     clips = annotations.splits["train"]

@@ -47,12 +47,18 @@ def test_one_signal_or_two_end_in_one_orderly_way(number: int, wait_until_armed:
 
 def test_a_step_ends_when_its_parent_is_killed() -> None:
     parent = subprocess.Popen(
-        [sys.executable, "-c", f"""
+        [
+            sys.executable,
+            "-c",
+            f"""
 import subprocess, sys
 child = subprocess.Popen([sys.executable, "-c", {SCRIPT!r}], stdout=sys.stdout)
 child.wait()
-"""], stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+""",
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert parent.stdout is not None
     assert parent.stdout.readline() == "deferred\n"
     assert parent.stdout.readline() == "armed\n"

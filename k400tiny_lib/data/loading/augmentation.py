@@ -106,9 +106,7 @@ def mix_batch(clips: Tensor, targets: Tensor, num_classes: int) -> tuple[Tensor,
     Returns:
         The mixed clips, and float32 (N, K) targets whose rows sum to 1.
     """
-    mix = MixVideo(
-        mixup_alpha=_MIXUP_ALPHA, cutmix_alpha=_CUTMIX_ALPHA, num_classes=num_classes
-    )  # fmt: skip
+    mix = MixVideo(mixup_alpha=_MIXUP_ALPHA, cutmix_alpha=_CUTMIX_ALPHA, num_classes=num_classes)
     mixed, soft = mix(clips, targets)
     return mixed, soft.float()
 

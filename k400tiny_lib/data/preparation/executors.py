@@ -74,10 +74,7 @@ def open_executor(scheduler: str, workers: int | str) -> Iterator[tuple[Executor
 
 
 def map_unordered(
-    executor: Executor,
-    workers: int,
-    function: Callable[[Task], Result],
-    tasks: Iterable[Task],
+    executor: Executor, workers: int, function: Callable[[Task], Result], tasks: Iterable[Task]
 ) -> Iterator[tuple[Task, Result]]:
     """Apply a function to tasks, results as they come; memory for a few tasks per worker only.
 

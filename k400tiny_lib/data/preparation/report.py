@@ -45,19 +45,22 @@ def data_report(
         "notes": notes,
         "group_by": "single clips" if config.group_by == NONE else config.group_by,
         "frames_per_clip": {
-            "min": int(table["num_frames"].min()), "max": int(table["num_frames"].max()),
+            "min": int(table["num_frames"].min()),
+            "max": int(table["num_frames"].max()),
         },
         "split_fractions": {
             name: round(float((table["split"] == name).mean()), 4) for name in SPLITS
         },
         "sources_in_several_splits": shared_sources(table),
         "random_split_would_leak": {
-            "clips": leaked, "of": held_out, "share": round(leaked / held_out, 4),
+            "clips": leaked,
+            "of": held_out,
+            "share": round(leaked / held_out, 4),
         },
         "clips_per_class": _by_label(per_class),
         "fractions_per_class": _by_label(shares),
         "data_digest": digest,
-    }  # fmt: skip
+    }
 
 
 def _by_label(counts: pd.DataFrame) -> dict[str, dict[str, float]]:

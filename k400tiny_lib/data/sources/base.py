@@ -25,9 +25,15 @@ _LAYOUTS = (
     "label,youtube_id,time_start,time_end,split (Kinetics)"
 )
 _SPLIT_WORDS = {
-    "train": "train", "training": "train", "test": "test", "testing": "test",
-    "val": "val", "valid": "val", "validate": "val", "validation": "val",
-}  # fmt: skip
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "val": "val",
+    "valid": "val",
+    "validate": "val",
+    "validation": "val",
+}
 _KINETICS_NAME = re.compile(r"(.+)_\d{6}_\d{6}")
 
 

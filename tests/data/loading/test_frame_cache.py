@@ -93,9 +93,13 @@ def test_training_from_a_pack_sees_the_pixels_of_training_from_files(
 ) -> None:
     def dataset(read: ImageFiles | PackedFrames) -> ClipDataset:
         return ClipDataset(
-            annotations.splits["train"], read, clip_len=4, crop_size=20, training=True,
+            annotations.splits["train"],
+            read,
+            clip_len=4,
+            crop_size=20,
+            training=True,
             augmentation="strong",
-        )  # fmt: skip
+        )
 
     files, packed = dataset(ImageFiles(frames, SIZE)), dataset(PackedFrames(pack))
     for position in (0, 7, 40):
@@ -125,9 +129,13 @@ def test_only_light_clips_are_read_without_worker_processes(
 ) -> None:
     def light(read: ImageFiles | PackedFrames, augmentation: str, training: bool) -> bool:
         return ClipDataset(
-            list(annotations.clips), read, clip_len=4, crop_size=24, training=training,
+            list(annotations.clips),
+            read,
+            clip_len=4,
+            crop_size=24,
+            training=training,
             augmentation=augmentation,
-        ).is_light  # fmt: skip
+        ).is_light
 
     packed, files = PackedFrames(pack), ImageFiles(frames, SIZE)
     assert light(packed, "none", True)
@@ -283,16 +291,27 @@ Usage = namedtuple("Usage", "total used free")
     ],
 )
 def test_auto_packs_what_fits_the_disk_twice_and_says_what_it_does(
-    frames: Path, annotations: Annotations, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch, mode: str, num_epochs: int, room: float, packs: bool,
+    frames: Path,
+    annotations: Annotations,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str,
+    num_epochs: int,
+    room: float,
+    packs: bool,
     said: str,
-) -> None:  # fmt: skip
+) -> None:
     free = round(room * estimated_bytes(annotations, frames, SIZE))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(free, 0, free))
     config = Config(
-        data_path=str(frames), resize_size=SIZE, num_epochs=num_epochs, frame_cache=mode,
-        cache_dir=str(tmp_path / "cache"), num_workers=0,
-    )  # fmt: skip
+        data_path=str(frames),
+        resize_size=SIZE,
+        num_epochs=num_epochs,
+        frame_cache=mode,
+        cache_dir=str(tmp_path / "cache"),
+        num_workers=0,
+    )
     folder = settle_frame_cache(config, annotations)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == bool(said)

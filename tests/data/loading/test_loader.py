@@ -128,9 +128,14 @@ def test_a_frame_that_goes_bad_stops_training_with_the_line_for_the_user(tmp_pat
     clips = clips_of(tmp_path)
     annotations = Annotations({"a": 0, "b": 1, "c": 2}, {"train": clips, "val": clips, "test": []})
     config = Config(
-        data_path=str(tmp_path), clip_len=2, resize_size=16, crop_size=16, batch_size=NUM_CLIPS,
-        num_workers=1, model="r3d_18",
-    )  # fmt: skip
+        data_path=str(tmp_path),
+        clip_len=2,
+        resize_size=16,
+        crop_size=16,
+        batch_size=NUM_CLIPS,
+        num_workers=1,
+        model="r3d_18",
+    )
     trainer = make_trainer(config, annotations, Process(0, 1, 1, torch.device("cpu"), 0))
     for path in (tmp_path / "clip3").iterdir():
         path.write_bytes(b"broken")

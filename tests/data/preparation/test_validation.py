@@ -138,8 +138,11 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
         tmp_path / "data", ["a", "out", "in", "gone"], ContentIndex(tmp_path / "index.sqlite")
     )
     assert {name: verdict.problem for name, verdict in verdicts.items()} == {
-        "a": "", "in": "", "out": "", "gone": "no such folder",
-    }  # fmt: skip
+        "a": "",
+        "in": "",
+        "out": "",
+        "gone": "no such folder",
+    }
 
 
 def test_a_spoilt_index_is_made_again(tmp_path: Path) -> None:

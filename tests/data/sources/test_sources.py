@@ -25,9 +25,13 @@ def csv(path: Path, *lines: str) -> str:
 def test_videos_with_columns_in_any_order_are_named_without_suffix(tmp_path: Path) -> None:
     data = touch(tmp_path / "in", "a.mp4", "sub/b.AVI", "c.mp4", "c.mkv")
     gt = csv(
-        tmp_path / "gt.csv", "label, extra ,youtube_id,file",
-        "x,1,ida,a.mp4", "x,2,idb,sub/b.AVI", "y,3,idc,c.mp4", "y,4,idc,./c.mkv",
-    )  # fmt: skip
+        tmp_path / "gt.csv",
+        "label, extra ,youtube_id,file",
+        "x,1,ida,a.mp4",
+        "x,2,idb,sub/b.AVI",
+        "y,3,idc,c.mp4",
+        "y,4,idc,./c.mkv",
+    )
     assert holds_videos(data, gt)
     source = read_source(data, gt, "youtube_id")
     # Two videos that differ in the suffix alone keep it.
@@ -51,10 +55,13 @@ def test_the_list_of_kinetics_keeps_its_splits_and_drops_lost_videos(tmp_path: P
         tmp_path / "in", "train/abc-_123456_000004_000014.mp4", "xyz45678901_000100_000110.webm"
     )
     gt = csv(
-        tmp_path / "gt.csv", "label,youtube_id,time_start,time_end,split",
-        "push up,abc-_123456,4,14,train", "push up,xyz45678901,100,110,validate",
-        "push up,gone1234567,0,10,test", "push up,odd12345678,soon,10,test",
-    )  # fmt: skip
+        tmp_path / "gt.csv",
+        "label,youtube_id,time_start,time_end,split",
+        "push up,abc-_123456,4,14,train",
+        "push up,xyz45678901,100,110,validate",
+        "push up,gone1234567,0,10,test",
+        "push up,odd12345678,soon,10,test",
+    )
     source = read_source(data, gt, "youtube_id")
     assert source.table[["folder_name", "group", "split"]].to_numpy().tolist() == [
         ["abc-_123456_000004_000014", "abc-_123456", "train"],
@@ -72,8 +79,10 @@ def test_class_folders_of_videos_or_clips_need_no_csv(tmp_path: Path) -> None:
     data = touch(tmp_path / "v", "push_up/a.mp4", "push_up/b.webm", "Yoga/c.mov", "Yoga/notes.txt")
     source = read_source(data, "none", "youtube_id")
     assert source.table[["folder_name", "label"]].to_numpy().tolist() == [
-        ["Yoga/c", "yoga"], ["push_up/a", "push up"], ["push_up/b", "push up"],
-    ]  # fmt: skip
+        ["Yoga/c", "yoga"],
+        ["push_up/a", "push up"],
+        ["push_up/b", "push up"],
+    ]
     write_clip(tmp_path / "f" / "yoga" / "c1", seed=0)
     source = read_source(str(tmp_path / "f"), "none", "youtube_id")
     assert source.videos is None
@@ -95,9 +104,15 @@ def test_a_video_outside_data_path_is_dropped(tmp_path: Path) -> None:
     touch(tmp_path, "secret.mp4")
     (tmp_path / "in" / "link.mp4").symlink_to(tmp_path / "secret.mp4")  # its owner's wish
     gt = csv(
-        tmp_path / "gt.csv", "file,label",
-        "a.mp4,x", "b.mp4,x", "c.mp4,x", "../secret.mp4,x", "link.mp4,x", "gone.mp4,x",
-    )  # fmt: skip
+        tmp_path / "gt.csv",
+        "file,label",
+        "a.mp4,x",
+        "b.mp4,x",
+        "c.mp4,x",
+        "../secret.mp4,x",
+        "link.mp4,x",
+        "gone.mp4,x",
+    )
     source = read_source(data, gt, "none")
     assert source.table["folder_name"].tolist() == ["a", "b", "c", "link"]
     assert {d.video: d.reason for d in source.rows.dropped} == {
