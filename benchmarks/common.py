@@ -1,6 +1,5 @@
 """What the benchmarks share: sides in turns, a table, a results file named by the hardware."""
 
-import platform
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,14 +23,6 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def processor() -> str:
-    """The name of the processor."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def write_result(benchmark: str, hardware: str, text: str) -> None:

@@ -26,22 +26,16 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as F
 
-from benchmarks.common import in_turns, markdown, processor, write_result
+from benchmarks.common import in_turns, markdown, write_result
 from k400tiny_lib.config import AUTO
 from k400tiny_lib.data.annotations import Annotations, Clip
 from k400tiny_lib.data.loading.frame_cache import PackedFrames, pack_clips
-from k400tiny_lib.data.loading.loader import (
-    ClipDataset,
-    available_cores,
-    batches,
-    one_thread,
-    worker_count,
-)
+from k400tiny_lib.data.loading.loader import ClipDataset, batches, one_thread, worker_count
 from k400tiny_lib.data.loading.readers import ImageFiles
 from k400tiny_lib.data.loading.temporal_sampling import uniform_indices
-from k400tiny_lib.media.frames import frame_files
-from k400tiny_lib.media.images import decode_frame
+from k400tiny_lib.media.frames import decode_frame, frame_files
 from k400tiny_lib.models.architectures import ARCHITECTURES
+from k400tiny_lib.system import available_cores, cpu_name
 
 CLIP_LEN, RESIZE, CROP = 16, 128, 112
 BATCH = 8
@@ -264,7 +258,7 @@ def report(data_path: Path, num_clips: int, workers: int, rounds: int) -> str:
     return "\n\n".join(
         [
             "# Loading clips",
-            f"{processor()}, {available_cores()} cores, load average {os.getloadavg()[0]:.1f} at "
+            f"{cpu_name()}, {available_cores()} cores, load average {os.getloadavg()[0]:.1f} at "
             f"the end; Python {platform.python_version()}, PyTorch {torch.__version__}, OpenCV "
             f"{cv2.__version__}, Arrow {version('pyarrow')}. {len(clips)} clips of "
             f"{clips[0].num_frames} frames {width}x{height}, {jpeg / 1e6:.2f} MB of JPEG a clip; "
@@ -315,7 +309,7 @@ def main(data: str, clips: int, workers: int, rounds: int) -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     text = report(Path(data), clips, workers, rounds)
-    write_result("data_loading", processor(), text)
+    write_result("data_loading", cpu_name(), text)
 
 
 if __name__ == "__main__":

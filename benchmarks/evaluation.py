@@ -15,11 +15,13 @@ from pathlib import Path
 import torch
 import torchvision
 
-from benchmarks.common import processor, write_result
+from benchmarks.common import write_result
 from k400tiny_lib.data.annotations import Clip, read_annotations
 from k400tiny_lib.evaluation.predictions import predict_clips
-from k400tiny_lib.evaluation.views import Geometry, Protocol, ViewDataset
+from k400tiny_lib.evaluation.views import Protocol, ViewDataset
+from k400tiny_lib.models.loaded import Geometry
 from k400tiny_lib.models.weights import build_model, model_input
+from k400tiny_lib.system import cpu_name
 
 GEOMETRY = Geometry(clip_len=16, resize=(128,), crop_size=112)
 
@@ -79,7 +81,7 @@ def main() -> None:
     ]
     forward, evaluation = (statistics.median(times) for times in zip(*pairs, strict=True))
     ratio = statistics.median(whole / part for part, whole in pairs)
-    cpu = processor()
+    cpu = cpu_name()
     text = f"""# Evaluation against its forward passes
 
 {cpu}, {torch.get_num_threads()} threads, {arguments.num_workers} loader process(es);

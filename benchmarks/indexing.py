@@ -22,7 +22,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from benchmarks.common import processor, write_result
+from benchmarks.common import write_result
+from k400tiny_lib.system import available_cores, cpu_name
 
 _CLASSES = 400
 _CLIPS_PER_SOURCE = 2
@@ -84,11 +85,11 @@ def _in_own_process(root: Path) -> dict[str, float]:
 def run(sizes: list[int], directory: Path) -> str:
     """Measure each size; returns the table as markdown."""
     lines = [
-        f"# Indexing and splitting on {processor()}",
+        f"# Indexing and splitting on {cpu_name()}",
         "",
-        f"{os.cpu_count()} cores, Python {platform.python_version()}. Made tree of hard links, two "
-        "frames of 16 x 16 pixels a clip, two clips a source, 400 classes. First: with the one-off "
-        "check of every clip. Then: with the index, the CSV, splits, report and JSON.",
+        f"{available_cores()} cores, Python {platform.python_version()}. Made tree of hard links, "
+        "two frames of 16 x 16 pixels a clip, two clips a source, 400 classes. First: with the "
+        "one-off check of every clip. Then: with the index, the CSV, splits, report and JSON.",
         "",
         "| clips | first, s | then, s | then, µs a clip | peak memory, MB |",
         "|---|---|---|---|---|",
@@ -118,7 +119,7 @@ def main() -> None:
         print(json.dumps(measure(arguments.measure)))
         return
     table = run(arguments.clips, arguments.directory)
-    write_result("indexing", processor(), table)
+    write_result("indexing", cpu_name(), table)
 
 
 if __name__ == "__main__":

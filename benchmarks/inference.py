@@ -33,10 +33,9 @@ import psutil
 import torch
 from torch import nn
 
-from benchmarks.common import in_turns, markdown, processor, write_result
+from benchmarks.common import in_turns, markdown, write_result
 from benchmarks.data_loading import PlainClips
 from k400tiny_lib.data.annotations import Clip
-from k400tiny_lib.data.loading.loader import available_cores
 from k400tiny_lib.export.classifier import Classifier, from_checkpoint
 from k400tiny_lib.export.onnx_graph import FramesToProbabilities, export_graph
 from k400tiny_lib.export.variants import make_variant
@@ -44,6 +43,7 @@ from k400tiny_lib.media.frames import frame_files
 from k400tiny_lib.models.weights import build_model
 from k400tiny_lib.serving.onnx_classifier import open_classifier
 from k400tiny_lib.serving.predict import label_inputs, read_clip
+from k400tiny_lib.system import available_cores, cpu_name
 
 CLIP_LEN, RESIZE, CROP, CLASSES = 16, 128, 112, 400
 BATCHES = (1, 4)
@@ -230,7 +230,7 @@ def report(data: Path, clips: int, rounds: int) -> str:
     return "\n\n".join(
         [
             "# From JPEG folder to label",
-            f"{processor()}, {available_cores()} cores, load average {os.getloadavg()[0]:.1f} at "
+            f"{cpu_name()}, {available_cores()} cores, load average {os.getloadavg()[0]:.1f} at "
             f"the end; Python {platform.python_version()}, PyTorch {torch.__version__}, ONNX "
             f"Runtime {version('onnxruntime')}, OpenCV {cv2.__version__}. R(2+1)D-18, random "
             f"weights, {len(names)} classes, {CLIP_LEN} frames, short side {RESIZE}, crop {CROP}; "
@@ -294,7 +294,7 @@ def main(
     text = report(Path(data).resolve(), clips, rounds)
     if checkpoint and labelled_data and gt_csv:
         text += "\n\n" + accuracy_report(checkpoint, labelled_data, gt_csv)
-    write_result("inference", processor(), text)
+    write_result("inference", cpu_name(), text)
 
 
 if __name__ == "__main__":

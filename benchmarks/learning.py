@@ -25,7 +25,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from torch.optim import SGD
 from torch.utils.data import DistributedSampler
 
-from benchmarks.common import RESULTS, processor
+from benchmarks.common import RESULTS
 from benchmarks.learning_table import FOLDS, SIDES, Run, load_runs, percent, report
 from k400tiny_lib.config import Config
 from k400tiny_lib.config.recipes import load_recipe
@@ -36,7 +36,9 @@ from k400tiny_lib.data.preparation.prepare import prepare
 from k400tiny_lib.data.sources.origin import clip_directory
 from k400tiny_lib.distributed.process import Process
 from k400tiny_lib.evaluation.predictions import make_table, predict_clips
-from k400tiny_lib.evaluation.views import Geometry, Protocol
+from k400tiny_lib.evaluation.views import Protocol
+from k400tiny_lib.models.loaded import Geometry
+from k400tiny_lib.system import cpu_name
 from k400tiny_lib.training.loop import Trainer, fit
 from k400tiny_lib.training.optim import make_scheduler
 from k400tiny_lib.training.worker import make_trainer
@@ -109,7 +111,7 @@ def train_and_predict(
 ) -> Run:
     """Train on the split `train`, take the last weights, predict the split `test`."""
     recipe = recipe_of(data, side)
-    config = dataclasses.replace(base, **recipe, seed=number, num_workers=0)
+    config = base.replace(**recipe, seed=number, num_workers=0)
     pack = settle_frame_cache(config, annotations)  # of all clips: one for all runs
     train, test = in_one_order(annotations.splits["train"], number), annotations.splits["test"]
     # Validation decides nothing here: the last weights count.
@@ -164,9 +166,9 @@ def prepare_clips(
     """Render or check the clips; the parameters that say where they are, and their splits."""
     base = Config(output_dir=str(folder / "data"), cache_dir=str(folder / "frames"))
     if data == "real":
-        base = dataclasses.replace(base, data_path=data_path, gt_csv=gt_csv)
+        base = base.replace(data_path=data_path, gt_csv=gt_csv)
     annotations = prepare(base).annotations
-    return dataclasses.replace(base, data_path=str(clip_directory(base))), annotations
+    return base.replace(data_path=str(clip_directory(base))), annotations
 
 
 def fold_of(annotations: Annotations, number: int) -> Annotations:
@@ -221,7 +223,7 @@ def main(
     text = report(runs)
     print(text)
     RESULTS.mkdir(exist_ok=True)
-    cpu = "-".join(processor().lower().replace("(r)", "").replace("(tm)", "").split())
+    cpu = "-".join(cpu_name().lower().replace("(r)", "").replace("(tm)", "").split())
     (RESULTS / f"learning-{cpu}.md").write_text(text + "\n")
 
 

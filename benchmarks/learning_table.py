@@ -1,7 +1,6 @@
 """What the learning benchmark keeps of its runs, and the table that is made of them."""
 
 import json
-import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +12,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.common import markdown, processor
+from benchmarks.common import markdown
 from k400tiny_lib.evaluation.comparison import compare
 from k400tiny_lib.evaluation.metrics import grouped_interval
+from k400tiny_lib.system import available_cores, cpu_name
 
 SIDES = ("reference", "ours")
 FOLDS = 3
@@ -146,7 +146,7 @@ def report(runs: Sequence[Run]) -> str:
     """The text of the results file."""
     parts = [
         "# Does it learn?",
-        f"{processor()}, {os.cpu_count()} cores; Python {platform.python_version()}, PyTorch "
+        f"{cpu_name()}, {available_cores()} cores; Python {platform.python_version()}, PyTorch "
         f"{torch.__version__}. R(2+1)D-18 from scratch on both sides, with the same batch size, "
         "geometry and epochs; the last weights are scored with one centre view. Intervals resample "
         "sources. The load average is the median over the runs' ends: beyond the number of cores "

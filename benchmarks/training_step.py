@@ -24,9 +24,10 @@ from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.video import r2plus1d_18
 
-from benchmarks.common import in_turns, markdown, processor, write_result
+from benchmarks.common import in_turns, markdown, write_result
 from k400tiny_lib.models.conv2d import fastest_form
 from k400tiny_lib.models.weights import build_model
+from k400tiny_lib.system import cpu_name
 from k400tiny_lib.training.optim import amp_dtype
 
 NUM_CLASSES = 400
@@ -164,7 +165,7 @@ def table(shape: Shape, device: torch.device, rounds: int, steps: int) -> str:
 
 def hardware_of(device: torch.device) -> str:
     """The name of what computes."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
 
 
 def report(device: torch.device, rounds: int, steps: int) -> str:

@@ -1,4 +1,4 @@
-"""Paths and URIs: what lies on another machine is fetched through fsspec, once.
+"""Files: atomic writes, content digests, and local copies of what lies on another machine.
 
 A local path, or `file://`, is used where it is. Anything else (`s3://`, `gs://`, `memory://`) has a
 local copy below `.k400tiny/remote`, because frames are read far too often to leave them far away.
@@ -6,15 +6,61 @@ local copy below `.k400tiny/remote`, because frames are read far too often to le
 
 import hashlib
 import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import fsspec
 
-from k400tiny_lib.errors import UserError
+from k400tiny_lib.errors import UserError, one_line
+
+_blake2b = partial(hashlib.blake2b, digest_size=16)  # 128 bits
 
 _COPIES = Path(".k400tiny", "remote")
 _MANIFEST = ".fetched.json"
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Replace a file as a whole: a crash leaves either the former content or the new one.
+
+    Yields:
+        A path in the same directory to write to. It becomes `path` at the end of the block, and is
+        deleted where the block raises. The name does not change, so that a process killed while it
+        writes leaves one partial file, not many: of several processes only one may write `path`.
+    """
+    partial_path = path.with_name(f".{path.name}.part")
+    try:
+        yield partial_path
+        partial_path.replace(path)
+    finally:
+        partial_path.unlink(missing_ok=True)
+
+
+def bytes_digest(content: bytes) -> str:
+    """BLAKE2b of some bytes, 128 bits in hex."""
+    return _blake2b(content).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """BLAKE2b of a file's bytes, 128 bits in hex; a video may be larger than the memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, _blake2b).hexdigest()
+
+
+def combine_digests(parts: Iterable[str]) -> str:
+    """One digest of several texts in their order, 128 bits in hex."""
+    digest = _blake2b()
+    for part in parts:
+        digest.update(part.encode() + b"\0")
+    return digest.hexdigest()
+
+
+def combine_named_digests(digests: Mapping[str, str]) -> str:
+    """One digest of named contents, whatever their order."""
+    return combine_digests(text for name in sorted(digests) for text in (name, digests[name]))
 
 
 def is_remote(uri: str) -> bool:
@@ -83,12 +129,11 @@ def fetch(uri: str, parameter: str) -> Path:
         if known.get(name) == stamp and local.is_file():
             continue
         local.parent.mkdir(parents=True, exist_ok=True)
-        partial = local.with_name(f".{local.name}.part")
         try:
-            files.get_file(f"{root.rstrip('/')}/{name}".rstrip("/"), str(partial))
+            with atomic_write(local) as partial_path:
+                files.get_file(f"{root.rstrip('/')}/{name}".rstrip("/"), str(partial_path))
         except Exception as error:
             raise _failure(uri, parameter, error) from None
-        partial.replace(local)
     for name in known.keys() - stamps.keys():
         (target / name).unlink(missing_ok=True)
     manifest.write_text(json.dumps(stamps))
@@ -141,5 +186,4 @@ def _filesystem(uri: str, parameter: str) -> tuple[Any, str]:
 
 
 def _failure(uri: str, parameter: str, error: Exception) -> UserError:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return UserError(f"{parameter}: {uri} cannot be used: {reason}")
+    return UserError(f"{parameter}: {uri} cannot be used: {one_line(error)}")

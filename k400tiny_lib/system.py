@@ -1,10 +1,36 @@
-"""What the processors of this machine do well."""
+"""What this process may use of the machine, and what its processors do well."""
 
-import torch
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
-def multiplies_bf16(device: torch.device) -> bool:
+def available_cores() -> int:
+    """Cores that this process may use, which may be fewer than the machine has.
+
+    Respects a cpuset or `taskset`, Slurm's `--cpus-per-task` where it binds, and the CPU quota of a
+    container; LOKY_MAX_CPU_COUNT lowers it further.
+    """
+    from joblib import cpu_count  # takes 0.2 s to import
+
+    return int(cpu_count())
+
+
+def cpu_name() -> str:
+    """Name of the processor."""
+    cpuinfo = Path("/proc/cpuinfo")  # platform.processor() says no more than x86_64 on Linux
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown processor"
+
+
+def has_bf16_matmul(device: "torch.device") -> bool:
     """Whether a device has matrix instructions for bf16; elsewhere bf16 is slower than float32."""
+    import torch
+
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu.get_capabilities().get("amx_bf16"))

@@ -34,8 +34,8 @@ def evaluate(config: Config) -> None:
     from k400tiny_lib.evaluation.facts import Fact, data_facts, model_facts, split_digest
     from k400tiny_lib.evaluation.gradcam import make_gallery
     from k400tiny_lib.evaluation.report import CURVE_METRICS, plot_confusion, render_report
-    from k400tiny_lib.evaluation.subject import load_subject
     from k400tiny_lib.evaluation.views import Protocol, check_views
+    from k400tiny_lib.models.loaded import load_model
     from k400tiny_lib.tracking import evaluation_log as evaluated
     from k400tiny_lib.tracking.runs import active_run_id, local_inputs
 
@@ -44,7 +44,7 @@ def evaluate(config: Config) -> None:
     clips, data_path = annotations.splits[split], Path(config.data_path)
     if not clips:
         raise UserError(f"split: {split} has no clips. Needed: one of the splits that has some.")
-    subject = load_subject(config, annotations.categories)
+    subject = load_model(config, annotations.categories)
     protocol = Protocol(config.num_clips, config.num_crops)
     check_annotations(annotations, data_path, Config(clip_len=subject.geometry.clip_len))
     check_views(clips, protocol)

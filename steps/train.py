@@ -10,7 +10,6 @@ from k400tiny_lib.workflow.command import step_command
 @step_command("train")
 def train(config: Config) -> None:
     """Check the inputs, launch the workers, follow them, log what they leave."""
-    import dataclasses
     from pathlib import Path
 
     from k400tiny_lib.config import AUTO
@@ -36,7 +35,7 @@ def train(config: Config) -> None:
         else Path(config.checkpoint_dir)
     )
     folder.mkdir(parents=True, exist_ok=True)
-    config, former_run = settle_resume(dataclasses.replace(config, checkpoint_dir=str(folder)))
+    config, former_run = settle_resume(config.replace(checkpoint_dir=str(folder)))
     link_run(former_run, config.parent_run)
 
     journal = folder / f"journal-{run_id}.jsonl"

@@ -294,6 +294,14 @@ class Config:
         choices=("local", "conda", "virtualenv", "uv"),
     )
 
+    def replace(self, **changes: Any) -> "Config":
+        """The same parameters but for some."""
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All parameters by name, as checkpoints hold them."""
+        return dataclasses.asdict(self)
+
     def to_json(self) -> str:
         """All parameters as one JSON object, for the training workers and for checkpoints."""
         return json.dumps(dataclasses.asdict(self), indent=1)

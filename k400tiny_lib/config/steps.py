@@ -211,7 +211,7 @@ def _settle_clips(config: Config) -> Config:
     """Put the architecture's own numbers in place of `auto`."""
     own = CLIP_SIZES[config.model]
     unsettled = [name for name in CLIP_PARAMETERS if getattr(config, name) == AUTO]
-    return dataclasses.replace(config, **{name: getattr(own, name) for name in unsettled})
+    return config.replace(**{name: getattr(own, name) for name in unsettled})
 
 
 def _check_together(config: Config, step: str) -> None:
@@ -271,5 +271,5 @@ def _check_together(config: Config, step: str) -> None:
 
 def parameters_of(step: str, config: Config) -> dict[str, str]:
     """A step's parameters as text, as `mlflow run -P` takes them."""
-    values = dataclasses.asdict(config)
+    values = config.to_dict()
     return {name: str(values[name]) for name in STEPS[step].params}

@@ -8,7 +8,7 @@ The layout is the one that K400-Tiny users know; `group` and `data_digest` stand
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,23 @@ class Clip:
         return self.segment[1] - self.segment[0] + 1
 
 
+def class_names_by_id(categories: Mapping[str, int], num_classes: int) -> list[str]:
+    """Labels in the order of their ids; an id without a label gets its number."""
+    by_id = {index: label for label, index in categories.items()}
+    return [by_id.get(index, str(index)) for index in range(num_classes)]
+
+
+def unknown_labels(categories: Mapping[str, int], class_names: Sequence[str]) -> list[str]:
+    """The data's labels that a model does not have under the same id, sorted.
+
+    Args:
+        categories: class ids of the data by label.
+        class_names: labels of the model by class id.
+    """
+    known = dict(enumerate(class_names))
+    return sorted(label for label, index in categories.items() if known.get(index) != label)
+
+
 @dataclass(frozen=True)
 class Annotations:
     """The clips of the three splits and the ids of the labels."""
@@ -71,8 +88,7 @@ class Annotations:
     @property
     def class_names(self) -> list[str]:
         """Labels in the order of their ids; an id without a label gets its number."""
-        by_id = {index: label for label, index in self.categories.items()}
-        return [by_id.get(index, str(index)) for index in range(self.num_classes)]
+        return class_names_by_id(self.categories, self.num_classes)
 
     def to_json(self) -> str:
         """The file's text; the same annotations give the same bytes."""

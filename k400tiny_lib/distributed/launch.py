@@ -14,6 +14,7 @@ import torch
 
 from k400tiny_lib.config import AUTO, Config
 from k400tiny_lib.errors import UserError
+from k400tiny_lib.system import available_cores
 
 TRAINING = "k400tiny_lib.training.worker"
 
@@ -114,7 +115,7 @@ def interface_of(address: str) -> str | None:
 
 def _environment(config: Config) -> dict[str, str]:
     environment = dict(os.environ)
-    threads = max(1, (os.cpu_count() or 1) // processes_per_node(config))
+    threads = max(1, available_cores() // processes_per_node(config))
     environment.setdefault("OMP_NUM_THREADS", str(threads))  # torchrun would set 1
     # Threads that spin while they wait take the cores from the loader's processes and from
     # whatever else runs on a laptop: a step took three times as long beside another program.

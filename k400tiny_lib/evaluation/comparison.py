@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.stats import binomtest
 
-from k400tiny_lib.data.annotations import Clip
+from k400tiny_lib.data.annotations import Clip, unknown_labels
 from k400tiny_lib.data.loading.readers import read_frames
 from k400tiny_lib.data.loading.temporal_sampling import view_indices
 from k400tiny_lib.errors import UserError
@@ -132,11 +132,9 @@ def predict_frames(
     Raises:
         UserError: if it has other classes, or the protocol more than the centre crop.
     """
-    known = dict(enumerate(class_names))
-    strange = sorted(label for label, index in categories.items() if known.get(index) != label)
-    if strange:
+    if unknown := unknown_labels(categories, class_names):
         raise UserError(
-            f"compare_with: the model does not know {strange[0]!r} by the data's id. "
+            f"compare_with: the model does not know {unknown[0]!r} by the data's id. "
             "Needed: a model of the same classes."
         )
     if protocol.num_crops != 1:

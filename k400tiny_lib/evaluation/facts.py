@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from k400tiny_lib.data.annotations import SPLITS, Annotations, Clip
-from k400tiny_lib.digests import combine
-from k400tiny_lib.evaluation.subject import Subject
+from k400tiny_lib.files import combine_digests
+from k400tiny_lib.models.loaded import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ def split_digest(annotations: Annotations, split: str) -> str:
         f"{clip.video} {clip.segment} {clip.target} {clip.group}"
         for clip in annotations.splits[split]
     )
-    return combine([annotations.data_digest, *clips])
+    return combine_digests([annotations.data_digest, *clips])
 
 
 def data_facts(annotations: Annotations, split: str) -> list[Fact]:
@@ -42,7 +42,7 @@ def _size(clips: Sequence[Clip]) -> str:
     return f"{len(clips)} clips of {len({clip.group for clip in clips})} sources"
 
 
-def model_facts(subject: Subject) -> list[Fact]:
+def model_facts(subject: LoadedModel) -> list[Fact]:
     """Architecture, size, input and origin of the model."""
     parameters = sum(parameter.numel() for parameter in subject.model.parameters())
     geometry = subject.geometry

@@ -14,7 +14,8 @@ from captum.attr import LayerAttribution, LayerGradCam  # type: ignore[import-un
 from torch import Tensor, nn
 
 from k400tiny_lib.data.annotations import Clip
-from k400tiny_lib.evaluation.views import Geometry, Protocol, ViewDataset
+from k400tiny_lib.evaluation.views import Protocol, ViewDataset
+from k400tiny_lib.models.loaded import Geometry
 from k400tiny_lib.models.weights import design_of, model_input
 
 _MISTAKES, _DOUBTFUL = 8, 4

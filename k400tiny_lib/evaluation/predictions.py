@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from k400tiny_lib.data.annotations import Clip
 from k400tiny_lib.data.loading.loader import batches, one_thread
-from k400tiny_lib.evaluation.views import Geometry, Protocol, ViewDataset
+from k400tiny_lib.evaluation.views import Protocol, ViewDataset
+from k400tiny_lib.models.loaded import Geometry
 from k400tiny_lib.models.weights import model_input
 
 PROBABILITY = "prob_"  # column prob_<class id>

@@ -15,7 +15,7 @@ from k400tiny_lib.evaluation.evaluation import Findings
 from k400tiny_lib.evaluation.facts import Fact
 from k400tiny_lib.evaluation.gradcam import Gallery
 from k400tiny_lib.evaluation.robustness import REVERSED
-from k400tiny_lib.evaluation.subject import Subject
+from k400tiny_lib.models.loaded import LoadedModel
 
 _LABELLED = 40  # classes up to which a confusion matrix shows their names
 _PAIRS = 25
@@ -37,7 +37,7 @@ class Chart:
 
 def render_report(
     findings: Findings,
-    subject: Subject,
+    subject: LoadedModel,
     protocol: str,
     clip_protocol: str,
     gallery: Gallery,

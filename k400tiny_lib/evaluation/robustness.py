@@ -16,7 +16,8 @@ from torchvision.transforms.v2 import functional as F
 from k400tiny_lib.data.annotations import Clip
 from k400tiny_lib.evaluation.comparison import Comparison, paired
 from k400tiny_lib.evaluation.predictions import Ints, clip_loader, probabilities_of_views
-from k400tiny_lib.evaluation.views import Geometry, Protocol, ViewDataset
+from k400tiny_lib.evaluation.views import Protocol, ViewDataset
+from k400tiny_lib.models.loaded import Geometry
 
 MAX_CLIPS = 48  # every condition is one more forward pass for each of them
 CLEAN, REVERSED = "as recorded", "reversed order"

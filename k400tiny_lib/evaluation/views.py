@@ -7,44 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.models import WeightsEnum
 
-from k400tiny_lib.config import Config
 from k400tiny_lib.data.annotations import Clip
 from k400tiny_lib.data.loading.pytorchvideo_transforms import uniform_crop
 from k400tiny_lib.data.loading.readers import read_frames
 from k400tiny_lib.data.loading.temporal_sampling import view_indices
 from k400tiny_lib.data.loading.transforms import centre_crop, resize_exactly
 from k400tiny_lib.errors import UserError
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """What a model sees of a video.
-
-    Attributes:
-        clip_len: frames of a view.
-        resize: short side, or height and width, after resizing; in pixels.
-        crop_size: side of the square crop.
-        antialias: whether resizing smooths first.
-    """
-
-    clip_len: int
-    resize: tuple[int, ...]
-    crop_size: int
-    antialias: bool = True
-
-    @classmethod
-    def trained_with(cls, config: Config) -> "Geometry":
-        """As the parameters of train say."""
-        return cls(config.clip_len, (config.resize_size,), config.crop_size)
-
-    @classmethod
-    def of_weights(cls, weights: WeightsEnum, clip_len: int) -> "Geometry":
-        """As the `transforms()` of torchvision's video weights do, which never antialias."""
-        preset = weights.transforms()
-        resize, crop = tuple(map(int, preset.resize_size)), int(preset.crop_size[0])
-        return cls(clip_len, resize, crop, antialias=False)
+from k400tiny_lib.models.loaded import Geometry
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ Process r of n takes clips r, r + n, r + 2n, ... and leaves its rows in a file; 
 processes puts them together. No clip is padded or repeated, and no process waits for another.
 """
 
-import dataclasses
 import json
 import sys
 from dataclasses import dataclass
@@ -19,11 +18,11 @@ from k400tiny_lib.config import Config
 from k400tiny_lib.data.annotations import Annotations, read_annotations
 from k400tiny_lib.data.loading.loader import worker_count
 from k400tiny_lib.distributed.process import Process, process_group
-from k400tiny_lib.errors import UserError
+from k400tiny_lib.errors import UserError, one_line
 from k400tiny_lib.evaluation.predictions import Rows, make_table, predict_clips
 from k400tiny_lib.evaluation.robustness import Probes, probe, probe_positions, probe_table
-from k400tiny_lib.evaluation.subject import load_subject
 from k400tiny_lib.evaluation.views import Protocol
+from k400tiny_lib.models.loaded import load_model
 
 FITTING_SPLIT = "val"  # for the temperature
 
@@ -47,7 +46,7 @@ class Job:
 
     def write(self, path: Path) -> None:
         """Write the job file."""
-        job = {"config": dataclasses.asdict(self.config), "folder": str(self.folder)}
+        job = {"config": self.config.to_dict(), "folder": str(self.folder)}
         path.write_text(json.dumps(job))
 
     @classmethod
@@ -68,7 +67,7 @@ def run(job: Job, process: Process) -> None:
     # TensorFloat-32 rounds to 10 bits, differently for every batch size.
     torch.backends.cudnn.allow_tf32 = False
     annotations = read_annotations(Path(config.annotations))
-    subject = load_subject(config, annotations.categories)
+    subject = load_model(config)
     model = subject.model.to(process.device)
     loading = {
         "batch_size": config.batch_size,
@@ -126,7 +125,7 @@ def main() -> None:
     except torch.OutOfMemoryError as error:
         job.error.write_text(
             f"batch_size: {job.config.batch_size} views do not fit into the GPU's memory "
-            f"({str(error).splitlines()[0]}). Needed: a smaller batch_size."
+            f"({one_line(error)}). Needed: a smaller batch_size."
         )
         sys.exit(2)
     except UserError as error:

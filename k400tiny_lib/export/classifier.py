@@ -10,9 +10,9 @@ from torch import nn
 from k400tiny_lib.config import Config
 from k400tiny_lib.config.geometry import CLIP_SIZES
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.evaluation.views import Geometry
 from k400tiny_lib.export.parity import Eager, run_eager
 from k400tiny_lib.models.checkpoint import model_of, read_checkpoint
+from k400tiny_lib.models.loaded import Geometry
 from k400tiny_lib.models.weights import (
     architecture_of,
     build_model,

@@ -14,10 +14,11 @@ from k400tiny_lib.evaluation.calibration import scale
 from k400tiny_lib.evaluation.comparison import align
 from k400tiny_lib.evaluation.metrics import score
 from k400tiny_lib.evaluation.predictions import PROBABILITY, probabilities_of
-from k400tiny_lib.evaluation.views import Geometry, Protocol
+from k400tiny_lib.evaluation.views import Protocol
 from k400tiny_lib.export.onnx_graph import INPUT
 from k400tiny_lib.export.parity import Eager
 from k400tiny_lib.export.test_clips import ClipFrames, Predict
+from k400tiny_lib.models.loaded import Geometry
 
 _PROBED = 3  # clips that tell whether an evaluation is of this very model
 # Between a CPU and a GPU the same model differs by 1e-4 at most.

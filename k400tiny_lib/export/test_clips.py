@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from k400tiny_lib.config import NONE, Config
-from k400tiny_lib.data.annotations import Annotations, Clip, read_annotations
+from k400tiny_lib.data.annotations import Annotations, Clip, read_annotations, unknown_labels
 from k400tiny_lib.data.loading.readers import read_frames
 from k400tiny_lib.data.loading.temporal_sampling import view_indices
 from k400tiny_lib.errors import UserError
@@ -99,9 +99,8 @@ class ClipFrames:
             return "there are no annotations"
         if not self.test:
             return "there are no test clips"
-        known = dict(enumerate(class_names))
-        strange = [k for k, i in self.annotations.categories.items() if known.get(i) != k]
-        return f"the model does not know {min(strange)!r} by the data's id" if strange else ""
+        unknown = unknown_labels(self.annotations.categories, class_names)
+        return f"the model does not know {unknown[0]!r} by the data's id" if unknown else ""
 
     def predictions(self, predict: Predict) -> pd.DataFrame:
         """The predictions table of a model on the test clips, one by one."""

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from k400tiny_lib.config import Config
-from k400tiny_lib.errors import UserError
+from k400tiny_lib.errors import UserError, one_line
+from k400tiny_lib.files import atomic_write
 from k400tiny_lib.models.weights import build_model, class_count, load_backbone
 
 BEST = "best.pt"
@@ -20,9 +21,10 @@ PREVIOUS = "previous.pt"
 BEST_KEYS = ("model", "epoch", "config", "categories")
 
 
-def write_atomically(content: Mapping[str, Any], path: Path) -> None:
+def write_checkpoint(content: Mapping[str, Any], path: Path) -> None:
     """Write a checkpoint so that a crash leaves either the former file or the new one."""
-    _write_partial(content, path).replace(path)
+    with atomic_write(path) as part:
+        _save(content, part)
 
 
 def write_last(content: Mapping[str, Any], folder: Path) -> None:
@@ -31,20 +33,17 @@ def write_last(content: Mapping[str, Any], folder: Path) -> None:
     A crash leaves at least one of them whole, at any moment.
     """
     last = folder / LAST
-    partial = _write_partial(content, last)
-    if last.exists():
-        last.replace(folder / PREVIOUS)
-    partial.replace(last)
+    with atomic_write(last) as part:
+        _save(content, part)
+        if last.exists():
+            last.replace(folder / PREVIOUS)
 
 
-def _write_partial(content: Mapping[str, Any], path: Path) -> Path:
-    # A name that does not change: a process killed while it writes leaves one file, not many.
-    partial = path.with_name(f".{path.name}.part")
-    with partial.open("wb") as file:
+def _save(content: Mapping[str, Any], path: Path) -> None:
+    with path.open("wb") as file:
         torch.save(dict(content), file)
         file.flush()
-        os.fsync(file.fileno())
-    return partial
+        os.fsync(file.fileno())  # on disk before it gets its name
 
 
 def newest_checkpoint(folder: Path, run_id: str | None = None) -> Path | None:
@@ -100,7 +99,7 @@ def read_checkpoint(path: Path, parameter: str, *, mapped: bool = False) -> dict
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0][:150] if str(error).strip() else "no content"
+        reason = one_line(error, 150) if str(error).strip() else "no content"
         raise UserError(
             f"{parameter}: {path} is not a readable checkpoint ({reason}). "
             "Needed: a best.pt of train."

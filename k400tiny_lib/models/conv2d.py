@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from k400tiny_lib.system import multiplies_bf16
+from k400tiny_lib.system import has_bf16_matmul
 
 
 class SpatialConv(nn.Conv3d):
@@ -91,6 +91,6 @@ def fastest_form(model: nn.Module, device: torch.device, channels_last: bool | s
     """
     model = model.to(device)
     if channels_last == "auto":
-        channels_last = device.type == "cuda" or multiplies_bf16(device)
+        channels_last = device.type == "cuda" or has_bf16_matmul(device)
     # The first convolution brings the clips into the memory format of its weights.
     return as_2d(model).to(memory_format=torch.channels_last_3d) if channels_last else model

@@ -20,7 +20,7 @@ from mlflow.pyfunc import PyFuncModel
 from mlflow.types import Schema, TensorSpec
 
 from k400tiny_lib.config import AUTO
-from k400tiny_lib.errors import UserError
+from k400tiny_lib.errors import UserError, one_line
 from k400tiny_lib.export.onnx_graph import INPUT, OUTPUT, frames_free
 from k400tiny_lib.registry.promotion import Verdict
 
@@ -225,9 +225,8 @@ def load_registered(model_uri: str, name: str) -> RegisteredModel:
     try:
         pyfunc = mlflow.pyfunc.load_model(uri)
     except Exception as error:  # every store raises its own
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"model_uri: {uri} cannot be loaded ({reason}). Needed: a registered model; "
+            f"model_uri: {uri} cannot be loaded ({one_line(error)}). Needed: a registered model; "
             "`mlflow run . -e main` makes one."
         ) from None
     metadata = pyfunc.metadata.metadata or {}

@@ -4,7 +4,6 @@ Neither PyTorch nor MLflow is imported: `predict` and the served model start wit
 """
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from k400tiny_lib.errors import UserError
+from k400tiny_lib.errors import UserError, one_line
+from k400tiny_lib.system import available_cores
 
 AUTO = "auto"
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
@@ -83,7 +83,7 @@ def open_classifier(
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = _cores() if num_threads == AUTO else int(num_threads)
+    options.intra_op_num_threads = available_cores() if num_threads == AUTO else int(num_threads)
     # Its threads would go on spinning between two clips, at the cost of the decoder's.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
@@ -100,8 +100,7 @@ def open_classifier(
             f"model_uri: {path} was not exported by export_onnx (no class names)."
         ) from None
     except Exception as error:  # ONNX Runtime raises a class of its own for each status
-        reason = " ".join(str(error).split())
-        raise UserError(f"model_uri: {path} cannot be opened: {reason}.") from None
+        raise UserError(f"model_uri: {path} cannot be opened: {one_line(error)}.") from None
     if device == "cuda" and _CUDA not in session.get_providers():
         raise UserError("device: CUDA cannot be used on this machine. Needed: device=cpu.")
     return OnnxClassifier(session, class_names, clip_len, views)
@@ -122,9 +121,3 @@ def execution_providers(device: str) -> list[Any]:
         return [_CPU]
     # The default tries every algorithm for every new frame size, which takes seconds.
     return [(_CUDA, {"cudnn_conv_algo_search": "HEURISTIC"}), _CPU]
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

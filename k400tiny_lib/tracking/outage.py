@@ -32,10 +32,3 @@ def is_away(error: BaseException) -> bool:
     """Whether an error says that no answer came from a tracking server."""
     # MLflow has no type for it: whatever `requests` raises comes as this sentence.
     return isinstance(error, MlflowException) and str(error).startswith("API request to ")
-
-
-def reason_of(error: BaseException) -> str:
-    """An error as a short line."""
-    lines = str(error).strip().splitlines()
-    text = lines[0] if lines else type(error).__name__
-    return text if len(text) <= 200 else f"{text[:200]}..."

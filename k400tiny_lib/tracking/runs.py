@@ -1,7 +1,6 @@
 """The MLflow run of a step: adopted from `mlflow run`, or started when a step is run by hand."""
 
 import contextlib
-import dataclasses
 import os
 import sys
 from collections.abc import Iterator
@@ -15,9 +14,9 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from k400tiny_lib.config import AUTO, NONE, Config, parameters_of
-from k400tiny_lib.errors import UserError
+from k400tiny_lib.errors import UserError, one_line
 from k400tiny_lib.files import fetch
-from k400tiny_lib.tracking.outage import impatient, is_away, reason_of
+from k400tiny_lib.tracking.outage import impatient, is_away
 
 STEP_TAG = "k400tiny.step"
 CACHE_KEY_TAG = "k400tiny.cache_key"
@@ -62,7 +61,7 @@ def step_run(step: str, config: Config) -> Iterator[Run]:
         _end_failed(run, (reason or type(error).__name__)[:_ERROR_LENGTH])
         if is_away(error):
             raise UserError(
-                f"MLFLOW_TRACKING_URI: no answer any more ({reason_of(error)})."
+                f"MLFLOW_TRACKING_URI: no answer any more ({one_line(error)})."
             ) from None
         raise
     try:
@@ -79,7 +78,7 @@ def _end_failed(run: Run, message: str) -> None:
         try:
             mlflow.set_tag(ERROR_TAG, message)
         except MlflowException as error:
-            print(f"run {run.info.run_id} stays RUNNING: {reason_of(error)}", file=sys.stderr)
+            print(f"run {run.info.run_id} stays RUNNING: {one_line(error)}", file=sys.stderr)
         # Even where that is of no use: else mlflow ends the run at exit, patiently, as FINISHED.
         with contextlib.suppress(MlflowException):
             mlflow.end_run("FAILED")
@@ -119,10 +118,7 @@ def local_copy(uri: str, parameter: str) -> Path:
         # Without dst_path a local artifact store answers with its own file, not with a copy.
         return Path(mlflow.artifacts.download_artifacts(uri))
     except Exception as error:  # every artifact store raises its own
-        first_line = (
-            str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        )
-        raise UserError(f"{parameter}: {uri} cannot be fetched: {first_line}") from None
+        raise UserError(f"{parameter}: {uri} cannot be fetched: {one_line(error)}") from None
 
 
 def local_inputs(config: Config, *names: str) -> Config:
@@ -135,7 +131,7 @@ def local_inputs(config: Config, *names: str) -> Config:
     local: dict[str, Any] = {
         name: str(local_copy(uri, name)) for name, uri in given.items() if uri not in (NONE, AUTO)
     }
-    return dataclasses.replace(config, **local)
+    return config.replace(**local)
 
 
 def active_run_id() -> str:

@@ -16,9 +16,9 @@ import mlflow
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 
-from k400tiny_lib.errors import UserError
+from k400tiny_lib.errors import UserError, one_line
 from k400tiny_lib.metrics_log import companion_folder, read_entries
-from k400tiny_lib.tracking.outage import impatient, reason_of
+from k400tiny_lib.tracking.outage import impatient
 from k400tiny_lib.tracking.runs import ERROR_TAG
 from k400tiny_lib.tracking.system_metrics import SystemSampler
 from k400tiny_lib.tracking.uploader import JournalSender
@@ -77,7 +77,7 @@ class TrainingLog:
             if self._away_since is None:
                 self._away_since = now
                 _warn(
-                    f"{mlflow.get_tracking_uri()} takes nothing ({reason_of(error)}). "
+                    f"{mlflow.get_tracking_uri()} takes nothing ({one_line(error)}). "
                     f"Training goes on; {self._journal} is sent when the server is back."
                 )
         elif self._away_since is not None:
@@ -89,7 +89,7 @@ class TrainingLog:
         with impatient():
             error = self._send()
         if error is not None:
-            _warn(f"{reason_of(error)}. {self._kept()}")
+            _warn(f"{one_line(error)}. {self._kept()}")
 
     def close(
         self,
@@ -122,7 +122,7 @@ class TrainingLog:
         except Exception as failure:  # any store may raise anything
             raise UserError(
                 f"MLFLOW_TRACKING_URI: {mlflow.get_tracking_uri()} does not take the results "
-                f"({reason_of(failure)}). {self._kept()}"
+                f"({one_line(failure)}). {self._kept()}"
             ) from None
         self._note_outcome(None)
 

@@ -7,6 +7,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 from PIL import Image
 
+from k400tiny_lib.files import atomic_write
 from k400tiny_lib.metrics_log import Entry, companion_folder, read_entries
 
 _MAX_METRICS = 1000  # MLflow's limit for one batch
@@ -69,9 +70,8 @@ class JournalSender:
 
     def _progress(self, **offsets: int) -> None:
         self._sent |= offsets
-        partial = self._note.with_suffix(".part")
-        partial.write_text(json.dumps(self._sent))
-        partial.replace(self._note)
+        with atomic_write(self._note) as part:
+            part.write_text(json.dumps(self._sent))
 
 
 def _metrics(entry: Entry) -> list[Metric]:

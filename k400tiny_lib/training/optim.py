@@ -9,7 +9,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from k400tiny_lib.config import Config
 from k400tiny_lib.models.architectures import ARCHITECTURES
-from k400tiny_lib.system import multiplies_bf16
+from k400tiny_lib.system import has_bf16_matmul
 
 # Of torchvision's video recipe: 45 epochs, the rate divided by ten at 20, 30 and 40.
 _STEP_MILESTONES = (20 / 45, 30 / 45, 40 / 45)
@@ -100,5 +100,5 @@ def amp_dtype(amp: str, model: str, device: torch.device) -> torch.dtype | None:
     """
     if amp == "auto":
         gains = device.type == "cuda" or ARCHITECTURES[model].gains_from_bf16_on_cpu
-        return torch.bfloat16 if gains and multiplies_bf16(device) else None
+        return torch.bfloat16 if gains and has_bf16_matmul(device) else None
     return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]

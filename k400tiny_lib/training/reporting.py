@@ -1,6 +1,5 @@
 """What training leaves behind on its way: checkpoints, the journal, one line of progress."""
 
-import dataclasses
 import json
 import os
 import time
@@ -10,7 +9,7 @@ from typing import Any
 from k400tiny_lib.config import Config
 from k400tiny_lib.distributed.process import Process
 from k400tiny_lib.metrics_log import Journal, companion_folder, read_entries
-from k400tiny_lib.models.checkpoint import BEST, write_atomically, write_last
+from k400tiny_lib.models.checkpoint import BEST, write_checkpoint, write_last
 from k400tiny_lib.training.loop import Interrupted, Trainer
 from k400tiny_lib.training.progress import memory_gb, progress_line
 from k400tiny_lib.training.sample_predictions import save_predictions
@@ -45,7 +44,7 @@ class Reporter:
             metrics = metrics | {"epoch_seconds": seconds, "memory_gb": memory}
             if is_best:
                 content = self._content(trainer) | {"val_acc1": metrics["val_acc1"]}
-                write_atomically(content, self.folder / BEST)
+                write_checkpoint(content, self.folder / BEST)
             # Before the checkpoint, which carries the journal along. After a crash between the two
             # the epoch is trained again, and gives the same metrics.
             if trainer.epoch not in self.reported:
@@ -93,7 +92,7 @@ class Reporter:
         return {
             "model": trainer.evaluated_model.state_dict(),
             "epoch": trainer.epoch,
-            "config": dataclasses.asdict(self.config),
+            "config": self.config.to_dict(),
             "categories": self.categories,
             "run_id": self.run_id,
         }

@@ -1,6 +1,5 @@
 """Which checkpoint a run continues, and whether it can."""
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,9 +60,9 @@ def settle_resume(config: Config) -> tuple[Config, str | None]:
             if path is None:
                 raise UserError(f"resume: {config.resume} holds no usable checkpoint.")
     if path is None:
-        return dataclasses.replace(config, resume=NONE), None
+        return config.replace(resume=NONE), None
     run_id = read_training_state(path, mapped=True).get("run_id")
-    return dataclasses.replace(config, resume=str(path)), run_id
+    return config.replace(resume=str(path)), run_id
 
 
 def checkpoint_to_continue(config: Config, run_id: str, process: Process) -> dict[str, Any] | None:
@@ -131,7 +130,7 @@ def check_resumable(
     check_categories(checkpoint, categories, "resume: the checkpoint")
     changed = [
         f"{name} {former[name]} -> {value}"
-        for name, value in dataclasses.asdict(config).items()
+        for name, value in config.to_dict().items()
         if name in former and name not in _OF_NO_MATTER and former[name] != value
     ]
     if changed:

@@ -1,7 +1,6 @@
 """What a training run comes to: its best epoch, its curves, and a summary for people."""
 
 import json
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,9 +10,9 @@ import torch
 from matplotlib.figure import Figure
 
 from k400tiny_lib.config import Config
-from k400tiny_lib.data.loading.loader import available_cores
 from k400tiny_lib.distributed.launch import processes_per_node
 from k400tiny_lib.metrics_log import Entry, companion_folder, read_entries
+from k400tiny_lib.system import available_cores, cpu_name
 from k400tiny_lib.training.curves import plot_curves
 from k400tiny_lib.training.progress import duration
 
@@ -100,15 +99,7 @@ def hardware(config: Config) -> str:
     where = f"{processes} process(es) on {config.nnodes} node(s)"
     if torch.cuda.is_available():
         return f"{where}, {torch.cuda.get_device_name()}"
-    return f"{where}, {_cpu_name()}, {available_cores()} cores"
-
-
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")  # platform.processor() says no more than x86_64 on Linux
-    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else []:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or "unknown processor"
+    return f"{where}, {cpu_name()}, {available_cores()} cores"
 
 
 def write_results(results: Results, journal: Path) -> None:

@@ -3,7 +3,6 @@
 torchrun --nproc-per-node 2 -m k400tiny_lib.training.worker job.json
 """
 
-import dataclasses
 import json
 import os
 import shutil
@@ -24,7 +23,7 @@ from k400tiny_lib.data.loading.frame_cache import open_frames
 from k400tiny_lib.data.loading.loader import ClipDataset, make_loader, worker_count
 from k400tiny_lib.distributed.process import Process, TrainSampler, process_group
 from k400tiny_lib.distributed.signals import EXIT_CODE, StopSignal
-from k400tiny_lib.errors import UserError
+from k400tiny_lib.errors import UserError, one_line
 from k400tiny_lib.models.checkpoint import BEST, read_checkpoint
 from k400tiny_lib.models.conv2d import fastest_form
 from k400tiny_lib.models.weights import build_model, load_backbone, pretrained_state
@@ -57,7 +56,7 @@ class Job:
         """Write the job file."""
         job = {"run_id": self.run_id, "journal": str(self.journal), "error": str(self.error)}
         job["pack"] = str(self.pack or "")
-        path.write_text(json.dumps(job | {"config": dataclasses.asdict(self.config)}))
+        path.write_text(json.dumps(job | {"config": self.config.to_dict()}))
 
     @classmethod
     def read(cls, path: Path) -> "Job":
@@ -241,9 +240,8 @@ def work(job: Job) -> int:
         if not out_of_memory(error):
             traceback.print_exc()
             return 1
-        first_line = next(iter(str(error).splitlines()), type(error).__name__)
         job.error.write_text(
-            f"batch_size: {job.config.batch_size} does not fit into memory ({first_line}). "
+            f"batch_size: {job.config.batch_size} does not fit into memory ({one_line(error)}). "
             "Needed: a smaller batch_size (and larger grad_accum_steps), clip_len or crop_size, "
             "or fewer num_workers."
         )

@@ -9,7 +9,7 @@ from mlflow.exceptions import MlflowException
 
 from k400tiny_lib.config import AUTO, NONE, Config, parameters_of
 from k400tiny_lib.data.sources.origin import source_digest, source_is_ready
-from k400tiny_lib.digests import combine, file_digest
+from k400tiny_lib.files import combine_digests, file_digest
 from k400tiny_lib.tracking.evaluation_log import evaluation_folder
 from k400tiny_lib.tracking.runs import CACHE_KEY_TAG, MODEL_VERSION_TAG, STEP_TAG, local_copy
 
@@ -55,7 +55,9 @@ _PROOF = {
 def code_digest() -> str:
     """Digest of the project's code as it stands, committed or not."""
     files = sorted(path for pattern in _CODE for path in ROOT.glob(pattern))
-    return combine(t for path in files for t in (str(path.relative_to(ROOT)), file_digest(path)))
+    return combine_digests(
+        t for path in files for t in (str(path.relative_to(ROOT)), file_digest(path))
+    )
 
 
 def cache_key(step: str, config: Config) -> str:
@@ -70,7 +72,7 @@ def cache_key(step: str, config: Config) -> str:
         parts += [name, _identity(name, parameters[name])]
     if step == "prepare_data":
         parts.append(source_digest(config))
-    return combine(parts)
+    return combine_digests(parts)
 
 
 def inputs_exist(step: str, config: Config) -> bool:

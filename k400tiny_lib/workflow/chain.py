@@ -1,6 +1,5 @@
 """`main`: the steps as nested runs that hand artifacts to one another through MLflow."""
 
-import dataclasses
 import logging
 import time
 from dataclasses import dataclass
@@ -74,8 +73,7 @@ def _absolute(config: Config) -> Config:
     """Own data by absolute path; the rendered sample under its name until it is rendered."""
     if config.data_path == SAMPLE:
         return config
-    return dataclasses.replace(
-        config,
+    return config.replace(
         data_path=absolute(config.data_path),
         gt_csv=config.gt_csv if config.gt_csv == NONE else absolute(config.gt_csv),
     )
@@ -85,16 +83,14 @@ def _hand_over(config: Config, done: Finished) -> Config:
     """The parameters of the steps after this one: with its artifacts as URIs."""
     uri = f"runs:/{done.run.info.run_id}"
     if done.step == "prepare_data":
-        return dataclasses.replace(
-            config,
-            data_path=str(clip_directory(config)),
-            annotations=f"{uri}/annotations/annotations.json",
+        return config.replace(
+            data_path=str(clip_directory(config)), annotations=f"{uri}/annotations/annotations.json"
         )
     if done.step == "train":
         # The weights are in the checkpoint now.
-        return dataclasses.replace(config, checkpoint=f"{uri}/checkpoints/best.pt", weights=NONE)
+        return config.replace(checkpoint=f"{uri}/checkpoints/best.pt", weights=NONE)
     if done.step == "evaluate":
-        return dataclasses.replace(config, evaluation=uri)
+        return config.replace(evaluation=uri)
     return config
 
 

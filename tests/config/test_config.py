@@ -1,6 +1,5 @@
 """Parameters: declared once, checked, settled from recipe and command line."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -161,5 +160,5 @@ def test_parameters_survive_the_way_through_text() -> None:
 
 
 def test_config_survives_the_way_through_json() -> None:
-    config = dataclasses.replace(Config(), lr=0.123, nproc_per_node=2)
+    config = Config().replace(lr=0.123, nproc_per_node=2)
     assert Config.from_json(config.to_json()) == config

@@ -20,7 +20,7 @@ from k400tiny_lib.distributed.launch import launch
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.evaluation import worker
 from k400tiny_lib.evaluation.predictions import probabilities_of
-from k400tiny_lib.evaluation.subject import load_subject
+from k400tiny_lib.models.loaded import load_model
 from k400tiny_lib.models.weights import build_model
 from tests.conftest import REPOSITORY
 from tests.helpers.evaluation import write_annotated_clips, write_checkpoint
@@ -139,8 +139,8 @@ def test_a_users_mistake_is_one_line(tmp_path: Path, store: str) -> None:
 
 def test_strange_classes_are_refused_by_name(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "best.pt", ("other", "labels", "here"))
-    with pytest.raises(UserError, match=r"^checkpoint: it does not know 1 of .*first 'sliding'"):
-        load_subject(Config(checkpoint=str(checkpoint)), {"sliding": 0})
+    with pytest.raises(UserError, match=r"^checkpoint: .* does not know 1 of .*first 'sliding'"):
+        load_model(Config(checkpoint=str(checkpoint)), {"sliding": 0})
 
 
 def test_weights_that_cannot_be_downloaded_are_one_line(
@@ -152,7 +152,7 @@ def test_weights_that_cannot_be_downloaded_are_one_line(
     monkeypatch.setattr(WeightsEnum, "get_state_dict", offline)
     config = Config(weights="R2Plus1D_18_Weights.KINETICS400_V1")
     with pytest.raises(UserError, match=r"^weights: .*r2plus1d_18-91a641e6\.pth cannot be down"):
-        load_subject(config, {"abseiling": 0})
+        load_model(config, {"abseiling": 0})
 
 
 def test_a_checkpoint_and_weights_at_once_are_refused() -> None:

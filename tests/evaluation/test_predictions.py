@@ -10,8 +10,8 @@ import torch
 from k400tiny_lib.config import Config
 from k400tiny_lib.data.annotations import Annotations
 from k400tiny_lib.evaluation.predictions import Rows, make_table, predict_clips, probabilities_of
-from k400tiny_lib.evaluation.subject import Subject, load_subject
 from k400tiny_lib.evaluation.views import Protocol, ViewDataset
+from k400tiny_lib.models.loaded import LoadedModel, load_model
 from k400tiny_lib.models.weights import model_input
 from tests.helpers.evaluation import write_annotated_clips, write_checkpoint
 
@@ -20,21 +20,21 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Annotations, Subject]:
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Annotations, LoadedModel]:
     root = tmp_path_factory.mktemp("predictions")
     data_path, _, annotations = write_annotated_clips(root)
     checkpoint = write_checkpoint(root / "best.pt")
-    subject = load_subject(Config(checkpoint=str(checkpoint)), annotations.categories)
+    subject = load_model(Config(checkpoint=str(checkpoint)), annotations.categories)
     return data_path, annotations, subject
 
 
 @pytest.fixture(scope="module")
-def one_by_one(evaluated: tuple[Path, Annotations, Subject]) -> pd.DataFrame:
+def one_by_one(evaluated: tuple[Path, Annotations, LoadedModel]) -> pd.DataFrame:
     return predict(evaluated, 1, 1)
 
 
 def predict(
-    evaluated: tuple[Path, Annotations, Subject], processes: int, batch_size: int
+    evaluated: tuple[Path, Annotations, LoadedModel], processes: int, batch_size: int
 ) -> pd.DataFrame:
     data_path, annotations, subject = evaluated
     clips = annotations.splits["test"]
@@ -57,7 +57,7 @@ def predict(
 
 @pytest.mark.parametrize(("processes", "batch_size"), [(2, 3), (9, 64)])
 def test_neither_batch_size_nor_shares_change_the_table(
-    evaluated: tuple[Path, Annotations, Subject],
+    evaluated: tuple[Path, Annotations, LoadedModel],
     one_by_one: pd.DataFrame,
     processes: int,
     batch_size: int,
@@ -70,7 +70,7 @@ def test_neither_batch_size_nor_shares_change_the_table(
 
 
 def test_a_clip_gets_the_mean_of_the_probabilities_of_its_views(
-    evaluated: tuple[Path, Annotations, Subject], one_by_one: pd.DataFrame
+    evaluated: tuple[Path, Annotations, LoadedModel], one_by_one: pd.DataFrame
 ) -> None:
     data_path, annotations, subject = evaluated
     table = one_by_one
@@ -84,7 +84,7 @@ def test_a_clip_gets_the_mean_of_the_probabilities_of_its_views(
 
 
 def test_a_clip_that_is_missing_or_counted_twice_is_no_table(
-    evaluated: tuple[Path, Annotations, Subject],
+    evaluated: tuple[Path, Annotations, LoadedModel],
 ) -> None:
     clips = evaluated[1].splits["test"]
     twice = np.array([0, 1, 2, 3, 4, 5, 5])

@@ -15,8 +15,7 @@ from k400tiny_lib.evaluation.gradcam import Gallery, grad_cam, make_gallery
 from k400tiny_lib.evaluation.predictions import Rows, make_table
 from k400tiny_lib.evaluation.report import plot_confusion, render_report
 from k400tiny_lib.evaluation.robustness import CLEAN, CONDITIONS
-from k400tiny_lib.evaluation.subject import Published, Subject
-from k400tiny_lib.evaluation.views import Geometry
+from k400tiny_lib.models.loaded import Geometry, LoadedModel, Published
 from k400tiny_lib.models.weights import build_model
 from tests.helpers.evaluation import clips_of, random_table, write_annotated_clips
 
@@ -47,7 +46,7 @@ class Page(HTMLParser):
         self.text += data
 
 
-def page_of(findings: Findings, subject: Subject, shown: Gallery | None = None) -> str:
+def page_of(findings: Findings, subject: LoadedModel, shown: Gallery | None = None) -> str:
     return render_report(
         findings,
         subject,
@@ -60,9 +59,9 @@ def page_of(findings: Findings, subject: Subject, shown: Gallery | None = None) 
     )
 
 
-def subject_of(names: list[str], published: Published | None = None) -> Subject:
+def subject_of(names: list[str], published: Published | None = None) -> LoadedModel:
     model = build_model("r2plus1d_18", 1)
-    return Subject(model, "r2plus1d_18", GEOMETRY, names, "epoch 3", "r0", published)
+    return LoadedModel(model, "r2plus1d_18", GEOMETRY, names, "epoch 3", "r0", published)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ import torch
 from k400tiny_lib.data.annotations import Clip
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.evaluation import views
-from k400tiny_lib.evaluation.views import Geometry, Protocol, ViewDataset, check_views, crop_views
+from k400tiny_lib.evaluation.views import Protocol, ViewDataset, check_views, crop_views
+from k400tiny_lib.models.loaded import Geometry
 from tests.helpers.evaluation import write_annotated_clips
 
 GEOMETRY = Geometry(clip_len=4, resize=(36,), crop_size=32)

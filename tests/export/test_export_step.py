@@ -114,8 +114,8 @@ def test_a_model_disturbed_by_a_hundredth_leaves_no_version_behind(
     program = tmp_path / "program.py"
     program.write_text(
         "import onnx\n"
-        "from k400tiny_lib.export import graph\n"
-        f"graph.export_graph = lambda *_: onnx.load({str(tmp_path / 'graph.onnx')!r})\n"
+        "from k400tiny_lib.export import onnx_graph\n"
+        f"onnx_graph.export_graph = lambda *_: onnx.load({str(tmp_path / 'graph.onnx')!r})\n"
         "from steps.export_onnx import export_onnx\n"
         "export_onnx()\n"
     )

@@ -1,6 +1,5 @@
 """Tables, annotations and checkpoints for the tests of the evaluation."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +66,7 @@ def write_checkpoint(path: Path, labels: tuple[str, ...] = LABELS, seed: int = 0
     content = {
         "model": model.state_dict(),
         "epoch": 3,
-        "config": dataclasses.asdict(Config(**GEOMETRY)),
+        "config": Config(**GEOMETRY).to_dict(),
         "categories": {label: index for index, label in enumerate(labels)},
         "run_id": "",
     }

@@ -1,6 +1,5 @@
 """A checkpoint, its graph and a toy graph for the tests of the export."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ def write_best(path: Path, model: nn.Module, architecture: str = "r2plus1d_18") 
     content = {
         "model": model.state_dict(),
         "epoch": 1,
-        "config": dataclasses.asdict(config),
+        "config": config.to_dict(),
         "categories": {label: index for index, label in enumerate(LABELS)},
         "run_id": "",
     }

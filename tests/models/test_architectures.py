@@ -16,12 +16,12 @@ from k400tiny_lib.data.annotations import Annotations, Clip
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.evaluation.gradcam import grad_cam
 from k400tiny_lib.evaluation.predictions import predict_clips
-from k400tiny_lib.evaluation.subject import load_subject
-from k400tiny_lib.evaluation.views import Geometry, Protocol, crop_views
+from k400tiny_lib.evaluation.views import Protocol, crop_views
 from k400tiny_lib.export.classifier import from_checkpoint
 from k400tiny_lib.export.onnx_graph import FramesToProbabilities, export_graph, frames_free
 from k400tiny_lib.export.parity import compare, open_session, require_parity
 from k400tiny_lib.models.architectures import ARCHITECTURES
+from k400tiny_lib.models.loaded import Geometry, load_model
 from k400tiny_lib.models.weights import (
     build_model,
     class_count,
@@ -204,7 +204,7 @@ def test_every_architecture_is_trained_evaluated_explained_and_exported(
     best = tmp_path / "best.pt"
     _tell_clips_apart(best, name)
 
-    subject = load_subject(Config(checkpoint=str(best)), categories)
+    subject = load_model(Config(checkpoint=str(best)), categories)
     rows = predict_clips(
         subject.model,
         clips,

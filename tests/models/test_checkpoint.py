@@ -1,6 +1,5 @@
 """Checkpoints: atomic, safe to read, enough to rebuild the model."""
 
-import dataclasses
 import os
 import pickle
 from pathlib import Path
@@ -15,7 +14,7 @@ from k400tiny_lib.models.checkpoint import (
     check_categories,
     model_of,
     read_checkpoint,
-    write_atomically,
+    write_checkpoint,
 )
 from k400tiny_lib.models.weights import build_model
 
@@ -26,14 +25,14 @@ def content() -> dict[str, Any]:
     return {
         "model": build_model("r2plus1d_18", 3).state_dict(),
         "epoch": 1,
-        "config": dataclasses.asdict(Config()),
+        "config": Config().to_dict(),
         "categories": CATEGORIES,
     }
 
 
 def test_the_model_is_rebuilt_from_the_file_alone(tmp_path: Path) -> None:
     saved = content()
-    write_atomically(saved, tmp_path / "best.pt")
+    write_checkpoint(saved, tmp_path / "best.pt")
     model, config = model_of(read_checkpoint(tmp_path / "best.pt", "checkpoint"), "checkpoint")
     assert config == Config()
     assert not model.training
@@ -45,7 +44,7 @@ def test_a_crash_while_writing_keeps_the_former_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "last.pt"
-    write_atomically({"epoch": 1}, path)
+    write_checkpoint({"epoch": 1}, path)
 
     def crash(obj: object, file: Any) -> None:
         file.write(b"half")
@@ -53,7 +52,7 @@ def test_a_crash_while_writing_keeps_the_former_file(
 
     monkeypatch.setattr(torch, "save", crash)
     with pytest.raises(OSError, match="disk full"):
-        write_atomically({"epoch": 2}, path)
+        write_checkpoint({"epoch": 2}, path)
     assert torch.load(path, weights_only=True) == {"epoch": 1}
 
 
@@ -75,7 +74,7 @@ def test_a_pickle_that_would_run_code_is_refused(
 
 
 def test_unusable_files_are_one_clear_line(tmp_path: Path) -> None:
-    write_atomically(content(), tmp_path / "good.pt")
+    write_checkpoint(content(), tmp_path / "good.pt")
     data = (tmp_path / "good.pt").read_bytes()
     (tmp_path / "cut.pt").write_bytes(data[: len(data) // 2])
     (tmp_path / "empty.pt").write_bytes(b"")

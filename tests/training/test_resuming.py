@@ -1,6 +1,5 @@
 """Which checkpoint is continued, which is refused, and what a crash while writing leaves."""
 
-import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ def content(updates: int, run_id: str = "run", **parameters: Any) -> dict[str, A
     return {
         "model": {"fc.weight": torch.full((100, 100), float(updates))},
         "epoch": 0,
-        "config": dataclasses.asdict(Config(**parameters)),
+        "config": Config(**parameters).to_dict(),
         "categories": CATEGORIES,
         "run_id": run_id,
         "processes": [],
@@ -63,13 +62,13 @@ def test_auto_continues_the_newest_and_skips_a_truncated_one_by_name(
     assert str(folder / "last.pt") in warning
     assert "Traceback" not in warning
     # The same for the folder by its path; the file by its path is what was asked for, or nothing.
-    assert updates_of(settle_resume(dataclasses.replace(auto, resume=str(folder)))[0]) == 1
+    assert updates_of(settle_resume(auto.replace(resume=str(folder)))[0]) == 1
     with pytest.raises(UserError, match=r"^resume: .*last\.pt is not a readable checkpoint"):
-        settle_resume(dataclasses.replace(auto, resume=str(folder / "last.pt")))
-    empty = dataclasses.replace(auto, checkpoint_dir=str(tmp_path / "none"))
-    assert settle_resume(empty) == (dataclasses.replace(empty, resume="none"), None)
+        settle_resume(auto.replace(resume=str(folder / "last.pt")))
+    empty = auto.replace(checkpoint_dir=str(tmp_path / "none"))
+    assert settle_resume(empty) == (empty.replace(resume="none"), None)
     with pytest.raises(UserError, match=r"^resume: .* holds no usable checkpoint"):
-        settle_resume(dataclasses.replace(auto, resume=str(tmp_path)))
+        settle_resume(auto.replace(resume=str(tmp_path)))
 
 
 @pytest.mark.parametrize("call", range(3))
@@ -138,8 +137,8 @@ def test_a_resumed_run_goes_on_with_the_curves_of_the_former(
     small = config(tiny_data[0], tmp_path / "a", num_epochs=1, model="mc3_18", scheduler="constant")
     run(make_job(small, annotations, "former"), CPU)
 
-    longer = dataclasses.replace(
-        small, num_epochs=2, checkpoint_dir=str(tmp_path / "b"), resume=str(tmp_path / "a")
+    longer = small.replace(
+        num_epochs=2, checkpoint_dir=str(tmp_path / "b"), resume=str(tmp_path / "a")
     )
     settled, former = settle_resume(longer)
     assert former == "former"
@@ -163,7 +162,7 @@ def test_a_resumed_run_goes_on_with_the_curves_of_the_former(
     shutil.copytree(tmp_path / "a", tmp_path / "c")
     state = read_training_state(tmp_path / "a" / "last.pt")
     write_last(state | {"finished_epochs": 0, "batch": 1}, tmp_path / "c")
-    other = dataclasses.replace(small, batch_size=2, resume=str(tmp_path / "c" / "last.pt"))
+    other = small.replace(batch_size=2, resume=str(tmp_path / "c" / "last.pt"))
     with pytest.raises(UserError, match=r"^resume: .* processes 4 \(here 2\)"):
         run(make_job(other, annotations, "other"), CPU)
 

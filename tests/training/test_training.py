@@ -1,6 +1,5 @@
 """The loop and its workers: learns, counts every clip once."""
 
-import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from k400tiny_lib.data.annotations import Annotations
 from k400tiny_lib.distributed.launch import launch
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.metrics_log import read_entries
-from k400tiny_lib.models.checkpoint import read_checkpoint, write_atomically
+from k400tiny_lib.models.checkpoint import read_checkpoint, write_checkpoint
 from k400tiny_lib.models.weights import build_model
 from k400tiny_lib.training.loop import fit, validate
 from k400tiny_lib.training.meters import Meters
@@ -55,7 +54,7 @@ def test_two_processes_count_each_validation_clip_once(
     launch(job, tmp_path, while_running=lambda: None)
     entries = [entry for entry, _ in read_entries(job.journal)]
     assert [entry.step for entry in entries] == [1]
-    alone = make_trainer(dataclasses.replace(settled, batch_size=5), annotations, CPU)
+    alone = make_trainer(settled.replace(batch_size=5), annotations, CPU)
     alone.model.load_state_dict(read_checkpoint(tmp_path / "best.pt", "checkpoint")["model"])
     for name, value in validate(alone).items():
         # The same float32 forward passes in batches of other sizes.
@@ -102,7 +101,7 @@ def test_a_checkpoint_starts_a_model_with_another_head(
     tiny_data: tuple[Path, Path], tmp_path: Path
 ) -> None:
     source = build_model("r2plus1d_18", 400).state_dict()
-    write_atomically(
+    write_checkpoint(
         {"model": source, "epoch": 1, "config": {}, "categories": {}}, tmp_path / "best.pt"
     )
     settled = config(tiny_data[0], tmp_path, load_model=str(tmp_path / "best.pt"))

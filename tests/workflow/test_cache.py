@@ -1,6 +1,5 @@
 """Steps are re-used for the same code, parameters and content, and for nothing else."""
 
-import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -31,10 +30,10 @@ def test_content_of_a_frame_counts_and_its_time_and_place_do_not(
     os.utime(frame, (0, 0))
     assert cache_key("prepare_data", own) == key
     moved = Path(own.data_path).rename(tmp_path / "elsewhere")
-    assert cache_key("prepare_data", dataclasses.replace(own, data_path=str(moved))) == key
+    assert cache_key("prepare_data", own.replace(data_path=str(moved))) == key
     frame = next(moved.glob("*/frame00.jpg"))
     frame.write_bytes(frame.read_bytes() + b"\0")
-    assert cache_key("prepare_data", dataclasses.replace(own, data_path=str(moved))) != key
+    assert cache_key("prepare_data", own.replace(data_path=str(moved))) != key
 
 
 def test_the_ground_truth_and_the_annotations_count(own: Config) -> None:
@@ -48,10 +47,10 @@ def test_the_ground_truth_and_the_annotations_count(own: Config) -> None:
 
 
 def test_a_parameter_counts_in_the_steps_that_take_it_and_speed_in_none(own: Config) -> None:
-    longer = dataclasses.replace(own, num_epochs=own.num_epochs + 1)
+    longer = own.replace(num_epochs=own.num_epochs + 1)
     assert cache_key("train", longer) != cache_key("train", own)
     assert cache_key("prepare_data", longer) == cache_key("prepare_data", own)
-    faster = dataclasses.replace(own, num_workers=7, print_interval=3)
+    faster = own.replace(num_workers=7, print_interval=3)
     assert cache_key("train", faster) == cache_key("train", own)
 
 

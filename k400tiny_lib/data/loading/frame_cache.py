@@ -26,10 +26,12 @@ from tqdm import tqdm
 
 from k400tiny_lib.config import AUTO, NONE, Config
 from k400tiny_lib.data.annotations import Annotations, Clip
-from k400tiny_lib.data.loading.loader import FrameReader, available_cores, batches, one_thread
+from k400tiny_lib.data.loading.loader import FrameReader, batches, one_thread
 from k400tiny_lib.data.loading.readers import ImageFiles
-from k400tiny_lib.digests import clip_digest, combine
-from k400tiny_lib.errors import UserError
+from k400tiny_lib.errors import UserError, one_line
+from k400tiny_lib.files import combine_digests
+from k400tiny_lib.media.frames import clip_digest
+from k400tiny_lib.system import available_cores
 
 FORMAT = 1  # count it up when the files change
 CLIPS_PER_FILE = 16
@@ -49,10 +51,10 @@ def pack_folder(annotations: Annotations, data_path: Path, resize_size: int, roo
     resizer's versions do.
     """
     names = _index_of(annotations)
-    content = annotations.data_digest or combine(
+    content = annotations.data_digest or combine_digests(
         clip_digest(data_path / video) for video in sorted({c.video for c in annotations.clips})
     )
-    digest = combine(
+    digest = combine_digests(
         [str(FORMAT), cv2.__version__, torch.__version__, str(resize_size), content]
         + [name.decode() for name in names]
     )
@@ -203,10 +205,9 @@ class PackedFrames:
             frames = self._open(path)[record]
             return torch.from_numpy(frames[list(offsets)])  # a copy: the mapping may end
         except (OSError, pa.ArrowInvalid, ValueError) as error:
-            reason = str(error).strip().partition("\n")[0]
             raise UserError(
-                f"frame_cache: {path} cannot be read ({reason}). Needed: delete it, and the next "
-                "run packs it again."
+                f"frame_cache: {path} cannot be read ({one_line(error)}). Needed: delete it, and "
+                "the next run packs it again."
             ) from None
 
     def _find(self, clip: Clip) -> int:

@@ -1,6 +1,5 @@
 """From clips to batches, in worker processes or in a thread that reads ahead."""
 
-import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from k400tiny_lib.data.loading.augmentation import LIGHT, augment, own_generator
 from k400tiny_lib.data.loading.temporal_sampling import jittered_indices, uniform_indices
 from k400tiny_lib.data.loading.transforms import centre_crop
 from k400tiny_lib.errors import UserError
+from k400tiny_lib.system import available_cores
 
 # Reads frames of a clip by their offsets in its segment: uint8 (T, 3, h, w) at the working short
 # side, RGB in [0, 255]. `decoding.ImageFiles` and `packing.PackedFrames` are such readers; one
@@ -134,13 +134,6 @@ class ClipDataset(Dataset[tuple[Tensor, int, int]]):
         images = self.read(clip, offsets.tolist())
         may_flip = clip.target not in self.no_flip
         return augment(images, self.crop_size, self.augmentation, may_flip, generator)
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def worker_count(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from k400tiny_lib.data.annotations import Clip
 from k400tiny_lib.data.loading.transforms import resize_short_side
-from k400tiny_lib.media.images import FRACTIONS, decode_at, mixed_sizes, read_images, select_files
+from k400tiny_lib.media.frames import FRACTIONS, decode_at, mixed_sizes, read_images, select_files
 
 _RESIZED_AT_ONCE = 8  # frames: few calls, and little memory where frames are large
 

@@ -21,8 +21,7 @@ from k400tiny_lib.data.preparation.content_index import ContentIndex
 from k400tiny_lib.data.preparation.executors import map_unordered, open_executor
 from k400tiny_lib.data.sources.ground_truth import Dropped
 from k400tiny_lib.data.sources.video_files import VideoFile
-from k400tiny_lib.digests import combine, file_digest
-from k400tiny_lib.files import fetch_file, is_remote
+from k400tiny_lib.files import combine_digests, fetch_file, file_digest, is_remote
 
 if TYPE_CHECKING:
     from k400tiny_lib.data.preparation.video_frames import Decoded
@@ -42,7 +41,7 @@ class FrameSettings:
     @property
     def digest(self) -> str:
         """Eight hex digits that differ between settings."""
-        return combine([json.dumps(asdict(self), sort_keys=True)])[:8]
+        return combine_digests([json.dumps(asdict(self), sort_keys=True)])[:8]
 
 
 @dataclass(frozen=True)

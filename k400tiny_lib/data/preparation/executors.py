@@ -14,6 +14,7 @@ import cv2
 
 from k400tiny_lib.config import AUTO, NONE
 from k400tiny_lib.errors import UserError
+from k400tiny_lib.system import available_cores
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -39,7 +40,7 @@ def open_executor(scheduler: str, workers: int | str) -> Iterator[tuple[Executor
         UserError: if the scheduler cannot be reached or has no workers.
     """
     if scheduler == NONE:
-        count = (os.cpu_count() or 1) if workers == AUTO else int(workers)
+        count = available_cores() if workers == AUTO else int(workers)
         # A fork would copy the locks of threads that torch or MLflow have started, and spawned
         # workers would import for seconds each; the fork server imports once, without threads.
         context = multiprocessing.get_context("forkserver")

@@ -29,9 +29,8 @@ from k400tiny_lib.data.sources.origin import (
     refuse_if_missing,
 )
 from k400tiny_lib.data.sources.rendered import GROUND_TRUTH_FILE, render_sample
-from k400tiny_lib.digests import combine_named
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.files import absolute, fetch, is_remote, upload
+from k400tiny_lib.files import absolute, combine_named_digests, fetch, is_remote, upload
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def prepare(config: Config) -> Prepared:
     dropped = sorted([*dropped, *bad], key=lambda clip: clip.video)
     _refuse_bad(config, table, dropped)
 
-    digest = combine_named(dict(zip(table["folder_name"], table["digest"], strict=True)))
+    digest = combine_named_digests(dict(zip(table["folder_name"], table["digest"], strict=True)))
     table = table.drop(columns="digest")
     notes = list(source.notes)
     table["group"] = unite_groups(table["group"], table["content"])

@@ -16,8 +16,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from k400tiny_lib.data.preparation.content_index import ContentIndex
-from k400tiny_lib.digests import bytes_digest, combine, combine_named
+from k400tiny_lib.files import bytes_digest, combine_digests, combine_named_digests
 from k400tiny_lib.media.frames import frame_files, is_frame
+from k400tiny_lib.system import available_cores
 
 # One frame has no motion, and motion is what the classes are about.
 MIN_FRAMES = 2
@@ -79,8 +80,8 @@ def check_clip(folder: Path) -> Verdict:
             problem = f"{name} {problem}"
     if not problem and len(names) < MIN_FRAMES:
         problem = f"{len(names)} frame(s), needed: {MIN_FRAMES}" if names else _NO_FRAMES
-    content_digest = combine(digests[name] for name in names)
-    return Verdict(combine_named(digests), content_digest, len(names), problem)
+    content_digest = combine_digests(digests[name] for name in names)
+    return Verdict(combine_named_digests(digests), content_digest, len(names), problem)
 
 
 def check_frame(content: bytes) -> tuple[tuple[int, int] | None, str]:
@@ -146,7 +147,7 @@ def check_clips(root: Path, names: Iterable[str], index: ContentIndex) -> dict[s
         return verdicts
     remaining = iter(pending)
     with (
-        ThreadPoolExecutor(os.cpu_count()) as pool,
+        ThreadPoolExecutor(available_cores()) as pool,
         tqdm(total=len(pending), desc="check", unit="clip", mininterval=1) as bar,
     ):
         while batch := list(islice(remaining, _SAVE_EVERY)):

@@ -9,9 +9,8 @@ import torch
 
 from k400tiny_lib.data.loading.transforms import resize_and_crop
 from k400tiny_lib.data.preparation.decoding import FrameSettings, Task
-from k400tiny_lib.digests import file_digest
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.files import fetch_file, is_remote
+from k400tiny_lib.files import fetch_file, file_digest, is_remote
 from k400tiny_lib.media.video import Image, sample_video
 
 

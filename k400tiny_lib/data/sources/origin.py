@@ -13,9 +13,15 @@ from k400tiny_lib.data.preparation.decoding import FrameSettings, plan, video_di
 from k400tiny_lib.data.preparation.validation import check_clips
 from k400tiny_lib.data.sources.base import SAMPLE, Source, holds_videos, read_source
 from k400tiny_lib.data.sources.rendered import GROUND_TRUTH_FILE, IMAGES_FOLDER
-from k400tiny_lib.digests import combine, combine_named, file_digest
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.files import absolute, is_remote, local_path
+from k400tiny_lib.files import (
+    absolute,
+    combine_digests,
+    combine_named_digests,
+    file_digest,
+    is_remote,
+    local_path,
+)
 
 FRAMES = FrameSettings()
 _RENDERER = Path(__file__).with_name("rendered.py")
@@ -27,11 +33,11 @@ def clip_directory(config: Config) -> Path:
     output = local_path(config.output_dir)
     if config.data_path == SAMPLE:
         # Another renderer or seed draws other clips; they must not mix in one directory.
-        name = f"sample-{combine([file_digest(_RENDERER), str(config.seed)])[:8]}"
+        name = f"sample-{combine_digests([file_digest(_RENDERER), str(config.seed)])[:8]}"
         return output / name / IMAGES_FOLDER
     if holds_videos(config.data_path, config.gt_csv):
         # Other videos, or other frames of them, must not mix either.
-        return output / f"frames-{combine([FRAMES.digest, absolute(config.data_path)])[:8]}"
+        return output / f"frames-{combine_digests([FRAMES.digest, absolute(config.data_path)])[:8]}"
     return local_path(config.data_path)
 
 
@@ -86,14 +92,14 @@ def source_digest(config: Config) -> str:
     verdicts = check_clips(root, source.table["folder_name"], index)
     parts = [
         file_digest(csv) if csv else "",
-        combine_named({k: v.digest for k, v in verdicts.items()}),
+        combine_named_digests({k: v.digest for k, v in verdicts.items()}),
     ]
     parts += [clip for row in source.rows.dropped for clip in (row.video, row.reason)]
     if source.videos is not None:
-        parts.append(combine_named(video_digests(source.videos, index)))
+        parts.append(combine_named_digests(video_digests(source.videos, index)))
     if root != local_path(config.data_path):
         parts.append(str(root))
-    return combine(parts)
+    return combine_digests(parts)
 
 
 def read_config_source(config: Config) -> Source:

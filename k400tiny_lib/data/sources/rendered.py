@@ -8,7 +8,6 @@ does not tell the two apart and a model has to look at motion.
 import hashlib
 import math
 import multiprocessing
-import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -20,6 +19,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
+
+from k400tiny_lib.files import atomic_write
+from k400tiny_lib.system import available_cores
 
 IMAGES_FOLDER = "k400tiny_images"
 GROUND_TRUTH_FILE = "k400tiny_ground_truth.csv"
@@ -129,7 +131,7 @@ def render_sample(
     images.mkdir(parents=True, exist_ok=True)
     clips = _plan(seed, num_sources_per_class, clips_per_source)
     render = partial(_render_clip, images, num_frames=num_frames, size=size)
-    workers = min(workers or os.cpu_count() or 1, len(clips))
+    workers = min(workers or available_cores(), len(clips))
     if workers == 1:
         for done, clip in enumerate(clips, start=1):
             render(clip)
@@ -164,12 +166,10 @@ def _plan(seed: int, num_sources_per_class: int, clips_per_source: int) -> list[
 
 
 def _write_ground_truth(path: Path, clips: list[_Clip]) -> None:
-    partial_path = path.with_name(f".{path.name}.part")
-    with partial_path.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         rows = csv_writer(file, lineterminator="\n")
         rows.writerow(("folder_name", "youtube_id", "label"))
         rows.writerows((clip.folder_name, clip.youtube_id, clip.label) for clip in clips)
-    partial_path.replace(path)
 
 
 def _render_clip(images: Path, clip: _Clip, *, num_frames: int, size: int) -> None:

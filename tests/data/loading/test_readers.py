@@ -14,7 +14,7 @@ from k400tiny_lib.data.annotations import Clip
 from k400tiny_lib.data.loading.readers import ImageFiles, read_frames
 from k400tiny_lib.data.loading.transforms import resize_and_crop, resize_short_side
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.media.images import decode_frame
+from k400tiny_lib.media.frames import decode_frame
 from k400tiny_lib.models.weights import build_model, model_input
 from tests.conftest import REAL_DATA, write_clip
 

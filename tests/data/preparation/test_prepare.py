@@ -20,8 +20,8 @@ from k400tiny_lib.data.sources.origin import (
     source_is_ready,
 )
 from k400tiny_lib.data.sources.rendered import CLASSES, render_sample
-from k400tiny_lib.digests import data_digest
 from k400tiny_lib.errors import UserError
+from k400tiny_lib.media.frames import data_digest
 from k400tiny_lib.tracking.runs import local_copy
 from k400tiny_lib.workflow.command import parse_arguments
 from tests.conftest import write_clip, write_data

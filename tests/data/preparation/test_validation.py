@@ -15,7 +15,7 @@ from PIL import Image, ImageFile
 from k400tiny_lib.data.preparation import validation
 from k400tiny_lib.data.preparation.content_index import ContentIndex
 from k400tiny_lib.data.preparation.validation import check_clip, check_clips, check_frame
-from k400tiny_lib.digests import clip_digest
+from k400tiny_lib.media.frames import clip_digest
 from tests.conftest import write_clip
 
 

@@ -11,7 +11,7 @@ from k400tiny_lib.data.sources.rendered import (
     IMAGES_FOLDER,
     render_sample,
 )
-from k400tiny_lib.digests import data_digest
+from k400tiny_lib.media.frames import data_digest
 
 SMALL = {"num_sources_per_class": 1, "clips_per_source": 2, "num_frames": 4, "size": 48}
 
