@@ -62,7 +62,7 @@ class Parameter:
         type: its type in `MLproject`.
         steps: the steps that take it; `main` also takes those of the steps that it chains.
         required_in: the steps that need it and have no default for it.
-        affects_result: False if it changes only the speed, the place or the display of a result:
+        affects_result: False if it changes only the speed, the location or the display of a result:
             a step is re-used, and a training resumed, whatever its value.
         in_recipe: False if `main` decides it before the recipe is read.
         handed_over: whether a step of the chain produces it, so that `main` does not take it.

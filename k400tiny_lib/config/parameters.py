@@ -33,7 +33,7 @@ def _known(architecture: str) -> str:
 
 
 def _resolve_clip_size(value: Any, info: ValidationInfo) -> Any:
-    # An unknown model is refused by its own name, whatever the clip.
+    # `model` is declared, and so validated, before the clip sizes; an unknown one is not in `data`.
     architecture = ARCHITECTURES[info.data.get("model", _DEFAULT_MODEL)]
     return getattr(architecture, str(info.field_name)) if value == AUTO else value
 

@@ -33,7 +33,7 @@ _PROOF = {
 
 
 def code_digest() -> str:
-    """Digest of the project's code as it stands, committed or not."""
+    """Digest of the project's code in its present state, committed or not."""
     files = sorted(path for pattern in _CODE for path in ROOT.glob(pattern))
     return combine_digests(
         t for path in files for t in (str(path.relative_to(ROOT)), file_digest(path))
@@ -89,8 +89,8 @@ def _result_exists(step: str, run: Run) -> bool:
     try:
         if step in _PROOF:
             folder = _PROOF[step].rpartition("/")[0]
-            found = mlflow.artifacts.list_artifacts(run_id=run.info.run_id, artifact_path=folder)
-            return any(artifact.path == _PROOF[step] for artifact in found)
+            files = mlflow.artifacts.list_artifacts(run_id=run.info.run_id, artifact_path=folder)
+            return any(file.path == _PROOF[step] for file in files)
         name, _, version = run.data.tags.get(MODEL_VERSION_TAG, "").partition("/")
         MlflowClient().get_model_version(name, version)
     except (MlflowException, OSError):

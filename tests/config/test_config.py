@@ -148,8 +148,8 @@ def test_the_default_value_given_explicitly_beats_the_recipe() -> None:
 
 def test_main_takes_the_recipe_that_fits_the_data() -> None:
     assert resolve("main", {}).recipe == "sample"
-    own = resolve("main", {"data_path": "frames", "gt_csv": "labels.csv"})
-    assert own.recipe == "k400tiny"
+    real = resolve("main", {"data_path": "frames", "gt_csv": "labels.csv"})
+    assert real.recipe == "k400tiny"
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -163,7 +163,7 @@ def test_an_unknown_recipe_names_the_nearest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("step", "given", "name"),
+    ("step", "texts", "name"),
     [
         ("main", {"crop_size": "200", "resize_size": "100"}, "crop_size"),
         ("main", {"val_fraction": "0.5", "test_fraction": "0.5"}, "val_fraction"),
@@ -175,19 +175,19 @@ def test_an_unknown_recipe_names_the_nearest() -> None:
     ],
 )
 def test_values_that_do_not_fit_together_are_refused(
-    step: str, given: dict[str, str], name: str
+    step: str, texts: dict[str, str], name: str
 ) -> None:
     with pytest.raises(UserError, match=f"^{name}: "):
-        resolve(step, given)
+        resolve(step, texts)
 
 
 def test_parameters_survive_the_way_through_text() -> None:
     config = resolve("main", {})
     for step in ("prepare_data", "train"):
-        text = parameters_of(step, config) | {"annotations": "a.json"}
-        given = {k: v for k, v in text.items() if k in STEPS[step].params}
-        resolved = resolve(step, given)
-        for name in given:
+        texts = parameters_of(step, config) | {"annotations": "a.json"}
+        texts = {k: v for k, v in texts.items() if k in STEPS[step].params}
+        resolved = resolve(step, texts)
+        for name in texts:
             if name != "annotations":
                 assert getattr(resolved, name) == getattr(config, name)
 

@@ -1,5 +1,6 @@
-"""Every architecture: the published function and names, its own clips, the same way."""
+"""Every architecture: the published function and names, its clip size, all steps."""
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def tiny(name: str) -> tuple[int, int]:
 
 
 def dropout_rates(model: torch.nn.Module) -> list[float]:
-    """Of all dropouts that do something."""
+    """The rates of all dropouts above 0."""
     return [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout) and m.p]
 
 
@@ -93,14 +94,14 @@ def test_a_head_of_another_size_and_clips_of_another_size_fit(name: str) -> None
     torch.manual_seed(0)
     model = build_model(name, num_classes=3).eval()
     assert not dropout_rates(model)
-    own = {k: v.clone() for k, v in model.state_dict().items()}
+    former = {k: v.clone() for k, v in model.state_dict().items()}
     source = build_model(name, num_classes=7).state_dict()
     assert not load_weights(model, source, "test")
     head = f"{architecture_of_model(model).head}.weight"
     for key, value in model.state_dict().items():
         kept = key.startswith(architecture_of_model(model).head)
-        assert torch.equal(value, (own if kept else source)[key]), key
-    assert not torch.equal(own[head], source[head][:3])
+        assert torch.equal(value, (former if kept else source)[key]), key
+    assert not torch.equal(former[head], source[head][:3])
     num_frames, size = tiny(name)
     with torch.inference_mode():
         assert model(torch.randn(1, 3, num_frames + 3, size + 5, size + 5)).shape == (1, 3)
@@ -137,14 +138,35 @@ def test_a_published_head_pools_its_own_clip_at_once(name: str, pooling: str, st
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_clips_follow_the_architecture_unless_they_are_given(name: str) -> None:
-    given = {"data_path": "frames", "gt_csv": "labels.csv", "model": name}
+    texts = {"data_path": "frames", "gt_csv": "labels.csv", "model": name}
     for recipe in ("k400tiny", "kinetics400"):
-        resolved = resolve("main", given | {"recipe": recipe})
+        resolved = resolve("main", texts | {"recipe": recipe})
         size = ARCHITECTURES[name]
         clip = (resolved.clip_len, resolved.resize_size, resolved.crop_size)
         assert clip == (size.clip_len, size.resize_size, size.crop_size)
-    explicit = resolve("main", given | {"clip_len": "20", "crop_size": "64"})
+    explicit = resolve("main", texts | {"clip_len": "20", "crop_size": "64"})
     assert (explicit.clip_len, explicit.crop_size) == (20, 64)
+
+
+def test_an_architecture_needs_nothing_but_its_entry_in_the_table(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def build(num_classes: int, dropout: float) -> Any:
+        model = ARCHITECTURES["r2plus1d_18"].build(num_classes, dropout)
+        model.layer3, model.layer4 = torch.nn.Identity(), torch.nn.Identity()
+        model.fc = torch.nn.Linear(128, num_classes)
+        return model
+
+    toy = dataclasses.replace(
+        ARCHITECTURES["r2plus1d_18"], build=build, clip_len=5, resize_size=40, crop_size=32
+    )
+    monkeypatch.setitem(ARCHITECTURES, "toy", toy)
+    resolved = resolve("train", {"data_path": "d", "annotations": "a", "model": "toy"})
+    assert (resolved.clip_len, resolved.resize_size, resolved.crop_size) == (5, 40, 32)
+    model = build_model(resolved.model, num_classes=3).eval()
+    assert class_count("toy", model.state_dict()) == 3
+    clips = torch.zeros(1, 3, 5, 32, 32, dtype=torch.uint8)
+    assert model(model_input(model, clips)).shape == (1, 3)
 
 
 @pytest.mark.parametrize(("parameter", "needed"), [("clip_len", 8), ("crop_size", 17)])
@@ -189,7 +211,7 @@ def test_every_architecture_is_trained_evaluated_explained_and_exported(
     categories = {label: index for index, label in enumerate(LABELS)}
     annotations = Annotations(categories, {"train": clips[:2], "val": clips[2:], "test": clips})
     num_frames, size = tiny(name)
-    # So small a clip ends as a single place: BatchNorm over two of them has steep gradients.
+    # So small a clip ends as a single pixel: BatchNorm over two of them has steep gradients.
     resolved = config(
         tiny_data[0],
         tmp_path,
@@ -233,16 +255,16 @@ def test_every_architecture_is_trained_evaluated_explained_and_exported(
     frames = [
         torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator) for _ in range(5)
     ]
-    found = compare(open_session(proto), exported.eager(1), frames, frames_free(proto))
+    parity = compare(open_session(proto), exported.eager(1), frames, frames_free(proto))
     # A pixel on the edge of two grey levels weighs more in so small a clip.
-    require_parity(found, tolerance=5e-4)
+    require_parity(parity, tolerance=5e-4)
 
 
 def _tell_clips_apart(checkpoint: Path, name: str) -> None:
-    """After one step the head hardly does: without this, a wrong graph would pass."""
+    """Enlarge the head: after one step all clips look alike, and a wrong graph would pass."""
     content = torch.load(checkpoint, weights_only=True)
     content["model"][f"{ARCHITECTURES[name].head}.weight"] *= 20
-    if name == "s3d":  # its BatchNorm learns by thousandths: what one step leaves fades away
+    if name == "s3d":  # its BatchNorm has momentum 0.001: after one step it scales features down
         for key, value in content["model"].items():
             if key.endswith("running_var"):
                 value /= 6

@@ -1,4 +1,4 @@
-"""Convolutions in 2D: torchvision's function, gradients and names, whatever the form."""
+"""Convolutions in 2D: torchvision's outputs, gradients and state_dict keys, in every layout."""
 
 from pathlib import Path
 
@@ -42,13 +42,13 @@ def test_a_convolution_in_2d_is_pytorchs_in_3d(
     decompose_conv3d(ours).to(memory_format=memory)
     assert type(ours) is form
     clips = torch.randn(2, 4, 5, 9, 10).to(memory_format=memory)
-    found, expected = ours(clips), theirs(clips)
-    torch.testing.assert_close(found, expected)
-    found.square().sum().backward()
+    convolved, expected = ours(clips), theirs(clips)
+    torch.testing.assert_close(convolved, expected)
+    convolved.square().sum().backward()
     expected.square().sum().backward()
     torch.testing.assert_close(ours.weight.grad, theirs.weight.grad, rtol=1e-4, atol=1e-4)
     if form is not torch.nn.Conv3d and memory is torch.channels_last_3d:
-        assert found.is_contiguous(memory_format=memory)  # the next one reads it as a view
+        assert convolved.is_contiguous(memory_format=memory)  # the next one reads it as a view
 
 
 def test_the_fast_form_is_torchvisions_model_in_outputs_gradients_and_names() -> None:
@@ -87,10 +87,10 @@ def test_checkpoints_have_torchvisions_names_whatever_the_form(
 ) -> None:
     compiled: list[torch.nn.Module] = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
-    settled = config(tiny_data[0], tmp_path, compile=True, channels_last=True, ema_decay=0.5)
+    resolved = config(tiny_data[0], tmp_path, compile=True, channels_last=True, ema_decay=0.5)
     annotations = annotate(tiny_data[0])
     annotations.splits["train"][4:] = []
-    trainer = make_trainer(settled, annotations, CPU)
+    trainer = make_trainer(resolved, annotations, CPU)
     assert compiled == [trainer.forward]
     fit(trainer, lambda *_: None)
     stock = r2plus1d_18(weights=None, num_classes=3)

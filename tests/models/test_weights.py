@@ -1,4 +1,4 @@
-"""Models: torchvision's own weights fit, whatever the head and the dropout."""
+"""Weights: torchvision's load into our models, mistakes are one line."""
 
 from pathlib import Path
 
