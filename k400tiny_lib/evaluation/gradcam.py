@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from k400tiny_lib.data.annotations import Clip
 from k400tiny_lib.evaluation.views import Protocol, ViewDataset
 from k400tiny_lib.models.loaded import Geometry
-from k400tiny_lib.models.weights import design_of, model_input
+from k400tiny_lib.models.weights import architecture_of_model, model_input
 
 _MISTAKES, _DOUBTFUL = 8, 4
 _FRAMES, _SIDE = 8, 112  # pictures of a clip, and their size in pixels
@@ -118,7 +118,7 @@ def grad_cam(model: nn.Module, clips: Tensor, target: int) -> Tensor:
 
 @torch.no_grad()
 def _deepest_in_time(model: nn.Module, num_frames: int) -> nn.Module:
-    layers = [model.get_submodule(name) for name in design_of(model).maps]
+    layers = [model.get_submodule(name) for name in architecture_of_model(model).feature_layers]
     moments: list[int] = []  # of each layer's input
     hooks = [
         layer.register_forward_pre_hook(lambda _, inputs: moments.append(inputs[0].shape[2]))
