@@ -15,7 +15,6 @@ from pydantic import (
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
-    PositiveInt,
     ValidationInfo,
     WithJsonSchema,
 )
@@ -39,6 +38,7 @@ def _resolve_clip_size(value: Any, info: ValidationInfo) -> Any:
 
 
 Auto = Literal["auto"]
+Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 _Pixels = Annotated[int, Field(ge=8)]
@@ -46,9 +46,7 @@ Model = Annotated[
     str, AfterValidator(_known), WithJsonSchema({"type": "string", "enum": list(ARCHITECTURES)})
 ]
 # `auto` is replaced by the architecture's number when a Config is made, so the value is an int.
-ClipLen = Annotated[
-    PositiveInt, BeforeValidator(_resolve_clip_size, json_schema_input_type=PositiveInt | Auto)
-]
+ClipLen = Annotated[Count, BeforeValidator(_resolve_clip_size, json_schema_input_type=Count | Auto)]
 ClipPixels = Annotated[
     _Pixels, BeforeValidator(_resolve_clip_size, json_schema_input_type=_Pixels | Auto)
 ]
@@ -97,7 +95,7 @@ class Config(
     """Keep the splits that a column `split` of gt_csv names, rather than draw new ones."""
     on_bad_clip: Literal["drop", "fail"] = param("drop", "prepare_data")
     """Bad clips: leave them out and say why, or stop."""
-    decode_workers: PositiveInt | Auto = param(AUTO, "prepare_data", affects_result=False)
+    decode_workers: Count | Auto = param(AUTO, "prepare_data", affects_result=False)
     """Processes that decode videos; `auto` is one per core."""
     dask_scheduler: str = param(NONE, "prepare_data", affects_result=False, also="scheduler")
     """Dask scheduler (tcp://host:port) whose workers decode videos, `none` for this machine;
@@ -122,7 +120,7 @@ class Config(
     checkpoint."""
     load_model: str = param(NONE, "train")
     """Checkpoint to start from: a path or an artifact URI; `none` for no checkpoint."""
-    num_classes: PositiveInt | Auto = param(AUTO, "train")
+    num_classes: Count | Auto = param(AUTO, "train")
     """Size of the head; `auto` is the number of the data's categories."""
     dropout: Rate = param(0.0, "train")
     """Dropout before the head."""
@@ -146,17 +144,17 @@ class Config(
     """Where packed frames are kept, named by content."""
     split: Literal["train", "val", "test"] = param("test", "evaluate")
     """Split to evaluate."""
-    num_clips: PositiveInt = param(1, "evaluate")
+    num_clips: Count = param(1, "evaluate")
     """Temporal views of a video, averaged."""
     num_crops: Annotated[int, Field(ge=1, le=3)] = param(1, "evaluate")
     """Spatial crops of a view, averaged: 1 or 3."""
-    batch_size: PositiveInt = param(16, "train", "evaluate", "predict")
+    batch_size: Count = param(16, "train", "evaluate", "predict")
     """Clips per batch and process."""
     num_workers: NonNegativeInt | Auto = param(AUTO, "train", "evaluate", affects_result=False)
     """Loader processes per training process; `auto` follows the cores."""
 
     # --- optimization ---------------------------------------------------------------------------
-    num_epochs: PositiveInt = param(30, "train")
+    num_epochs: Count = param(30, "train")
     """Passes over the training clips."""
     patience: NonNegativeInt = param(0, "train")
     """Epochs without a better val_acc1 after which training stops; 0 for never."""
@@ -180,7 +178,7 @@ class Config(
     """Label smoothing of the training loss."""
     ema_decay: Rate = param(0.0, "train")
     """Decay of the moving average of the weights per update; 0 for none."""
-    grad_accum_steps: PositiveInt = param(1, "train")
+    grad_accum_steps: Count = param(1, "train")
     """Batches whose gradients make one update."""
     clip_grad_norm: NonNegativeFloat = param(0.0, "train")
     """Largest gradient norm; 0 for no limit."""
@@ -199,7 +197,7 @@ class Config(
     checkpoint_dir: str = param(AUTO, "train", affects_result=False)
     """Where last.pt, the previous.pt before it and best.pt are written; `auto` is
     checkpoints/<run id>."""
-    save_every: PositiveInt = param(1, "train", affects_result=False)
+    save_every: Count = param(1, "train", affects_result=False)
     """Epochs between two writes of last.pt."""
     save_every_minutes: NonNegativeFloat = param(10.0, "train", affects_result=False)
     """Minutes between two writes of last.pt within an epoch; 0 for none."""
@@ -210,15 +208,15 @@ class Config(
     """Batches between two progress lines; 0 for one per epoch."""
 
     # --- launch ---------------------------------------------------------------------------------
-    nproc_per_node: PositiveInt | Auto = param(AUTO, "train", "evaluate")
+    nproc_per_node: Count | Auto = param(AUTO, "train", "evaluate")
     """Processes per node; `auto` is one per GPU, or one on a CPU."""
-    nnodes: PositiveInt = param(1, "train")
+    nnodes: Count = param(1, "train")
     """Nodes that train together."""
     node_rank: NonNegativeInt = param(0, "train", affects_result=False)
     """Number of this node, 0 to nnodes - 1."""
     rdzv_endpoint: str = param("localhost:0", "train", affects_result=False)
     """host:port where the nodes meet (of node 0)."""
-    rdzv_timeout: PositiveInt = param(600, "train", affects_result=False)
+    rdzv_timeout: Count = param(600, "train", affects_result=False)
     """Seconds to wait there for all the nodes."""
     max_restarts: NonNegativeInt = param(0, "train", affects_result=False)
     """Times that torchrun restarts failed workers, which go on from the last checkpoint."""
@@ -241,7 +239,7 @@ class Config(
     """ONNX opset."""
     tolerance: PositiveFloat = param(1e-4, "export_onnx")
     """Largest difference of a probability between ONNX and PyTorch."""
-    views_in_graph: PositiveInt = param(1, "export_onnx")
+    views_in_graph: Count = param(1, "export_onnx")
     """Temporal views of a video that the graph averages; T is then views * clip_len."""
     quantize: Literal["none", "int8", "fp16"] = param(NONE, "export_onnx")
     """Smaller variant to register in place of float32, if it is faster here and loses at most
@@ -259,9 +257,9 @@ class Config(
     """Name in the model registry."""
     video_model_name: str = param("k400tiny-video-classifier", "export_onnx")
     """Name in the model registry of the same model for whole videos, ready to be served."""
-    top_k: PositiveInt = param(5, "predict")
+    top_k: Count = param(5, "predict")
     """Labels shown per clip."""
-    num_threads: PositiveInt | Auto = param(AUTO, "predict")
+    num_threads: Count | Auto = param(AUTO, "predict")
     """Cores of a prediction; `auto` is all of this process."""
     device: Literal["auto", "cpu", "cuda"] = param(AUTO, "predict")
     """Inference device; `auto` is CUDA where ONNX Runtime offers it."""

@@ -4,7 +4,6 @@
 into packages; `expected.json` holds what the same code computed with them.
 """
 
-import dataclasses
 import json
 import lzma
 import os
@@ -98,8 +97,7 @@ def resumed(last: Path, folder: Path) -> tuple[Config, str | None]:
     checkpoints.mkdir()
     former = Config(**read_training_state(last)["config"])
     return settle_resume(
-        dataclasses.replace(
-            former,
+        former.replace(
             data_path=str(data_path),
             annotations=str(annotations),
             checkpoint_dir=str(checkpoints),
@@ -116,7 +114,7 @@ def test_an_old_best_checkpoint_is_read_with_its_epoch_classes_and_parameters(be
     model, config = model_of(checkpoint, "checkpoint")
     assert type(model).__name__ == "VideoResNet"
     # All of the old parameters are still known by their names; new ones may have come.
-    assert dataclasses.asdict(config).items() >= expected["config"].items()
+    assert config.to_dict().items() >= expected["config"].items()
     torch.testing.assert_close(model.state_dict(), checkpoint["model"], rtol=0, atol=0)
 
 
