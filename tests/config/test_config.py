@@ -66,7 +66,7 @@ def test_every_default_is_allowed_as_text(name: str) -> None:
         ("dropout", "a number from 0 below 1"),
         ("num_crops", "a whole number from 1 up to 3"),
         ("num_workers", "a whole number from 0 or auto"),
-        ("clip_len", "a whole number above 0 or auto"),
+        ("clip_len", "a whole number from 1 or auto"),
         ("optimizer", "sgd or adamw"),
         ("channels_last", "True or False or auto"),
         ("seed", "a whole number from 0"),
