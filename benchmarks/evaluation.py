@@ -18,7 +18,7 @@ import torchvision
 from benchmarks.common import write_result
 from k400tiny_lib.data.annotations import Clip, read_annotations
 from k400tiny_lib.evaluation.predictions import predict_clips
-from k400tiny_lib.evaluation.views import Protocol, ViewDataset
+from k400tiny_lib.evaluation.views import ViewDataset, ViewProtocol
 from k400tiny_lib.models.loaded import Geometry
 from k400tiny_lib.models.weights import build_model, model_input
 from k400tiny_lib.system import cpu_name
@@ -46,7 +46,7 @@ def evaluation_seconds(
         range(len(clips)),
         data_path,
         GEOMETRY,
-        Protocol(1, 1),
+        ViewProtocol(1, 1),
         batch_size=batch_size,
         num_workers=num_workers,
         device=torch.device("cpu"),
@@ -67,7 +67,7 @@ def main() -> None:
 
     clips = list(read_annotations(arguments.annotations).clips)[: arguments.num_clips]
     model = build_model("r2plus1d_18", 400).eval()
-    dataset = ViewDataset(clips, arguments.data_path, GEOMETRY, Protocol(1, 1))
+    dataset = ViewDataset(clips, arguments.data_path, GEOMETRY, ViewProtocol(1, 1))
     ready = model_input(model, torch.cat([dataset[number][0] for number in range(len(clips))]))
     forward_seconds(model, ready[: arguments.batch_size], arguments.batch_size)  # warms up
     pairs = [
