@@ -90,7 +90,7 @@ def score(table: pd.DataFrame, split: str) -> dict[str, float]:
 
 
 def top_k(probabilities: Floats, targets: Ints, classes: Ints, k: int) -> float:
-    """Share of the clips whose class is among the k most probable ones, in [0, 1].
+    """Share of the clips with their class among the k most probable ones, in [0, 1].
 
     Args:
         probabilities: float64 (N, K), one column per class.

@@ -106,7 +106,7 @@ def plot_confusion_matrix(table: pd.DataFrame, class_names: Sequence[str]) -> Fi
             for text, count, share in zip(
                 display.text_.flat, counts.flat, shares.flat, strict=True
             ):
-                text.set(text=str(count or ""), color="white" if share > 0.5 else "black")
+                text.set(text=str(count or ""), color="white" if share > 0.65 else "black")
         else:
             ticks = np.arange(0, len(present), len(present) // 20)
             display.ax_.set_xticks(ticks, present[ticks])

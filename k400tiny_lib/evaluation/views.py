@@ -26,7 +26,7 @@ class ViewProtocol:
 
     @property
     def num_views(self) -> int:
-        """Views whose probabilities are averaged."""
+        """Number of views that are averaged."""
         return self.num_clips * self.num_crops
 
     @property
