@@ -17,7 +17,7 @@ from k400tiny_lib.data.annotations import Annotations, Clip
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.evaluation.gradcam import grad_cam
 from k400tiny_lib.evaluation.predictions import predict_clips
-from k400tiny_lib.evaluation.views import Protocol, crop_views
+from k400tiny_lib.evaluation.views import ViewProtocol, crop_views
 from k400tiny_lib.export.classifier import from_checkpoint
 from k400tiny_lib.export.onnx_graph import FramesToProbabilities, export_graph, frames_free
 from k400tiny_lib.export.parity import compare, open_session, require_parity
@@ -236,7 +236,7 @@ def test_every_architecture_is_trained_evaluated_explained_and_exported(
         range(len(clips)),
         tiny_data[0],
         subject.geometry,
-        Protocol(1, 1),
+        ViewProtocol(1, 1),
         batch_size=2,
         num_workers=0,
         device=CPU.device,
