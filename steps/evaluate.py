@@ -128,15 +128,15 @@ def _other_predictions(
     from k400tiny_lib.config import NONE
     from k400tiny_lib.errors import UserError
     from k400tiny_lib.evaluation.comparison import align, predict_frames
-    from k400tiny_lib.registry.registry import load_registered
     from k400tiny_lib.tracking.evaluation_log import predictions_uri
+    from k400tiny_lib.tracking.models import open_registered
     from k400tiny_lib.tracking.runs import local_copy
 
     given, clips = config.compare_with, annotations.splits[config.split]
     if given == NONE:
         return None, ""
     if given.startswith("models:/"):
-        model = load_registered(given, config.registered_model_name)
+        model = open_registered(given, config.registered_model_name)
         other = predict_frames(
             model.predict,
             model.class_names,

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from k400tiny_lib.data.annotations import Clip
 from k400tiny_lib.data.loading.loader import batches, one_thread
+from k400tiny_lib.errors import UserError, one_line
 from k400tiny_lib.evaluation.views import Protocol, ViewDataset
 from k400tiny_lib.models.loaded import Geometry
 from k400tiny_lib.models.weights import model_input
@@ -150,3 +151,22 @@ def probabilities_of(table: pd.DataFrame) -> Floats:
     columns = [column for column in table.columns if column.startswith(PROBABILITY)]
     values: Floats = table[columns].to_numpy(dtype=np.float64)
     return values
+
+
+def read_predictions(path: Path, parameter: str) -> pd.DataFrame:
+    """Read a predictions table from a CSV file.
+
+    Args:
+        path: the file.
+        parameter: the parameter that named it, for the message.
+
+    Raises:
+        UserError: if it cannot be read as a table.
+    """
+    try:
+        return pd.read_csv(path, dtype={"video": str, "group": str})
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{parameter}: {path} is not a table of predictions ({one_line(error)}). "
+            "Needed: predictions.csv of evaluate."
+        ) from None

@@ -28,6 +28,8 @@ class Architecture:
             but attention, and a pooling window that may shrink, are traced for one.
         gains_from_bf16_on_cpu: whether bf16 trains it faster on a CPU with matrix instructions for
             it; two were measured to train slower.
+        optimize_for_export: from a model in evaluation mode to one of the same function that ONNX
+            Runtime computes faster, in float32 only; None where there is no such form.
     """
 
     build: Callable[[int, float], Any]
@@ -37,6 +39,7 @@ class Architecture:
     std: Triple
     free_frames: bool = False
     gains_from_bf16_on_cpu: bool = True
+    optimize_for_export: Callable[[Any], Any] | None = None
 
 
 class FittingPool(nn.AvgPool3d):
@@ -126,6 +129,12 @@ def _slow(num_classes: int, dropout: float) -> Any:
     return model
 
 
+def _pack_rows(model: Any) -> Any:
+    from k400tiny_lib.models.row_packing import pack_rows
+
+    return pack_rows(model)
+
+
 def _statistics(name: str) -> tuple[Triple, Triple]:
     """Mean and standard deviation that torchvision's weights of an architecture state."""
     preset = get_model_weights(name).DEFAULT.transforms()
@@ -141,7 +150,12 @@ _MVIT_MAPS = ("blocks.14.attn.pool_v.pool",)  # what the class token can look up
 
 ARCHITECTURES = {
     "r2plus1d_18": Architecture(
-        _resnet(r2plus1d_18), "fc", _RESNET_MAPS, *_statistics("r2plus1d_18"), free_frames=True
+        _resnet(r2plus1d_18),
+        "fc",
+        _RESNET_MAPS,
+        *_statistics("r2plus1d_18"),
+        free_frames=True,
+        optimize_for_export=_pack_rows,
     ),
     "r3d_18": Architecture(
         _resnet(r3d_18), "fc", _RESNET_MAPS, *_statistics("r3d_18"), free_frames=True
