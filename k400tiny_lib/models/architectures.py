@@ -30,8 +30,8 @@ class Architecture:
         min_clip_len, min_crop_size: the smallest clip that it can be trained on.
         gains_from_bf16_on_cpu: whether bf16 trains it faster on a CPU with matrix instructions for
             it; two were measured to train slower.
-        optimize_for_export: rewrites a copy of the float32 model into a form that ONNX Runtime
-            runs faster; None for none.
+        optimize_for_export: from a model in evaluation mode to one of the same function that ONNX
+            Runtime computes faster, in float32 only; None where there is no such form.
     """
 
     build: Callable[[int, float], Any]
@@ -113,7 +113,15 @@ def _slow(num_classes: int, dropout: float) -> Any:
     return model
 
 
-def _video_resnet(name: str) -> Architecture:
+def _pack_rows(model: Any) -> Any:
+    from k400tiny_lib.models.row_packing import pack_rows
+
+    return pack_rows(model)
+
+
+def _video_resnet(
+    name: str, optimize_for_export: Callable[[Any], Any] | None = None
+) -> Architecture:
     return Architecture(
         build=_torchvision(name),
         head="fc",
@@ -123,6 +131,7 @@ def _video_resnet(name: str) -> Architecture:
         clip_len=16,
         resize_size=128,
         crop_size=112,
+        optimize_for_export=optimize_for_export,
     )
 
 
@@ -132,7 +141,7 @@ _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _PYTORCHVIDEO_MEAN, _PYTORCHVIDEO_STD = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
 
 ARCHITECTURES = {
-    "r2plus1d_18": _video_resnet("r2plus1d_18"),
+    "r2plus1d_18": _video_resnet("r2plus1d_18", _pack_rows),
     "r3d_18": _video_resnet("r3d_18"),
     "mc3_18": _video_resnet("mc3_18"),
     "s3d": Architecture(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,8 @@ from k400tiny_lib.errors import UserError
 from k400tiny_lib.evaluation.gradcam import grad_cam
 from k400tiny_lib.evaluation.predictions import predict_clips
 from k400tiny_lib.evaluation.views import ViewProtocol, crop_views
-from k400tiny_lib.export.classifier import from_checkpoint
 from k400tiny_lib.export.onnx_graph import FramesToProbabilities, export_graph, frames_free
-from k400tiny_lib.export.parity import compare, open_session, require_parity
+from k400tiny_lib.export.parity import compare_outputs, open_session, require_parity, run_eager
 from k400tiny_lib.models.architectures import ARCHITECTURES
 from k400tiny_lib.models.loaded import Geometry, load_model
 from k400tiny_lib.models.weights import (
@@ -247,17 +247,17 @@ def test_every_architecture_is_trained_evaluated_explained_and_exported(
 
     if name == "r2plus1d_18":  # export/test_onnx_graph.py does it
         return
-    exported = from_checkpoint(best)
-    graph = FramesToProbabilities(exported.model, exported.resize_size, exported.crop_size).eval()
-    proto = export_graph(graph, exported.clip_len, 18, exported.metadata)
+    graph = FramesToProbabilities(subject.model, subject.geometry).eval()
+    proto = export_graph(graph, 18, {})
     generator = torch.Generator().manual_seed(0)
     shape = (num_frames, 24, 32, 3)
     frames = [
         torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator) for _ in range(5)
     ]
-    parity = compare(open_session(proto), exported.eager(1), frames, frames_free(proto))
-    # A pixel on the edge of two grey levels weighs more in so small a clip.
-    require_parity(parity, tolerance=5e-4)
+    eager = partial(run_eager, subject.model, subject.geometry)
+    cases = compare_outputs(open_session(proto), eager, frames, frames_free(proto))
+    # A pixel on the edge of two gray levels weighs more in so small a clip.
+    require_parity(cases, tolerance=5e-4)
 
 
 def _tell_clips_apart(checkpoint: Path, name: str) -> None:
