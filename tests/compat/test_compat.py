@@ -125,12 +125,9 @@ def test_an_old_best_checkpoint_is_exported_and_gives_the_same_probabilities(bes
     # All that an old reader of the file asks for is still there; new facts may have come.
     assert describe_model(loaded).items() >= EXPECTED["best"]["metadata"].items()
     frames = torch.from_numpy(noise(100, num_frames=4))[None]
-    np.testing.assert_allclose(
-        run_eager(loaded.model, loaded.geometry, frames)[0],
-        EXPECTED["best"]["probabilities"],
-        rtol=0,
-        atol=TOLERANCE,
-    )
+    found = run_eager(loaded.model, loaded.geometry, frames)[0]
+    expected = EXPECTED["best"]["probabilities"]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
 
 
 def test_a_training_starts_from_the_weights_of_an_old_best_checkpoint(best: Path) -> None:
