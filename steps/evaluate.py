@@ -52,7 +52,7 @@ def evaluate(config: Config) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         job = worker.Job(config, Path(folder))
-        launch(job, job.folder, module=worker.__name__)
+        launch(job, module=worker.__name__)
         tables = worker.read_tables(job, annotations)
         table = tables[split]
         probes = worker.read_probes(job, table) if config.robustness else None

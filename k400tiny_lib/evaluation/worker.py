@@ -6,17 +6,15 @@ Process r of n takes clips r, r + n, r + 2n, ... and leaves its rows in a file; 
 processes puts them together. No clip is padded or repeated, and no process waits for another.
 """
 
-import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import torch
 
-from k400tiny_lib.config import Config
 from k400tiny_lib.data.annotations import Annotations, read_annotations
 from k400tiny_lib.data.loading.loader import worker_count
+from k400tiny_lib.distributed import launch
 from k400tiny_lib.distributed.process import Process, process_group
 from k400tiny_lib.errors import UserError, one_line
 from k400tiny_lib.evaluation.predictions import Rows, make_table, predict_clips
@@ -27,33 +25,8 @@ from k400tiny_lib.models.loaded import load_model
 FITTING_SPLIT = "val"  # for the temperature
 
 
-@dataclass(frozen=True)
-class Job:
-    """What the processes are told, as one JSON file.
-
-    Attributes:
-        config: the parameters of evaluate, with local paths in place of URIs.
-        folder: where they leave their rows.
-    """
-
-    config: Config
-    folder: Path
-
-    @property
-    def error(self) -> Path:
-        """Where a process writes a message for the user before it gives up."""
-        return self.folder / "error.txt"
-
-    def write(self, path: Path) -> None:
-        """Write the job file."""
-        job = {"config": self.config.to_dict(), "folder": str(self.folder)}
-        path.write_text(json.dumps(job))
-
-    @classmethod
-    def read(cls, path: Path) -> "Job":
-        """Read a job file."""
-        job = json.loads(path.read_text())
-        return cls(Config(**job["config"]), Path(job["folder"]))
+class Job(launch.Job):
+    """The job of an evaluation; its folder gets the predictions of the processes."""
 
     def splits(self, annotations: Annotations) -> list[str]:
         """The splits to predict: the evaluated one, and the one that the temperature needs."""

@@ -53,7 +53,7 @@ def test_processes_and_batch_sizes_leave_identical_tables(tmp_path: Path) -> Non
         folder = tmp_path / f"{processes}-{batch_size}"
         folder.mkdir()
         job = worker.Job(config, folder)
-        launch(job, folder, module=worker.__name__)
+        launch(job, module=worker.__name__)
         assert len(list(folder.glob("test-*.npz"))) == processes
         tables.append(worker.read_tables(job, annotations)["test"])
     exact = ["video", "group", "target", "predicted", "clip_predicted"]

@@ -29,9 +29,9 @@ from k400tiny_lib.models.weights import (
     load_backbone,
     model_input,
 )
-from k400tiny_lib.training.worker import Job, run
+from k400tiny_lib.training.worker import run
 from tests.conftest import LABELS, NUM_FRAMES
-from tests.training.test_training import CPU, config
+from tests.helpers.training import CPU, config, make_job
 
 ATTENTION = ("mvit_v2_s", "swin3d_t")
 OF_TORCHVISION = [name for name in ARCHITECTURES if name not in ("x3d_s", "slow_r50")]
@@ -199,8 +199,7 @@ def test_every_architecture_is_trained_evaluated_explained_and_exported(
         dropout=0.5,
         clip_grad_norm=1.0,
     )
-    Path(settled.annotations).write_text(annotations.to_json())
-    run(Job(settled, "", tmp_path / "journal.jsonl", tmp_path / "error.txt"), CPU)
+    run(make_job(settled, annotations), CPU)
     best = tmp_path / "best.pt"
     _tell_clips_apart(best, name)
 
