@@ -17,6 +17,7 @@ from k400tiny_lib.media.sampling import view_positions
 Image = npt.NDArray[np.uint8]
 Result = TypeVar("Result")
 
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mov")
 # FFmpeg also reads playlists, which name other files and addresses: bytes from a stranger must not
 # make it open those.
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg"
@@ -24,6 +25,11 @@ _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,f
 # of frames that have no packet of their own.
 _SEEK_BEYOND = 3000
 _MARGIN = 1 << 18  # pixels
+
+
+def is_video(name: str) -> bool:
+    """Whether a file name is that of a video; hidden files are not."""
+    return name.lower().endswith(VIDEO_SUFFIXES) and not name.rpartition("/")[2].startswith(".")
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,10 @@ import numpy.typing as npt
 import pandas as pd
 from tqdm import tqdm
 
-from k400tiny_lib.data.sources.video_files import VIDEO_SUFFIXES, is_video
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.media.frames import frame_files, natural_key, read_images
 from k400tiny_lib.media.sampling import view_positions
-from k400tiny_lib.media.video import read_video
+from k400tiny_lib.media.video import VIDEO_SUFFIXES, is_video, read_video
 from k400tiny_lib.serving.onnx_classifier import OnnxClassifier
 
 Frames = npt.NDArray[np.uint8]

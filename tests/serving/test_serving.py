@@ -30,7 +30,7 @@ from k400tiny_lib.serving.onnx_classifier import open_classifier
 from k400tiny_lib.serving.predict import label_inputs, read_clip
 from k400tiny_lib.tracking.models import model_file
 from tests.helpers.serving import CLASSES, CLIP_LEN, NAME, VIDEO_NAME, export_tiny, register_tiny
-from tests.media.test_video import write_video
+from tests.helpers.videos import write_video
 
 
 @dataclass(frozen=True)
