@@ -8,17 +8,17 @@ from typing import Any
 from torch import nn
 
 from k400tiny_lib.config import Config
-from k400tiny_lib.config.geometry import CLIP_SIZES
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.export.parity import Eager, run_eager
+from k400tiny_lib.models.architectures import ARCHITECTURES
 from k400tiny_lib.models.checkpoint import model_of, read_checkpoint
 from k400tiny_lib.models.loaded import Geometry
 from k400tiny_lib.models.weights import (
-    architecture_of,
+    architecture_of_model,
+    architecture_of_weights,
     build_model,
     class_count,
-    design_of,
-    load_backbone,
+    load_weights,
     pretrained_state,
 )
 
@@ -66,8 +66,8 @@ class Classifier:
             "sampling": SAMPLING,
             "resize_size": self.resize_size,
             "crop_size": self.crop_size,
-            "mean": list(design_of(self.model).mean),
-            "std": list(design_of(self.model).std),
+            "mean": list(architecture_of_model(self.model).mean),
+            "std": list(architecture_of_model(self.model).std),
             "training_run_id": self.run_id,
         }
 
@@ -99,13 +99,13 @@ def from_weights(config: Config) -> Classifier:
     Raises:
         UserError: if there are no such weights or they cannot be downloaded.
     """
-    architecture = architecture_of(config.weights)
+    architecture = architecture_of_weights(config.weights)
     if architecture is None:
         raise UserError(f"weights: {config.weights} is of no architecture of this project.")
     state, class_names = pretrained_state(config.weights, architecture)
     model = build_model(architecture, len(class_names))
-    load_backbone(model, state, f"weights: {config.weights}")
-    own = CLIP_SIZES[architecture]
+    load_weights(model, state, f"weights: {config.weights}")
+    own = ARCHITECTURES[architecture]
     return Classifier(
         model.eval(),
         architecture,

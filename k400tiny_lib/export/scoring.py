@@ -14,7 +14,7 @@ from k400tiny_lib.evaluation.calibration import scale
 from k400tiny_lib.evaluation.comparison import align
 from k400tiny_lib.evaluation.metrics import score
 from k400tiny_lib.evaluation.predictions import PROBABILITY, probabilities_of
-from k400tiny_lib.evaluation.views import Protocol
+from k400tiny_lib.evaluation.views import ViewProtocol
 from k400tiny_lib.export.onnx_graph import INPUT
 from k400tiny_lib.export.parity import Eager
 from k400tiny_lib.export.test_clips import ClipFrames, Predict
@@ -48,7 +48,7 @@ def facts_of(table: pd.DataFrame, frames: ClipFrames, geometry: Geometry) -> dic
         "test_acc1_interval": [scores["test_acc1_ci_low"], scores["test_acc1_ci_high"]],
         "test_loss": scores["test_loss"],
         "test_clips": len(table),
-        "protocol": Protocol(frames.views, 1).text(geometry),
+        "protocol": ViewProtocol(frames.views, 1).text(geometry),
         "data_digest": frames.annotations.data_digest if frames.annotations else "",
         "test_digest": frames.test_digest,
     }

@@ -15,8 +15,7 @@ from k400tiny_lib.data.annotations import Annotations, Clip, read_annotations, u
 from k400tiny_lib.data.loading.readers import read_frames
 from k400tiny_lib.data.loading.temporal_sampling import view_indices
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.evaluation.facts import split_digest
-from k400tiny_lib.evaluation.predictions import Rows, make_table
+from k400tiny_lib.evaluation.predictions import table_of_probabilities
 from k400tiny_lib.export.parity import BATCHES
 
 Predict = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]  # (N, T, H, W, 3) -> (N, K)
@@ -91,7 +90,7 @@ class ClipFrames:
     @property
     def test_digest(self) -> str:
         """What the test split is; scores of the same digest can be compared clip by clip."""
-        return split_digest(self.annotations, "test") if self.annotations else ""
+        return self.annotations.split_digest("test") if self.annotations else ""
 
     def unusable(self, class_names: list[str]) -> str:
         """Why a model of these classes cannot be scored on the test clips; "" if it can."""
@@ -108,8 +107,7 @@ class ClipFrames:
         probabilities = np.concatenate(rows).astype(np.float64)
         # float32 rows sum to 1 within 1e-7, and scikit-learn wants the last digit.
         probabilities /= probabilities.sum(1, keepdims=True)
-        everything = Rows(np.arange(len(self.test)), probabilities, probabilities.argmax(1))
-        return make_table(self.test, [everything])
+        return table_of_probabilities(self.test, probabilities)
 
 
 def clip_frames(config: Config, clip_len: int) -> ClipFrames:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from k400tiny_lib.evaluation.calibration import loss_at
-from k400tiny_lib.evaluation.comparison import compare
+from k400tiny_lib.evaluation.comparison import compare_tables
 from k400tiny_lib.evaluation.predictions import probabilities_of
 
 _LOSS_DIGITS = 4  # beyond them two runs of one model differ
@@ -38,7 +38,7 @@ def judge(table: pd.DataFrame, other: pd.DataFrame, other_name: str) -> Verdict:
         table, other: predictions tables of the two, of the same clips in the same order.
         other_name: for the reason.
     """
-    found = compare(table, other)
+    found = compare_tables(table, other)
     ours, theirs = strength(table), strength(other)
     reason = (
         f"top-1 {found.acc1:.1f} % against {found.other_acc1:.1f} % of {other_name} on the same "
