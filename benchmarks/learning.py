@@ -33,7 +33,7 @@ from k400tiny_lib.data.annotations import Annotations, Clip
 from k400tiny_lib.data.loading.frame_cache import settle_frame_cache
 from k400tiny_lib.data.loading.loader import ClipDataset, make_loader
 from k400tiny_lib.data.preparation.prepare import prepare
-from k400tiny_lib.data.sources.origin import clip_directory
+from k400tiny_lib.data.sources.base import open_source
 from k400tiny_lib.distributed.process import Process
 from k400tiny_lib.evaluation.predictions import make_table, predict_clips
 from k400tiny_lib.evaluation.views import ViewProtocol
@@ -168,8 +168,8 @@ def prepare_clips(
     base = Config(output_dir=str(folder / "data"), cache_dir=str(folder / "frames"))
     if data == "real":
         base = base.replace(data_path=data_path, gt_csv=gt_csv)
-    annotations = prepare(base).annotations
-    return base.replace(data_path=str(clip_directory(base))), annotations
+    prepared = prepare(base, open_source(base))
+    return base.replace(data_path=str(prepared.directory)), prepared.annotations
 
 
 def fold_of(annotations: Annotations, number: int) -> Annotations:
