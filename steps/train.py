@@ -14,7 +14,7 @@ def train(config: Config) -> None:
 
     from k400tiny_lib.config import AUTO
     from k400tiny_lib.data.annotations import check_annotations, read_annotations
-    from k400tiny_lib.data.loading.frame_cache import settle_frame_cache
+    from k400tiny_lib.data.loading.frame_cache import resolve_frame_cache
     from k400tiny_lib.data.preparation.plots import plot_augmented_clips
     from k400tiny_lib.distributed.launch import launch
     from k400tiny_lib.metrics_log import companion_folder
@@ -40,7 +40,7 @@ def train(config: Config) -> None:
 
     journal = folder / f"journal-{run_id}.jsonl"
     log = TrainingLog(run_id, journal)
-    pack = settle_frame_cache(config, annotations)
+    pack = resolve_frame_cache(config, annotations)
     clips = training_clips(config, annotations, pack)
     log.add_picture(plot_augmented_clips(clips, annotations), "augmented_clips.png")
 

@@ -12,7 +12,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from k400tiny_lib.data.loading.transforms import centre_crop, resize_exactly
+from k400tiny_lib.data.loading.transforms import center_crop, resize_exactly
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.evaluation.calibration import scale
 from k400tiny_lib.export.onnx_graph import INPUT
@@ -74,7 +74,7 @@ def run_eager(
         float32 (N, K).
     """
     clips = torch.stack(
-        [centre_crop(resize_exactly(clip, [resize_size]), crop_size) for clip in frames]
+        [center_crop(resize_exactly(clip, [resize_size]), crop_size) for clip in frames]
     )
     clips = clips.unflatten(2, (views, -1)).transpose(1, 2).flatten(0, 1)  # -> (N * V, C, T, h, w)
     logits = model(model_input(model, clips))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_weight
 
-from k400tiny_lib.data.loading.transforms import normalise
+from k400tiny_lib.data.loading.transforms import normalize
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.models.architectures import ARCHITECTURES, Architecture
 
@@ -47,7 +47,7 @@ def model_input(model: nn.Module, clips: Tensor) -> Tensor:
         float32 (N, C, T, H, W).
     """
     design = design_of(model)
-    return normalise(clips, design.mean, design.std)
+    return normalize(clips, design.mean, design.std)
 
 
 def find_weights(weights_name: str, model_name: str) -> WeightsEnum:

@@ -22,8 +22,9 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from k400tiny_lib.config import Config
-from k400tiny_lib.data.loading.augmentation import MIXING, mix_batch, seeded
-from k400tiny_lib.data.loading.loader import ClipDataset, batches
+from k400tiny_lib.data.loading.augmentation import AUGMENTATIONS, seeded
+from k400tiny_lib.data.loading.dataset import ClipDataset
+from k400tiny_lib.data.loading.loader import batches
 from k400tiny_lib.distributed.process import Process, TrainSampler, average_buffers
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.models.weights import model_input
@@ -146,6 +147,7 @@ def train_epoch(trainer: Trainer, on_update: Callable[[Trainer], None]) -> dict[
     assert isinstance(dataset, ClipDataset)
     sampler.begin(trainer.epoch, trainer.batch * config.batch_size)
     dataset.epoch = trainer.epoch
+    mix = AUGMENTATIONS[config.augmentation].per_batch
     dtype = amp_dtype(config.amp, config.model, device)
     num_batches = len(trainer.train_loader)
     trainer.forward.train()
@@ -161,9 +163,9 @@ def train_epoch(trainer: Trainer, on_update: Callable[[Trainer], None]) -> dict[
         clips = clips.to(device, non_blocking=True)
         targets = targets.to(device, non_blocking=True)
         inputs, labels = model_input(trainer.model, clips), targets
-        if config.augmentation == MIXING:
+        if mix is not None:
             with seeded(config.seed, trainer.epoch, number, trainer.process.rank):
-                inputs, labels = mix_batch(inputs, targets, trainer.num_classes)
+                inputs, labels = mix(inputs, targets, trainer.num_classes)
             targets = labels.argmax(1)
         is_update = number % config.grad_accum_steps == 0 or number == num_batches
         # The last update of an epoch may hold fewer batches; they weigh the same within it.
