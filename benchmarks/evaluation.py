@@ -1,10 +1,10 @@
-"""What evaluation costs beyond the forward passes it cannot do without.
+"""The cost of an evaluation compared with its forward passes alone.
 
 python -m benchmarks.evaluation --data_path frames --annotations annotations.json
 
 Side by side, in turns: scoring clips from their files (decode, resize, crop, forward, average), and
-nothing but the forward passes of the same clips, ready in memory. One process, the loader beside
-it. The weights are random: they cost the same.
+only the forward passes of the same clips, ready in memory. One process and its loader. The weights
+are random, which costs the same.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import torchvision
 from benchmarks.common import write_result
 from k400tiny_lib.data.annotations import Clip, read_annotations
 from k400tiny_lib.evaluation.predictions import predict_clips
-from k400tiny_lib.evaluation.views import Protocol, ViewDataset
+from k400tiny_lib.evaluation.views import ViewDataset, ViewProtocol
 from k400tiny_lib.models.loaded import Geometry
 from k400tiny_lib.models.weights import build_model, model_input
 from k400tiny_lib.system import cpu_name
@@ -38,7 +38,7 @@ def forward_seconds(model: torch.nn.Module, clips: torch.Tensor, batch_size: int
 def evaluation_seconds(
     model: torch.nn.Module, clips: list[Clip], data_path: Path, batch_size: int, num_workers: int
 ) -> float:
-    """Seconds from files to the rows of the table."""
+    """Seconds from files to predictions."""
     start = time.perf_counter()
     predict_clips(
         model,
@@ -46,7 +46,7 @@ def evaluation_seconds(
         range(len(clips)),
         data_path,
         GEOMETRY,
-        Protocol(1, 1),
+        ViewProtocol(1, 1),
         batch_size=batch_size,
         num_workers=num_workers,
         device=torch.device("cpu"),
@@ -67,12 +67,12 @@ def main() -> None:
 
     clips = list(read_annotations(arguments.annotations).clips)[: arguments.num_clips]
     model = build_model("r2plus1d_18", 400).eval()
-    dataset = ViewDataset(clips, arguments.data_path, GEOMETRY, Protocol(1, 1))
-    ready = model_input(model, torch.cat([dataset[number][0] for number in range(len(clips))]))
-    forward_seconds(model, ready[: arguments.batch_size], arguments.batch_size)  # warms up
+    dataset = ViewDataset(clips, arguments.data_path, GEOMETRY, ViewProtocol(1, 1))
+    inputs = model_input(model, torch.cat([dataset[number][0] for number in range(len(clips))]))
+    forward_seconds(model, inputs[: arguments.batch_size], arguments.batch_size)  # warm-up
     pairs = [
         (
-            forward_seconds(model, ready, arguments.batch_size),
+            forward_seconds(model, inputs, arguments.batch_size),
             evaluation_seconds(
                 model, clips, arguments.data_path, arguments.batch_size, arguments.num_workers
             ),

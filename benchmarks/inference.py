@@ -35,17 +35,20 @@ from torch import nn
 
 from benchmarks.common import in_turns, markdown, write_result
 from benchmarks.data_loading import PlainClips
+from k400tiny_lib.config import Config
 from k400tiny_lib.data.annotations import Clip
-from k400tiny_lib.export.classifier import Classifier, from_checkpoint
+from k400tiny_lib.export.exporter import describe_model
 from k400tiny_lib.export.onnx_graph import FramesToProbabilities, export_graph
 from k400tiny_lib.export.variants import make_variant
 from k400tiny_lib.media.frames import frame_files
+from k400tiny_lib.models.architectures import ARCHITECTURES
+from k400tiny_lib.models.loaded import Geometry, LoadedModel, load_model
 from k400tiny_lib.models.weights import build_model
 from k400tiny_lib.serving.onnx_classifier import open_classifier
 from k400tiny_lib.serving.predict import label_inputs, read_clip
 from k400tiny_lib.system import available_cores, cpu_name
 
-CLIP_LEN, RESIZE, CROP, CLASSES = 16, 128, 112, 400
+CLASSES, GEOMETRY = 400, Geometry(16, (128,), 112)
 BATCHES = (1, 4)
 CALIBRATION_CLIPS = 16
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,12 +65,12 @@ class PlainModel:
     @torch.inference_mode()
     def label(self, batch_size: int) -> list[int]:
         """The likeliest class of every clip."""
-        found: list[int] = []
+        classes: list[int] = []
         for start in range(0, len(self.clips), batch_size):
-            places = range(start, min(start + batch_size, len(self.clips)))
-            batch = torch.stack([self.clips[place] for place in places])
-            found += self.model(batch).softmax(1).argmax(1).tolist()
-        return found
+            positions = range(start, min(start + batch_size, len(self.clips)))
+            batch = torch.stack([self.clips[position] for position in positions])
+            classes += self.model(batch).softmax(1).argmax(1).tolist()
+        return classes
 
 
 def milliseconds(call: Callable[[], object], count: int) -> float:
@@ -77,12 +80,20 @@ def milliseconds(call: Callable[[], object], count: int) -> float:
     return 1000 * (time.perf_counter() - start) / count
 
 
-def quantize(
-    proto: onnx.ModelProto, folders: Sequence[Path], clip_len: int = CLIP_LEN
-) -> onnx.ModelProto:
-    """The int8 variant, calibrated on these clips."""
+def export_both(loaded: LoadedModel, folders: Sequence[Path]) -> dict[str, onnx.ModelProto]:
+    """The graphs as export_onnx makes them: float32, and int8 calibrated on these clips."""
+    models = {"float32": loaded.model, "plain": loaded.model}
+    if optimize := ARCHITECTURES[loaded.architecture].optimize_for_export:
+        models["float32"] = optimize(loaded.model)
+    protos = {
+        name: export_graph(
+            FramesToProbabilities(model, loaded.geometry).eval(), 18, describe_model(loaded)
+        )
+        for name, model in models.items()
+    }
+    clip_len = loaded.geometry.clip_len
     clips = [torch.from_numpy(read_clip(path, clip_len)) for path in folders]
-    return make_variant("int8", proto, clips)
+    return {"float32": protos["float32"], "int8": make_variant("int8", protos["plain"], clips)}
 
 
 def fresh_process(arguments: Sequence[str], folder: Path) -> tuple[float, float]:
@@ -137,32 +148,25 @@ def start_rows(onnx_file: Path, clip: Path, rounds: int) -> list[tuple[str, str,
         "of which `import mlflow`": ["-c", "import mlflow"],
     }
     with tempfile.TemporaryDirectory() as folder:
-        found: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+        costs: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
         for number in range(rounds + 1):
             for name, arguments in commands.items():
                 taken = fresh_process(arguments, Path(folder))
                 if number:
-                    found[name].append(taken)
+                    costs[name].append(taken)
     return [
         (name, f"{median(s for s, _ in taken):.2f}", f"{median(mb for _, mb in taken):.0f}")
-        for name, taken in found.items()
+        for name, taken in costs.items()
     ]
 
 
 def accuracy_rows(
-    classifier: Classifier, folders: Sequence[Path], labels: dict[str, str]
+    loaded: LoadedModel, folders: Sequence[Path], labels: dict[str, str]
 ) -> list[tuple[str, str, str, str]]:
-    """Top-1 accuracy of a model in float32 and int8, and how often both say the same."""
-    module = FramesToProbabilities(
-        classifier.model.eval(), classifier.resize_size, classifier.crop_size
-    ).eval()
-    clip_len = classifier.clip_len
-    protos = [
-        export_graph(module, clip_len, 18, classifier.metadata, sheets) for sheets in (True, False)
-    ]
+    """Top-1 accuracy of a model in float32 and int8, and how often both predict the same class."""
     tables = []
     with tempfile.TemporaryDirectory() as folder:
-        for proto in (protos[0], quantize(protos[1], folders[:CALIBRATION_CLIPS], clip_len)):
+        for proto in export_both(loaded, folders[:CALIBRATION_CLIPS]).values():
             file = Path(folder, "model.onnx")
             onnx.save(proto, file)
             scored = folders[CALIBRATION_CLIPS:]
@@ -176,6 +180,12 @@ def accuracy_rows(
     return rows
 
 
+def in_words(geometry: Geometry) -> str:
+    """Frames and pixels of a trained model."""
+    [short_side] = geometry.resize
+    return f"{geometry.clip_len} frames, short side {short_side}, crop {geometry.crop_size}"
+
+
 def report(data: Path, clips: int, rounds: int) -> str:
     """Measure the speed; returns the text about it."""
     folders = sorted(path for path in data.iterdir() if path.is_dir())
@@ -183,19 +193,13 @@ def report(data: Path, clips: int, rounds: int) -> str:
     torch.manual_seed(0)
     model = build_model("r2plus1d_18", CLASSES).eval()
     names = [str(number) for number in range(CLASSES)]
+    loaded = LoadedModel(model, "r2plus1d_18", GEOMETRY, names, "random weights")
     reference = PlainModel(model, timed)
     with tempfile.TemporaryDirectory() as folder:
-        module = FramesToProbabilities(model, RESIZE, CROP).eval()
-        metadata = {"class_names": names, "clip_len": CLIP_LEN}
-        proto = export_graph(module, CLIP_LEN, 18, metadata)
-        source = export_graph(module, CLIP_LEN, 18, metadata, sheets=False)
         files = {}
-        for name, made in (
-            ("float32", proto),
-            ("int8", quantize(source, folders[:CALIBRATION_CLIPS])),
-        ):
+        for name, proto in export_both(loaded, folders[:CALIBRATION_CLIPS]).items():
             files[name] = Path(folder, f"{name}.onnx")
-            onnx.save(made, files[name])
+            onnx.save(proto, files[name])
         ours = {name: open_classifier(path) for name, path in files.items()}
 
         def label(name: str, batch: int) -> Callable[[], float]:
@@ -233,7 +237,7 @@ def report(data: Path, clips: int, rounds: int) -> str:
             f"{cpu_name()}, {available_cores()} cores, load average {os.getloadavg()[0]:.1f} at "
             f"the end; Python {platform.python_version()}, PyTorch {torch.__version__}, ONNX "
             f"Runtime {version('onnxruntime')}, OpenCV {cv2.__version__}. R(2+1)D-18, random "
-            f"weights, {len(names)} classes, {CLIP_LEN} frames, short side {RESIZE}, crop {CROP}; "
+            f"weights, {len(names)} classes, {in_words(GEOMETRY)}; "
             f"{len(timed)} clips of {len(frame_files(timed[0]))} JPEG frames a round. Medians of "
             f"{rounds} rounds in turns.",
             "## Labelling",
@@ -253,17 +257,13 @@ def accuracy_report(checkpoint: Path, data: Path, gt_csv: Path) -> str:
     folders = [data / name for name in sorted(labels)]
     # In the order of names each class lies together, and calibration needs them all.
     folders = [folders[i] for i in np.random.default_rng(0).permutation(len(folders))]
-    classifier = from_checkpoint(checkpoint)
-    geometry = (
-        f"{classifier.architecture}, {len(classifier.class_names)} classes, "
-        f"{classifier.clip_len} frames, short side {classifier.resize_size}, "
-        f"crop {classifier.crop_size}"
-    )
-    rows = accuracy_rows(classifier, folders, labels)
+    loaded = load_model(Config(checkpoint=str(checkpoint)))
+    rows = accuracy_rows(loaded, folders, labels)
     return "\n\n".join(
         [
             f"## Accuracy of a trained model on {len(folders) - CALIBRATION_CLIPS} clips",
-            f"{geometry}. Int8 is calibrated on {CALIBRATION_CLIPS} others.",
+            f"{loaded.architecture}, {len(loaded.class_names)} classes, "
+            f"{in_words(loaded.geometry)}. Int8 is calibrated on {CALIBRATION_CLIPS} others.",
             markdown(
                 ("", "top-1 %", "same label as float32 %", "largest move of the top probability"),
                 rows,

@@ -37,7 +37,7 @@ from k400tiny_lib.data.preparation.prepare import prepare
 from k400tiny_lib.data.sources.origin import clip_directory
 from k400tiny_lib.distributed.process import Process
 from k400tiny_lib.evaluation.predictions import make_table, predict_clips
-from k400tiny_lib.evaluation.views import Protocol
+from k400tiny_lib.evaluation.views import ViewProtocol
 from k400tiny_lib.models.loaded import Geometry
 from k400tiny_lib.system import cpu_name
 from k400tiny_lib.training.loop import Trainer, fit
@@ -141,7 +141,7 @@ def train_and_predict(
         range(len(test)),
         Path(config.data_path),
         Geometry.trained_with(config),
-        Protocol(1, 1),
+        ViewProtocol(1, 1),
         batch_size=config.batch_size,
         num_workers=0,
         device=CPU.device,

@@ -13,8 +13,8 @@ import pandas as pd
 import torch
 
 from benchmarks.common import markdown
-from k400tiny_lib.evaluation.comparison import compare
-from k400tiny_lib.evaluation.metrics import grouped_interval
+from k400tiny_lib.evaluation.comparison import compare_predictions
+from k400tiny_lib.evaluation.metrics import accuracy_interval
 from k400tiny_lib.system import available_cores, cpu_name
 
 SIDES = ("reference", "ours")
@@ -79,7 +79,7 @@ def pooled(runs: Sequence[Run]) -> pd.DataFrame:
 def percent(table: pd.DataFrame) -> str:
     """Top-1 with its 95 % interval, resampling sources."""
     correct = table["predicted"] == table["target"]
-    low, high = grouped_interval(correct, table["group"])
+    low, high = accuracy_interval(correct, table["group"])
     return f"{100 * correct.mean():.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
 
@@ -91,7 +91,7 @@ def section(data: str, runs: Sequence[Run]) -> list[str]:
         return []
     tables = {side: pooled(sides[side]) for side in SIDES}
     ours, reference = tables["ours"], tables["reference"]
-    difference = compare(ours, reference)
+    difference = compare_predictions(ours, ours["predicted"], reference["predicted"])
     rows = []
     for side in SIDES:
         done = sorted(sides[side], key=lambda run: run.number)

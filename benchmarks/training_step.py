@@ -15,6 +15,7 @@ import platform
 import time
 from collections.abc import Callable
 from functools import cache, partial
+from typing import Literal
 
 import click
 import torch
@@ -25,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.video import r2plus1d_18
 
 from benchmarks.common import in_turns, markdown, write_result
-from k400tiny_lib.models.conv2d import fastest_form
+from k400tiny_lib.models.conv2d import to_fast_layout
 from k400tiny_lib.models.weights import build_model
 from k400tiny_lib.system import cpu_name
 from k400tiny_lib.training.optim import amp_dtype
@@ -100,9 +101,11 @@ def stock(device: torch.device) -> nn.Module:
     return model
 
 
-def ours(device: torch.device, channels_last: bool | str, compiled: bool = False) -> nn.Module:
+def ours(
+    device: torch.device, channels_last: bool | Literal["auto"], compiled: bool = False
+) -> nn.Module:
     """The model as `training.worker` makes it."""
-    model = fastest_form(build_model("r2plus1d_18", NUM_CLASSES), device, channels_last)
+    model = to_fast_layout(build_model("r2plus1d_18", NUM_CLASSES), device, channels_last)
     if compiled:
         model.compile()
     return model

@@ -13,14 +13,14 @@ def predict(config: Config) -> None:
     import mlflow
 
     from k400tiny_lib.errors import UserError
-    from k400tiny_lib.serving.onnx_classifier import open_classifier
     from k400tiny_lib.serving.predict import find_inputs, label_inputs
-    from k400tiny_lib.tracking.models import model_file
+    from k400tiny_lib.tracking.models import open_registered
     from k400tiny_lib.tracking.runs import local_copy
 
     inputs = find_inputs(local_copy(config.input, "input"))
-    path = model_file(config.model_uri, config.registered_model_name)
-    model = open_classifier(path, config.num_threads, config.device)
+    model = open_registered(
+        config.model_uri, config.registered_model_name, config.num_threads, config.device
+    )
     table, failures = label_inputs(model, inputs, config.batch_size, config.top_k)
     if failures:
         mlflow.log_text("\n".join(failures) + "\n", "predictions/skipped.txt")

@@ -28,7 +28,7 @@ def train(config: Config) -> None:
     run_id, given = active_run_id(), config
     config = local_inputs(config, "data_path", "annotations", "load_model", "resume")
     annotations = read_annotations(Path(config.annotations))
-    check_annotations(annotations, Path(config.data_path), config)
+    check_annotations(annotations, Path(config.data_path), config.clip_len, config.num_classes)
     folder = (
         Path("checkpoints", run_id)
         if config.checkpoint_dir == AUTO

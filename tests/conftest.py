@@ -70,22 +70,20 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     mlflow.set_tracking_uri(previous)
 
 
-def _export(*, sheets: bool) -> bytes:
-    from k400tiny_lib.export.onnx_graph import FramesToProbabilities, export_graph
-    from tests.helpers.export import CLIP_LEN, CROP, METADATA, RESIZE, build
-
-    module = FramesToProbabilities(build(), RESIZE, CROP).eval()
-    serialised: bytes = export_graph(module, CLIP_LEN, 18, METADATA, sheets).SerializeToString()
-    return serialised
-
-
 @pytest.fixture(scope="session")
 def exported() -> bytes:
-    """The graph of `export_helpers.build()`, exported once for all tests."""
-    return _export(sheets=True)
+    """The graph of `tests.helpers.export.build()`, optimized as `export_model` does it."""
+    from k400tiny_lib.models.architectures import ARCHITECTURES
+    from tests.helpers.export import build, graph_of
+
+    optimize = ARCHITECTURES["r2plus1d_18"].optimize_for_export
+    assert optimize is not None
+    return graph_of(optimize(build()))
 
 
 @pytest.fixture(scope="session")
-def exported_without_sheets() -> bytes:
-    """The same for variants to be made of."""
-    return _export(sheets=False)
+def exported_plain() -> bytes:
+    """The graph of the same model without optimizations, from which variants are made."""
+    from tests.helpers.export import build, graph_of
+
+    return graph_of(build())

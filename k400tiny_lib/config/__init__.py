@@ -1,6 +1,17 @@
-"""The parameters of every step: declared once, settled from recipe and command line."""
+"""The parameters of every step: declared once, resolved from recipe and command line."""
 
-from k400tiny_lib.config.parameters import AUTO, NONE, Config
-from k400tiny_lib.config.steps import CHAIN, STEPS, Step, parameters_of, resolve
+from k400tiny_lib.config.declaration import AUTO, NONE
+from k400tiny_lib.config.parameters import PARAMETERS, Config
+from k400tiny_lib.config.steps import CHAIN, STEPS, parameters_of, read_config, resolve
 
-__all__ = ["AUTO", "CHAIN", "NONE", "STEPS", "Config", "Step", "parameters_of", "resolve"]
+__all__ = [
+    "AUTO",
+    "CHAIN",
+    "NONE",
+    "PARAMETERS",
+    "STEPS",
+    "Config",
+    "parameters_of",
+    "read_config",
+    "resolve",
+]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from k400tiny_lib.config.parameters import kind
+from k400tiny_lib.config.parameters import PARAMETERS
 from k400tiny_lib.config.steps import STEPS, default_text
 
 HEADER = """\
@@ -24,7 +24,7 @@ def mlproject_text() -> str:
         parameters = {}
         for name in spec.params:
             default = default_text(step, name)
-            parameters[name] = {"type": kind(name)} | (
+            parameters[name] = {"type": PARAMETERS[name].type} | (
                 {} if default is None else {"default": default}
             )
         # MLflow quotes the values itself; quotes around a placeholder would open an injection.

@@ -1,392 +1,287 @@
-"""Every parameter of every step, declared once: type, range, default, help.
+"""Every parameter of every step, declared once: type, range, default, steps, help.
 
-A parameter of the same name means the same thing in every step. The click options, `--help` and
-`MLproject` all follow from the fields of `Config`; nothing else repeats them.
+A parameter of the same name means the same thing in every step. To add one, add a field with a
+docstring here, use it, and regenerate MLproject (`python -m k400tiny_lib.config.mlproject`).
+Imports neither torch nor MLflow: a mistake is refused, and `--help` answered, at once.
 """
 
-import dataclasses
-import json
-import math
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from k400tiny_lib.config.geometry import CLIP_SIZES
-from k400tiny_lib.errors import UserError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    ValidationInfo,
+    WithJsonSchema,
+)
 
+from k400tiny_lib.config.declaration import AUTO, NONE, declared_parameters, param
+from k400tiny_lib.models.architectures import ARCHITECTURES  # imports no torch
 
-@dataclass(frozen=True)
-class Rule:
-    """What a parameter accepts, beside the type of its default.
-
-    Attributes:
-        help: one sentence for `--help` and the documentation.
-        low, high: inclusive bounds of a number.
-        above, below: exclusive bounds of a number.
-        choices: the only values accepted.
-        words: words accepted where otherwise a number is expected ("auto").
-    """
-
-    help: str
-    low: float | None = None
-    high: float | None = None
-    above: float | None = None
-    below: float | None = None
-    choices: tuple[str, ...] = ()
-    words: tuple[str, ...] = ()
+_DEFAULT_MODEL = "r2plus1d_18"
+# Values of `augmentation` that mix the clips of a batch: rows of data.loading.augmentation's table,
+# which imports torch, with a `per_batch`.
+MIXING_AUGMENTATIONS = ("strong",)
 
 
-def _param(default: Any, help: str, **rule: Any) -> Any:
-    return dataclasses.field(default=default, metadata={"rule": Rule(help, **rule)})
+def _known(architecture: str) -> str:
+    if architecture not in ARCHITECTURES:
+        raise ValueError("no such architecture")
+    return architecture
 
 
-ARCHITECTURES = tuple(CLIP_SIZES)
-AUTO = "auto"
-NONE = "none"
+def _resolve_clip_size(value: Any, info: ValidationInfo) -> Any:
+    # `model` is declared, and so validated, before the clip sizes; an unknown one is not in `data`.
+    architecture = ARCHITECTURES[info.data.get("model", _DEFAULT_MODEL)]
+    return getattr(architecture, str(info.field_name)) if value == AUTO else value
 
 
-@dataclass(frozen=True)
-class Config:
+Auto = Literal["auto"]
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
+_Pixels = Annotated[int, Field(ge=8)]
+Model = Annotated[
+    str, AfterValidator(_known), WithJsonSchema({"type": "string", "enum": list(ARCHITECTURES)})
+]
+# `auto` is replaced by the architecture's number when a Config is made, so the value is an int.
+ClipLen = Annotated[Count, BeforeValidator(_resolve_clip_size, json_schema_input_type=Count | Auto)]
+ClipPixels = Annotated[
+    _Pixels, BeforeValidator(_resolve_clip_size, json_schema_input_type=_Pixels | Auto)
+]
+
+
+class Config(
+    BaseModel,
+    frozen=True,
+    extra="forbid",
+    validate_default=True,
+    allow_inf_nan=False,
+    use_attribute_docstrings=True,
+):
     """The parameters of a step, typed and checked; those it does not take keep their default."""
 
-    # --- data -----------------------------------------------------------------------------------
-    data_path: str = _param(
-        "sample",
-        "Directory or URI with frame folders or videos, named by gt_csv or in one folder per "
-        "class; `sample` to render one.",
-    )
-    gt_csv: str = _param(
-        NONE,
-        "Ground truth, a path or URI: folder_name,youtube_id,label or file,label[,youtube_id] or "
-        "the list of Kinetics; `none` for class folders and the sample.",
-    )
-    output_dir: str = _param(
-        "data", "Directory or URI for what prepare_data renders and decodes, and what it knows."
-    )
-    val_fraction: float = _param(
-        0.1, "Share of the clips held out for validation.", above=0, below=1
-    )
-    test_fraction: float = _param(
-        0.1, "Share of the clips held out for the test.", above=0, below=1
-    )
-    group_by: str = _param(
-        "youtube_id",
-        "CSV column whose values never stand in two splits, or `none` to split single clips.",
-    )
-    use_official_splits: bool = _param(
-        True, "Keep the splits that a column `split` of gt_csv names, rather than draw new ones."
-    )
-    on_bad_clip: str = _param(
-        "drop", "Bad clips: leave them out and say why, or stop.", choices=("drop", "fail")
-    )
-    decode_workers: int | str = _param(
-        AUTO, "Processes that decode videos; `auto` is one per core.", low=1, words=(AUTO,)
-    )
-    dask_scheduler: str = _param(
-        NONE,
-        "Dask scheduler (tcp://host:port) whose workers decode videos, `none` for this machine; "
-        "prepare_data also takes it as `scheduler`.",
-    )
-    annotations: str = _param(NONE, "annotations.json: a path or an artifact URI (runs:/...).")
-    split: str = _param("test", "Split to evaluate.", choices=("train", "val", "test"))
-    # --- clips ----------------------------------------------------------------------------------
-    # Whole numbers once `resolve` has settled them.
-    clip_len: int = _param(
-        AUTO, "Frames of a clip; `auto` is the model's own.", low=1, words=(AUTO,)
-    )
-    resize_size: int = _param(
-        AUTO,
-        "Short side of the resized frames, in pixels; `auto` is the model's own.",
-        low=8,
-        words=(AUTO,),
-    )
-    crop_size: int = _param(
-        AUTO, "Side of the crop, in pixels; `auto` is the model's own.", low=8, words=(AUTO,)
-    )
-    augmentation: str = _param(
-        "flip",
-        "Augmentation of training clips; `standard` adds crops and colours to the flip, `strong` "
-        "RandAugment and MixUp/CutMix to these.",
-        choices=("none", "flip", "standard", "strong"),
-    )
-    no_flip_classes: str = _param(
-        NONE, "Labels, separated by commas, whose clips are never mirrored; `none` for no label."
-    )
-    frame_cache: str = _param(
-        AUTO,
-        "Where frames come from: `none` decodes the image files each time, `packed` decodes them "
-        "once into mapped files, `auto` does so if they fit the free disk twice.",
-        choices=(NONE, "packed", AUTO),
-    )
-    cache_dir: str = _param(".k400tiny/frames", "Where packed frames are kept, named by content.")
-    batch_size: int = _param(16, "Clips per batch and process.", low=1)
-    num_workers: int | str = _param(
-        AUTO,
-        "Loader processes per training process; `auto` follows the cores.",
-        low=0,
-        words=(AUTO,),
-    )
-    # --- model ----------------------------------------------------------------------------------
-    model: str = _param("r2plus1d_18", "Architecture.", choices=ARCHITECTURES)
-    weights: str = _param(
-        NONE, "torchvision weights (R2Plus1D_18_Weights.KINETICS400_V1), or `none` for scratch."
-    )
-    load_model: str = _param(
-        NONE, "Checkpoint to start from: a path or an artifact URI; `none` for no checkpoint."
-    )
-    num_classes: int | str = _param(
-        AUTO,
-        "Size of the head; `auto` is the number of the data's categories.",
-        low=1,
-        words=(AUTO,),
-    )
-    dropout: float = _param(0.0, "Dropout before the head.", low=0, below=1)
-    # --- optimisation ---------------------------------------------------------------------------
-    num_epochs: int = _param(30, "Passes over the training clips.", low=1)
-    patience: int = _param(
-        0, "Epochs without a better val_acc1 after which training stops; 0 for never.", low=0
-    )
-    freeze_epochs: int = _param(
-        0, "First epochs of fine-tuning in which only the head learns.", low=0
-    )
-    optimizer: str = _param("sgd", "Optimizer.", choices=("sgd", "adamw"))
-    lr: float = _param(0.01, "Peak learning rate.", above=0)
-    lr_batch_size: int = _param(
-        0,
-        "Clips per update that lr is stated for; lr is scaled to the actual number, 0 leaves it.",
-        low=0,
-    )
-    momentum: float = _param(0.9, "Momentum of SGD (Nesterov above 0).", low=0, below=1)
-    weight_decay: float = _param(
-        1e-4, "Weight decay of the convolution and head weights; biases and norms have none.", low=0
-    )
-    scheduler: str = _param(
-        "cosine",
-        "Learning rate after the warm-up, stepped per iteration.",
-        choices=("constant", "step", "exponential", "cosine"),
-    )
-    warmup_epochs: float = _param(3.0, "Epochs of linear warm-up.", low=0)
-    label_smoothing: float = _param(0.0, "Label smoothing of the training loss.", low=0, below=1)
-    ema_decay: float = _param(
-        0.0, "Decay of the moving average of the weights per update; 0 for none.", low=0, below=1
-    )
-    grad_accum_steps: int = _param(1, "Batches whose gradients make one update.", low=1)
-    clip_grad_norm: float = _param(0.0, "Largest gradient norm; 0 for no limit.", low=0)
-    amp: str = _param(
-        AUTO,
-        "Mixed precision; `auto` is bf16 where a GPU or CPU multiplies it fast, off elsewhere.",
-        choices=(AUTO, "off", "bf16", "fp16"),
-    )
-    channels_last: bool | str = _param(
-        AUTO,
-        "Channels-last memory and 2D convolutions; `auto` is on a GPU or a CPU with AMX.",
-        words=(AUTO,),
-    )
-    compile: bool = _param(False, "Compile the model with torch.compile (minutes at the start).")
-    sync_bn: bool = _param(False, "Share BatchNorm statistics between the processes (GPU only).")
-    seed: int = _param(0, "Seed of the splits, the weights and the order of the clips.", low=0)
-    # --- checkpoints and progress ---------------------------------------------------------------
-    checkpoint_dir: str = _param(
-        AUTO,
-        "Where last.pt, the previous.pt before it and best.pt are written; `auto` is "
-        "checkpoints/<run id>.",
-    )
-    save_every: int = _param(1, "Epochs between two writes of last.pt.", low=1)
-    save_every_minutes: float = _param(
-        10.0, "Minutes between two writes of last.pt within an epoch; 0 for none.", low=0
-    )
-    resume: str = _param(
-        NONE,
-        "`auto` continues the newest usable checkpoint of checkpoint_dir, a path or URI that file "
-        "or folder, `none` starts anew.",
-    )
-    print_interval: int = _param(
-        0, "Batches between two progress lines; 0 for one per epoch.", low=0
-    )
-    # --- launch ---------------------------------------------------------------------------------
-    nproc_per_node: int | str = _param(
-        AUTO, "Processes per node; `auto` is one per GPU, or one on a CPU.", low=1, words=(AUTO,)
-    )
-    nnodes: int = _param(1, "Nodes that train together.", low=1)
-    node_rank: int = _param(0, "Number of this node, 0 to nnodes - 1.", low=0)
-    rdzv_endpoint: str = _param("localhost:0", "host:port where the nodes meet (of node 0).")
-    rdzv_timeout: int = _param(600, "Seconds to wait there for all the nodes.", low=1)
-    max_restarts: int = _param(
-        0,
-        "Times that torchrun restarts failed workers, which go on from the last checkpoint.",
-        low=0,
-    )
-    parent_run: str = _param(
-        NONE,
-        "Id of the MLflow run to show this run under, the same for all nodes (`mlflow runs create` "
-        "makes one); `none` for no parent.",
-    )
-    # --- evaluation -----------------------------------------------------------------------------
-    checkpoint: str = _param(
-        NONE, "Checkpoint (best.pt): a path or an artifact URI; `none` where `weights` is given."
-    )
-    num_clips: int = _param(1, "Temporal views of a video, averaged.", low=1)
-    num_crops: int = _param(1, "Spatial crops of a view, averaged: 1 or 3.", low=1, high=3)
-    robustness: bool = _param(
-        True, "Measure accuracy under changed light, blur, compression, lost and reversed frames."
-    )
-    compare_with: str = _param(
-        NONE,
-        "Other model on the same clips: a run of evaluate (its id or runs:/<id>), predictions.csv "
-        "(a path or URI) or a registered model (models:/...).",
-    )
-    # --- export and use -------------------------------------------------------------------------
-    registered_model_name: str = _param("k400tiny-r2plus1d_18", "Name in the model registry.")
-    video_model_name: str = _param(
-        "k400tiny-video-classifier",
-        "Name in the model registry of the same model for whole videos, ready to be served.",
-    )
-    opset: int = _param(18, "ONNX opset.", low=18, high=23)
-    tolerance: float = _param(
-        1e-4, "Largest difference of a probability between ONNX and PyTorch.", above=0
-    )
-    quantize: str = _param(
-        NONE,
-        "Smaller variant to register in place of float32, if it is faster here and loses at most "
-        "max_accuracy_drop.",
-        choices=(NONE, "int8", "fp16"),
-    )
-    max_accuracy_drop: float = _param(
-        1.0, "Points of test top-1 that a quantised variant may lose.", low=0, high=100
-    )
-    views_in_graph: int = _param(
-        1, "Temporal views of a video that the graph averages; T is then views * clip_len.", low=1
-    )
-    evaluation: str = _param(
-        NONE,
-        "Run of evaluate on the same model (its id or runs:/<id>), or the folder of its results: "
-        "gives the temperature and spares scoring again.",
-    )
-    promote: str = _param(
-        "better",
-        "Whether the new version becomes `champion`: if it beats the present one on the test "
-        "clips, `always`, or `never`. Where there is none yet, it does.",
-        choices=("better", "always", "never"),
-    )
-    input: str = _param("", "A frame folder, a video file, or a directory of either.")
-    model_uri: str = _param(
-        AUTO, "Model to use; `auto` is models:/<registered_model_name>@champion."
-    )
-    top_k: int = _param(5, "Labels shown per clip.", low=1)
-    num_threads: int | str = _param(
-        AUTO, "Cores of a prediction; `auto` is all of this process.", low=1, words=(AUTO,)
-    )
-    device: str = _param(
-        AUTO,
-        "What predicts; `auto` is CUDA where ONNX Runtime offers it.",
-        choices=(AUTO, "cpu", "cuda"),
-    )
     # --- the chain ------------------------------------------------------------------------------
-    recipe: str = _param(
-        AUTO,
-        "Named set of parameters in recipes/; `auto` is sample or k400tiny, as data_path says.",
+    recipe: str = param(AUTO, "main", in_recipe=False)
+    """Named set of parameters in recipes/; `auto` is sample or k400tiny, depending on data_path."""
+
+    # --- data -----------------------------------------------------------------------------------
+    input: str = param("", "predict", required_in=("predict",))
+    """A frame folder, a video file, or a directory of either."""
+    data_path: str = param(
+        "sample",
+        "prepare_data",
+        "train",
+        "evaluate",
+        "export_onnx",
+        required_in=("train", "evaluate"),
+        in_recipe=False,
     )
-    use_cache: bool = _param(
-        True, "Re-use finished steps whose code, parameters and inputs are the same."
+    """Directory or URI with frame folders or videos, named by gt_csv or in one folder per class;
+    `sample` to render one."""
+    gt_csv: str = param(NONE, "prepare_data", in_recipe=False)
+    """Ground truth, a path or URI: folder_name,youtube_id,label or file,label[,youtube_id] or the
+    list of Kinetics; `none` for class folders and the sample."""
+    output_dir: str = param("data", "prepare_data", affects_result=False)
+    """Directory or URI for what prepare_data renders and decodes, and its content index."""
+    val_fraction: Fraction = param(0.1, "prepare_data")
+    """Share of the clips held out for validation."""
+    test_fraction: Fraction = param(0.1, "prepare_data")
+    """Share of the clips held out for the test."""
+    group_by: str = param("youtube_id", "prepare_data")
+    """CSV column whose values are never divided between splits, or `none` to split single clips."""
+    use_official_splits: bool = param(True, "prepare_data")
+    """Keep the splits that a column `split` of gt_csv names, rather than draw new ones."""
+    on_bad_clip: Literal["drop", "fail"] = param("drop", "prepare_data")
+    """Bad clips: leave them out and say why, or stop."""
+    decode_workers: Count | Auto = param(AUTO, "prepare_data", affects_result=False)
+    """Processes that decode videos; `auto` is one per core."""
+    dask_scheduler: str = param(NONE, "prepare_data", affects_result=False, also="scheduler")
+    """Dask scheduler (tcp://host:port) whose workers decode videos, `none` for this machine;
+    prepare_data also takes it as `scheduler`."""
+    annotations: str = param(
+        NONE,
+        "train",
+        "evaluate",
+        "export_onnx",
+        required_in=("train", "evaluate"),
+        handed_over=True,
     )
-    env_manager: str = _param(
-        "local",
-        "Environment manager of the nested runs; `local` uses the one that main runs in.",
-        choices=("local", "conda", "virtualenv", "uv"),
+    """annotations.json: a path or an artifact URI (runs:/...)."""
+
+    # --- model ----------------------------------------------------------------------------------
+    model: Model = param(_DEFAULT_MODEL, "train")
+    """Architecture."""
+    checkpoint: str = param(NONE, "evaluate", "export_onnx", handed_over=True)
+    """Checkpoint (best.pt): a path or an artifact URI; `none` where `weights` is given."""
+    weights: str = param(NONE, "train", "evaluate", "export_onnx")
+    """torchvision weights (R2Plus1D_18_Weights.KINETICS400_V1); `none` for scratch or a
+    checkpoint."""
+    load_model: str = param(NONE, "train")
+    """Checkpoint to start from: a path or an artifact URI; `none` for no checkpoint."""
+    num_classes: Count | Auto = param(AUTO, "train")
+    """Size of the head; `auto` is the number of the data's categories."""
+    dropout: Rate = param(0.0, "train")
+    """Dropout before the head."""
+
+    # --- clips ----------------------------------------------------------------------------------
+    clip_len: ClipLen = param(AUTO, "train")
+    """Frames of a clip; `auto` is the model's number."""
+    resize_size: ClipPixels = param(AUTO, "train")
+    """Short side of the resized frames, in pixels; `auto` is the model's number."""
+    crop_size: ClipPixels = param(AUTO, "train")
+    """Side of the crop, in pixels; `auto` is the model's number."""
+    augmentation: Literal["none", "flip", "standard", "strong"] = param("flip", "train")
+    """Augmentation of training clips; `standard` adds crops and colors to the flip, `strong`
+    RandAugment and MixUp/CutMix to these."""
+    no_flip_classes: str = param(NONE, "train")
+    """Labels, separated by commas, whose clips are never mirrored; `none` for no label."""
+    frame_cache: Literal["none", "packed", "auto"] = param(AUTO, "train", affects_result=False)
+    """Where frames come from: `none` decodes the image files each time, `packed` decodes them once
+    into mapped files, `auto` does so if they fit the free disk twice."""
+    cache_dir: str = param(".k400tiny/frames", "train", affects_result=False)
+    """Where packed frames are kept, named by content."""
+    split: Literal["train", "val", "test"] = param("test", "evaluate")
+    """Split to evaluate."""
+    num_clips: Count = param(1, "evaluate")
+    """Temporal views of a video, averaged."""
+    num_crops: Annotated[int, Field(ge=1, le=3)] = param(1, "evaluate")
+    """Spatial crops of a view, averaged: 1 or 3."""
+    batch_size: Count = param(16, "train", "evaluate", "predict")
+    """Clips per batch and process."""
+    num_workers: NonNegativeInt | Auto = param(AUTO, "train", "evaluate", affects_result=False)
+    """Loader processes per training process; `auto` follows the cores."""
+
+    # --- optimization ---------------------------------------------------------------------------
+    num_epochs: Count = param(30, "train")
+    """Passes over the training clips."""
+    patience: NonNegativeInt = param(0, "train")
+    """Epochs without a better val_acc1 after which training stops; 0 for never."""
+    freeze_epochs: NonNegativeInt = param(0, "train")
+    """First epochs of fine-tuning in which only the head learns."""
+    optimizer: Literal["sgd", "adamw"] = param("sgd", "train")
+    """Optimizer."""
+    lr: PositiveFloat = param(0.01, "train")
+    """Peak learning rate."""
+    lr_batch_size: NonNegativeInt = param(0, "train")
+    """Clips per update that lr is stated for; lr is scaled to the actual number, 0 leaves it."""
+    momentum: Rate = param(0.9, "train")
+    """Momentum of SGD (Nesterov above 0)."""
+    weight_decay: NonNegativeFloat = param(1e-4, "train")
+    """Weight decay of the convolution and head weights; biases and norms have none."""
+    scheduler: Literal["constant", "step", "exponential", "cosine"] = param("cosine", "train")
+    """Learning rate after the warm-up, stepped per iteration."""
+    warmup_epochs: NonNegativeFloat = param(3.0, "train")
+    """Epochs of linear warm-up."""
+    label_smoothing: Rate = param(0.0, "train")
+    """Label smoothing of the training loss."""
+    ema_decay: Rate = param(0.0, "train")
+    """Decay of the moving average of the weights per update; 0 for none."""
+    grad_accum_steps: Count = param(1, "train")
+    """Batches whose gradients make one update."""
+    clip_grad_norm: NonNegativeFloat = param(0.0, "train")
+    """Largest gradient norm; 0 for no limit."""
+    amp: Literal["auto", "off", "bf16", "fp16"] = param(AUTO, "train")
+    """Mixed precision; `auto` is bf16 where a GPU or CPU multiplies it fast, off elsewhere."""
+    channels_last: bool | Auto = param(AUTO, "train")
+    """Channels-last memory and 2D convolutions; `auto` is on a GPU or a CPU with AMX."""
+    compile: bool = param(False, "train")
+    """Compile the model with torch.compile (minutes at the start)."""
+    sync_bn: bool = param(False, "train")
+    """Share BatchNorm statistics between the processes (GPU only)."""
+    seed: NonNegativeInt = param(0, "prepare_data", "train")
+    """Seed of the splits, the weights and the order of the clips."""
+
+    # --- checkpoints and progress ---------------------------------------------------------------
+    checkpoint_dir: str = param(AUTO, "train", affects_result=False)
+    """Where last.pt, the previous.pt before it and best.pt are written; `auto` is
+    checkpoints/<run id>."""
+    save_every: Count = param(1, "train", affects_result=False)
+    """Epochs between two writes of last.pt."""
+    save_every_minutes: NonNegativeFloat = param(10.0, "train", affects_result=False)
+    """Minutes between two writes of last.pt within an epoch; 0 for none."""
+    resume: str = param(NONE, "train")
+    """`auto` continues the newest usable checkpoint of checkpoint_dir, a path or URI that file or
+    folder, `none` starts anew."""
+    print_interval: NonNegativeInt = param(0, "train", affects_result=False)
+    """Batches between two progress lines; 0 for one per epoch."""
+
+    # --- launch ---------------------------------------------------------------------------------
+    nproc_per_node: Count | Auto = param(AUTO, "train", "evaluate")
+    """Processes per node; `auto` is one per GPU, or one on a CPU."""
+    nnodes: Count = param(1, "train")
+    """Nodes that train together."""
+    node_rank: NonNegativeInt = param(0, "train", affects_result=False)
+    """Number of this node, 0 to nnodes - 1."""
+    rdzv_endpoint: str = param("localhost:0", "train", affects_result=False)
+    """host:port where the nodes meet (of node 0)."""
+    rdzv_timeout: Count = param(600, "train", affects_result=False)
+    """Seconds to wait there for all the nodes."""
+    max_restarts: NonNegativeInt = param(0, "train", affects_result=False)
+    """Times that torchrun restarts failed workers, which go on from the last checkpoint."""
+    parent_run: str = param(NONE, "train", affects_result=False)
+    """Id of the MLflow run to show this run under, the same for all nodes (`mlflow runs create`
+    makes one); `none` for no parent."""
+
+    # --- evaluation -----------------------------------------------------------------------------
+    robustness: bool = param(True, "evaluate")
+    """Measure accuracy under changed light, blur, compression, lost and reversed frames."""
+    compare_with: str = param(NONE, "evaluate")
+    """Other model on the same clips: a run of evaluate (its id or runs:/<id>), predictions.csv (a
+    path or URI) or a registered model (models:/...)."""
+
+    # --- export ---------------------------------------------------------------------------------
+    evaluation: str = param(NONE, "export_onnx", handed_over=True)
+    """Run of evaluate on the same model (its id or runs:/<id>), or the folder of its results: gives
+    the temperature and skips scoring."""
+    opset: Annotated[int, Field(ge=18, le=23)] = param(18, "export_onnx")
+    """ONNX opset."""
+    tolerance: PositiveFloat = param(1e-4, "export_onnx")
+    """Largest difference of a probability between ONNX and PyTorch."""
+    views_in_graph: Count = param(1, "export_onnx")
+    """Temporal views of a video that the graph averages; T is then views * clip_len."""
+    quantize: Literal["none", "int8", "fp16"] = param(NONE, "export_onnx")
+    """Smaller variant to register in place of float32, if it is faster here and loses at most
+    max_accuracy_drop."""
+    max_accuracy_drop: Annotated[float, Field(ge=0, le=100)] = param(1.0, "export_onnx")
+    """Points of test top-1 that a quantized variant may lose."""
+    promote: Literal["better", "always", "never"] = param("better", "export_onnx")
+    """Whether the new version becomes `champion`: if it beats the present one on the test clips,
+    `always`, or `never`. Where there is none yet, it does."""
+
+    # --- registry and use -----------------------------------------------------------------------
+    model_uri: str = param(AUTO, "predict")
+    """Model to use; `auto` is models:/<registered_model_name>@champion."""
+    registered_model_name: str = param("k400tiny-r2plus1d_18", "export_onnx", "predict")
+    """Name in the model registry."""
+    video_model_name: str = param("k400tiny-video-classifier", "export_onnx")
+    """Name in the model registry of the same model for whole videos, ready to be served."""
+    top_k: Count = param(5, "predict")
+    """Labels shown per clip."""
+    num_threads: Count | Auto = param(AUTO, "predict")
+    """Cores of a prediction; `auto` is all of this process."""
+    device: Literal["auto", "cpu", "cuda"] = param(AUTO, "predict")
+    """Inference device; `auto` is CUDA where ONNX Runtime offers it."""
+
+    # --- how the chain runs ---------------------------------------------------------------------
+    use_cache: bool = param(True, "main", affects_result=False, in_recipe=False)
+    """Re-use finished steps whose code, parameters and inputs are the same."""
+    env_manager: Literal["local", "conda", "virtualenv", "uv"] = param(
+        "local", "main", affects_result=False, in_recipe=False
     )
+    """Environment manager of the nested runs; `local` uses the one that main runs in."""
 
     def replace(self, **changes: Any) -> "Config":
-        """The same parameters but for some."""
-        return dataclasses.replace(self, **changes)
+        """These parameters with some changed, checked again."""
+        return Config(**(dict(self) | changes))
 
     def to_dict(self) -> dict[str, Any]:
-        """All parameters by name, as checkpoints hold them."""
-        return dataclasses.asdict(self)
-
-    def to_json(self) -> str:
-        """All parameters as one JSON object, for the training workers and for checkpoints."""
-        return json.dumps(dataclasses.asdict(self), indent=1)
-
-    @classmethod
-    def from_json(cls, text: str) -> "Config":
-        """The inverse of `to_json`."""
-        return cls(**json.loads(text))
+        """All parameters by name, as checkpoints store them."""
+        return dict(self)
 
 
-FIELDS: dict[str, dataclasses.Field[Any]] = {f.name: f for f in dataclasses.fields(Config)}
-
-
-def rule(name: str) -> Rule:
-    """The rule of one parameter."""
-    found: Rule = FIELDS[name].metadata["rule"]
-    return found
-
-
-def kind(name: str) -> str:
-    """The MLproject type of a parameter: `string`, `int`, `float` or `bool`."""
-    annotation = str(getattr(FIELDS[name].type, "__name__", FIELDS[name].type))
-    return {"str": "string", "int | str": "int", "bool | str": "bool"}.get(annotation, annotation)
-
-
-def allowed(name: str) -> str:
-    """What a parameter accepts, in words: "a number above 0", "sgd or adamw"."""
-    r = rule(name)
-    if r.choices:
-        return " or ".join(r.choices)
-    noun = {"int": "a whole number", "float": "a number", "bool": "True or False"}.get(
-        kind(name), "text"
-    )
-    bounds = [
-        f"{word} {bound:g}"
-        for word, bound in (
-            ("from", r.low),
-            ("above", r.above),
-            ("up to", r.high),
-            ("below", r.below),
-        )
-        if bound is not None
-    ]
-    return " or ".join([" ".join([noun, *bounds]), *r.words])
-
-
-def parse(name: str, text: str) -> Any:
-    """Turn the text of a parameter into its value.
-
-    Raises:
-        UserError: if the text is not of the parameter's type or outside its range.
-    """
-    r, type_name, text = rule(name), kind(name), text.strip()
-    try:
-        value = _convert(text, type_name, r)
-    except ValueError:
-        default = FIELDS[name].default
-        hint = f" (default {default})" if default != "" else ""
-        raise UserError(
-            f"{name}: {text!r} is not allowed. Needed: {allowed(name)}{hint}."
-        ) from None
-    return value
-
-
-def _convert(text: str, type_name: str, r: Rule) -> Any:
-    if text in r.words:
-        return text
-    if type_name == "bool":
-        return (
-            {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-            if (text.lower() in ("true", "false", "1", "0"))
-            else _refuse()
-        )
-    if type_name == "string":
-        return text if not r.choices or text in r.choices else _refuse()
-    number = int(text) if type_name == "int" else float(text)
-    outside = (
-        not math.isfinite(number)
-        or (r.low is not None and number < r.low)
-        or (r.high is not None and number > r.high)
-        or (r.above is not None and number <= r.above)
-        or (r.below is not None and number >= r.below)
-    )
-    return _refuse() if outside else number
-
-
-def _refuse() -> Any:
-    raise ValueError
+PARAMETERS = declared_parameters(Config)

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from k400tiny_lib.config.parameters import FIELDS, parse
+from k400tiny_lib.config.parameters import PARAMETERS
 from k400tiny_lib.errors import UserError
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -18,17 +18,17 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(name: str) -> dict[str, Any]:
-    """Read a recipe as checked values by parameter name.
+    """Read the values of a recipe by parameter name.
 
     Raises:
-        UserError: if there is no such recipe or it holds something that is not a parameter.
+        UserError: if there is no such recipe or it sets something that is not a parameter.
     """
     if name not in recipe_names():
         near = difflib.get_close_matches(name, recipe_names(), n=1)
         hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(recipe_names())}."
         raise UserError(f"recipe: there is no {name!r}. {hint}")
-    values = yaml.safe_load((RECIPES / f"{name}.yaml").read_text()) or {}
+    values: dict[str, Any] = yaml.safe_load((RECIPES / f"{name}.yaml").read_text()) or {}
     for key in values:
-        if key not in FIELDS:
+        if key not in PARAMETERS:
             raise UserError(f"recipe: {name} sets {key!r}, which is no parameter.")
-    return {key: parse(key, str(value)) for key, value in values.items()}
+    return values

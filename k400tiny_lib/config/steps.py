@@ -1,18 +1,21 @@
-"""Which step takes which parameters, and how their values are settled."""
+"""Which step takes which parameters, and how their values are resolved."""
 
-import dataclasses
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from k400tiny_lib.config.geometry import CLIP_PARAMETERS, CLIP_SIZES
-from k400tiny_lib.config.parameters import AUTO, FIELDS, NONE, Config, parse
+from pydantic import ValidationError
+
+from k400tiny_lib.config.declaration import AUTO, NONE
+from k400tiny_lib.config.parameters import MIXING_AUGMENTATIONS, PARAMETERS, Config
 from k400tiny_lib.config.recipes import load_recipe
 from k400tiny_lib.errors import UserError
+from k400tiny_lib.models.architectures import ARCHITECTURES
 
-# Augmentations with a `per_batch`. Their table would import torch; a test compares the two.
-MIXING_AUGMENTATIONS = ("strong",)
-FROM_RECIPE = "recipe"  # the default of most of main's parameters: whatever the recipe says
+FROM_RECIPE = "recipe"  # the default of most of main's parameters: the recipe's value
+
+CHAIN = ("prepare_data", "train", "evaluate", "export_onnx")  # the steps of main, in order
 
 
 @dataclass(frozen=True)
@@ -22,151 +25,41 @@ class Step:
     Attributes:
         help: what the step does, in one sentence.
         params: the parameters it takes, in the order of `--help`.
-        required: those of them without a default.
-        also: a second name of a parameter on the command line.
     """
 
     help: str
     params: tuple[str, ...]
-    required: tuple[str, ...] = ()
-    also: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-_PREPARE_DATA = (
-    "data_path",
-    "gt_csv",
-    "output_dir",
-    "val_fraction",
-    "test_fraction",
-    "group_by",
-    "seed",
-    "use_official_splits",
-    "on_bad_clip",
-    "decode_workers",
-    "dask_scheduler",
-)
-_TRAIN = (
-    "data_path",
-    "annotations",
-    "model",
-    "weights",
-    "load_model",
-    "num_classes",
-    *CLIP_PARAMETERS,
-    "augmentation",
-    "no_flip_classes",
-    "frame_cache",
-    "cache_dir",
-    "batch_size",
-    "num_workers",
-    "num_epochs",
-    "patience",
-    "freeze_epochs",
-    "optimizer",
-    "lr",
-    "lr_batch_size",
-    "momentum",
-    "weight_decay",
-    "scheduler",
-    "warmup_epochs",
-    "label_smoothing",
-    "dropout",
-    "ema_decay",
-    "grad_accum_steps",
-    "clip_grad_norm",
-    "amp",
-    "channels_last",
-    "compile",
-    "sync_bn",
-    "seed",
-    "checkpoint_dir",
-    "save_every",
-    "save_every_minutes",
-    "resume",
-    "print_interval",
-    "nproc_per_node",
-    "nnodes",
-    "node_rank",
-    "rdzv_endpoint",
-    "rdzv_timeout",
-    "max_restarts",
-    "parent_run",
-)
-_EVALUATE = (
-    "data_path",
-    "annotations",
-    "checkpoint",
-    "weights",
-    "split",
-    "num_clips",
-    "num_crops",
-    "batch_size",
-    "num_workers",
-    "robustness",
-    "compare_with",
-    "nproc_per_node",
-)
-_EXPORT_ONNX = (
-    "checkpoint",
-    "weights",
-    "data_path",
-    "annotations",
-    "evaluation",
-    "registered_model_name",
-    "opset",
-    "tolerance",
-    "views_in_graph",
-    "quantize",
-    "max_accuracy_drop",
-    "promote",
-    "video_model_name",
-)
-_PREDICT = (
-    "input",
-    "model_uri",
-    "registered_model_name",
-    "top_k",
-    "batch_size",
-    "num_threads",
-    "device",
-)
+def _step(step: str, help: str) -> Step:
+    params = [
+        name
+        for name, parameter in PARAMETERS.items()
+        if step in parameter.steps
+        or (step == "main" and not parameter.handed_over and set(CHAIN) & set(parameter.steps))
+    ]
+    return Step(help, tuple(params))
 
-CHAIN: dict[str, Step] = {
-    "prepare_data": Step(
-        "Bring clips to disk, check them, map their labels, split them by source.",
-        _PREPARE_DATA,
-        # In main, and in train, `scheduler` is that of the learning rate.
-        also={"dask_scheduler": "scheduler"},
-    ),
-    "train": Step("Train a model with torchrun.", _TRAIN, ("data_path", "annotations")),
-    "evaluate": Step(
-        "Score a checkpoint on a held-out split.", _EVALUATE, ("data_path", "annotations")
-    ),
-    "export_onnx": Step("Export to ONNX, prove it equal, register it.", _EXPORT_ONNX),
-}
-
-HANDED_OVER = ("annotations", "checkpoint", "evaluation")  # main's steps give these to one another
-_CHAINED = tuple(dict.fromkeys(name for step in CHAIN.values() for name in step.params))
 
 STEPS: dict[str, Step] = {
-    "main": Step(
-        "The whole pipeline as nested runs: prepare_data, train, evaluate, export_onnx.",
-        ("recipe", *(n for n in _CHAINED if n not in HANDED_OVER), "use_cache", "env_manager"),
-    ),
-    **CHAIN,
-    "predict": Step("Label clips with a registered model.", _PREDICT, ("input",)),
+    step: _step(step, help)
+    for step, help in {
+        "main": "The whole pipeline as nested runs: prepare_data, train, evaluate, export_onnx.",
+        "prepare_data": "Bring clips to disk, check them, map their labels, split them by source.",
+        "train": "Train a model with torchrun.",
+        "evaluate": "Score a checkpoint on a held-out split.",
+        "export_onnx": "Export to ONNX, prove it equal, register it.",
+        "predict": "Label clips with a registered model.",
+    }.items()
 }
-
-_NEVER_IN_RECIPE = ("recipe", "data_path", "gt_csv", "use_cache", "env_manager")
 
 
 def default_text(step: str, name: str) -> str | None:
     """The default of a step's parameter as MLproject spells it; None where one is required."""
-    if name in STEPS[step].required:
+    parameter = PARAMETERS[name]
+    if step in parameter.required_in:
         return None
-    if step == "main" and name not in _NEVER_IN_RECIPE:
-        return FROM_RECIPE
-    return str(FIELDS[name].default)
+    return FROM_RECIPE if step == "main" and parameter.in_recipe else str(parameter.default)
 
 
 def unknown_parameter(step: str, name: str) -> UserError:
@@ -176,44 +69,57 @@ def unknown_parameter(step: str, name: str) -> UserError:
     return UserError(f"{name}: {step} has no such parameter. {hint}")
 
 
-def resolve(step: str, given: Mapping[str, str]) -> Config:
-    """Settle a step's parameters: an explicit value beats the recipe, the recipe the default.
+def resolve(step: str, texts: Mapping[str, str]) -> Config:
+    """Resolve a step's parameters: an explicit value beats the recipe, the recipe the default.
 
     Args:
         step: name of the entry point.
-        given: parameters as text; a missing one and, in main, the word `recipe` mean "not given".
+        texts: parameters as text; a missing one and, in main, the word `recipe` leave the choice
+            to the recipe or the default.
 
     Raises:
         UserError: for an unknown, missing or ill-typed parameter, and for values that do not fit
             one another.
     """
-    for name in given:
+    for name in texts:
         if name not in STEPS[step].params:
             raise unknown_parameter(step, name)
-    explicit = {
-        name: parse(name, text)
-        for name, text in given.items()
+    values: dict[str, Any] = {
+        name: text.strip()
+        for name, text in texts.items()
         if not (step == "main" and text == FROM_RECIPE and name != "recipe")
     }
-    for name in STEPS[step].required:
-        if not explicit.get(name):
+    for name in STEPS[step].params:
+        if step in PARAMETERS[name].required_in and not values.get(name):
             raise UserError(f"{name}: {step} needs it (-P {name}=...).")
-    config = Config(**explicit)
     if step == "main":
-        recipe = config.recipe
-        if recipe == "auto":
-            recipe = "sample" if config.data_path == "sample" else "k400tiny"
-        config = Config(**(load_recipe(recipe) | explicit | {"recipe": recipe}))
-    config = _settle_clips(config)
+        recipe = values.get("recipe", AUTO)
+        if recipe == AUTO:
+            recipe = "sample" if values.get("data_path", "sample") == "sample" else "k400tiny"
+        values = load_recipe(recipe) | values | {"recipe": recipe}
+    config = read_config(values)
     _check_together(config, step)
     return config
 
 
-def _settle_clips(config: Config) -> Config:
-    """Put the architecture's own numbers in place of `auto`."""
-    own = CLIP_SIZES[config.model]
-    unsettled = [name for name in CLIP_PARAMETERS if getattr(config, name) == AUTO]
-    return config.replace(**{name: getattr(own, name) for name in unsettled})
+def read_config(values: Mapping[str, Any]) -> Config:
+    """Make a config of parameters by name, as text or typed.
+
+    Raises:
+        UserError: for an unknown or ill-typed parameter and for a value outside its range.
+    """
+    try:
+        return Config(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name, text = str(first["loc"][0]), str(first["input"])
+        if name not in PARAMETERS:
+            raise UserError(f"{name}: no such parameter.") from None
+        parameter = PARAMETERS[name]
+        hint = f" (default {parameter.default})" if parameter.default != "" else ""
+        raise UserError(
+            f"{name}: {text!r} is not allowed. Needed: {parameter.allowed}{hint}."
+        ) from None
 
 
 def _check_together(config: Config, step: str) -> None:
@@ -223,7 +129,7 @@ def _check_together(config: Config, step: str) -> None:
             f"crop_size: {config.crop_size} is larger than resize_size {config.resize_size}. "
             "Needed: a crop within the resized frame."
         )
-    smallest = CLIP_SIZES[config.model]
+    smallest = ARCHITECTURES[config.model]
     for name, least in (("clip_len", smallest.min_clip_len), ("crop_size", smallest.min_crop_size)):
         if getattr(config, name) < least:
             raise UserError(
@@ -241,7 +147,7 @@ def _check_together(config: Config, step: str) -> None:
             "Needed: at least 2."
         )
     if config.num_crops == 2:
-        raise UserError("num_crops: 2 is not allowed. Needed: 1 (centre) or 3 (both ends too).")
+        raise UserError("num_crops: 2 is not allowed. Needed: 1 (center) or 3 (both ends too).")
     if config.node_rank >= config.nnodes:
         raise UserError(
             f"node_rank: {config.node_rank} does not exist among nnodes={config.nnodes}. "
@@ -276,5 +182,4 @@ def _check_together(config: Config, step: str) -> None:
 
 def parameters_of(step: str, config: Config) -> dict[str, str]:
     """A step's parameters as text, as `mlflow run -P` takes them."""
-    values = config.to_dict()
-    return {name: str(values[name]) for name in STEPS[step].params}
+    return {name: str(getattr(config, name)) for name in STEPS[step].params}

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from k400tiny_lib.config import AUTO, Config
+from k400tiny_lib.config import AUTO
 from k400tiny_lib.errors import UserError
+from k400tiny_lib.files import combine_digests
 
 SPLITS = ("train", "val", "test")
 
@@ -90,6 +91,11 @@ class Annotations:
         """Labels in the order of their ids; an id without a label gets its number."""
         return class_names_by_id(self.categories, self.num_classes)
 
+    def split_digest(self, split: str) -> str:
+        """Content digest of a split: of the data it is taken from, its clips and their targets."""
+        clips = (f"{c.video} {c.segment} {c.target} {c.group}" for c in self.splits[split])
+        return combine_digests([self.data_digest, *clips])
+
     def to_json(self) -> str:
         """The file's text; the same annotations give the same bytes."""
         content: dict[str, Any] = {"categories": self.categories}
@@ -150,8 +156,16 @@ def read_annotations(path: Path) -> Annotations:
     return Annotations.from_json(text, str(path))
 
 
-def check_annotations(annotations: Annotations, data_path: Path, config: Config) -> None:
-    """Refuse, before hours of work, data that is not there and parameters that do not fit it.
+def check_annotations(
+    annotations: Annotations, data_path: Path, clip_len: int, num_classes: int | str = AUTO
+) -> None:
+    """Refuse, before hours of work, data that is missing and parameters that do not fit it.
+
+    Args:
+        annotations: all splits.
+        data_path: directory of the clip folders.
+        clip_len: frames that the model sees.
+        num_classes: size of the model's head, or `auto` for as many as the annotations have.
 
     Raises:
         UserError: if a clip's folder is missing below `data_path`, `clip_len` is beyond the frames
@@ -165,13 +179,13 @@ def check_annotations(annotations: Annotations, data_path: Path, config: Config)
             f"first {missing[0]}. Needed: the directory that prepare_data has read."
         )
     longest = max((clip.num_frames for clip in clips), default=0)
-    if config.clip_len > longest:
+    if clip_len > longest:
         raise UserError(
-            f"clip_len: {config.clip_len} frames, but the longest clip has {longest}. "
+            f"clip_len: {clip_len} frames, but the longest clip has {longest}. "
             f"Needed: at most {longest}."
         )
-    if config.num_classes != AUTO and int(config.num_classes) < annotations.num_classes:
+    if num_classes != AUTO and int(num_classes) < annotations.num_classes:
         raise UserError(
-            f"num_classes: {config.num_classes}, but the annotations have ids up to "
+            f"num_classes: {num_classes}, but the annotations have ids up to "
             f"{annotations.num_classes - 1}. Needed: at least {annotations.num_classes}, or auto."
         )

@@ -1,7 +1,7 @@
-"""Temperature scaling: one number that makes confidences mean what they say.
+"""Temperature scaling: one number that brings confidences close to accuracies.
 
-Guo et al. 2017, "On Calibration of Modern Neural Networks", arXiv:1706.04599. It never changes
-which class is predicted.
+Guo et al. 2017, "On Calibration of Modern Neural Networks", arXiv:1706.04599. Scaling never changes
+the predicted class.
 """
 
 from dataclasses import dataclass
@@ -21,15 +21,15 @@ _FOLDS = 5
 
 @dataclass(frozen=True)
 class Calibration:
-    """A temperature fitted on one split and what it does to another.
+    """A temperature fitted on one split and its effect on another.
 
     Attributes:
         temperature: above 1 it softens the probabilities, below 1 it sharpens them.
-        applied: whether it is worth using: see `calibrate`.
-        reason: why, in a sentence.
+        applied: whether using it is recommended, see `calibrate`.
+        reason: why or why not, in a sentence.
         fitted_on: number of validation clips that it was fitted on.
-        ece_before, ece_after: on the evaluated split, in [0, 1].
-        loss_before, loss_after: mean negative log probability there.
+        ece_before, ece_after: calibration error on the evaluated split, in [0, 1].
+        loss_before, loss_after: mean negative log probability on the evaluated split.
     """
 
     temperature: float
@@ -45,14 +45,14 @@ class Calibration:
 def scale(probabilities: Floats, temperature: float) -> Floats:
     """Probabilities at a temperature, float64 (N, K): softmax(log p / temperature).
 
-    For one view this is the softmax of its logits over the temperature; of averaged views it is
-    the same operation on their mean.
+    For one view this equals the softmax of its logits divided by the temperature; for averaged
+    views it is the same operation on their mean.
     """
     return np.exp(_log_scaled(probabilities, temperature))
 
 
 def _log_scaled(probabilities: Floats, temperature: float) -> Floats:
-    floor = np.finfo(np.float64).tiny  # a probability that underflowed has no logarithm
+    floor = np.finfo(np.float64).tiny  # log(0) is -inf
     scaled: Floats = log_softmax(np.log(np.maximum(probabilities, floor)) / temperature, axis=1)
     return scaled
 
@@ -74,27 +74,27 @@ def fit_temperature(probabilities: Floats, targets: Ints) -> float:
 
 
 def held_out_gain(probabilities: Floats, targets: Ints, groups: "pd.Series[str]") -> float:
-    """How much a temperature fitted on some sources lowers the mean loss on the others.
+    """By how much a temperature fitted on some sources lowers the mean loss on the others.
 
-    Cross-validation over whole sources; negative where fitting does harm, 0 for a single source.
+    Cross-validated over whole sources; negative where fitting does harm, 0 for a single source.
     """
     folds = min(_FOLDS, groups.nunique())
     if folds < 2:
         return 0.0
     gain = 0.0
-    for fit, held in GroupKFold(folds).split(probabilities, targets, groups):
+    for fit, held_out in GroupKFold(folds).split(probabilities, targets, groups):
         temperature = fit_temperature(probabilities[fit], targets[fit])
-        before = loss_at(probabilities[held], targets[held], 1.0)
-        after = loss_at(probabilities[held], targets[held], temperature)
-        gain += (before - after) * len(held) / len(targets)
+        before = loss_at(probabilities[held_out], targets[held_out], 1.0)
+        after = loss_at(probabilities[held_out], targets[held_out], temperature)
+        gain += (before - after) * len(held_out) / len(targets)
     return gain
 
 
 def calibrate(fitting: pd.DataFrame, table: pd.DataFrame) -> Calibration:
     """Fit a temperature on the validation clips and measure it on others.
 
-    It is applied if it helps on validation clips that it was not fitted on (mean loss,
-    cross-validated over sources) and lowers the calibration error of the evaluated split too.
+    The temperature is applied if it lowers the mean loss of validation clips that it was not fitted
+    on (cross-validated over sources) and the calibration error of the evaluated split.
 
     Args:
         fitting: predictions of the validation clips.

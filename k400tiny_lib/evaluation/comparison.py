@@ -1,36 +1,37 @@
-"""Two models on the same clips: is the difference more than chance?"""
+"""Compares two models on the same clips: is the difference more than chance?"""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from scipy.stats import binomtest
 
-from k400tiny_lib.data.annotations import Clip, unknown_labels
+from k400tiny_lib.config import Config
+from k400tiny_lib.data.annotations import Annotations, Clip, unknown_labels
 from k400tiny_lib.data.loading.readers import read_frames
 from k400tiny_lib.data.loading.temporal_sampling import view_indices
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.evaluation.metrics import grouped_bootstrap
-from k400tiny_lib.evaluation.predictions import Rows, make_table
-from k400tiny_lib.evaluation.views import Protocol
+from k400tiny_lib.evaluation.metrics import cluster_bootstrap
+from k400tiny_lib.evaluation.predictions import table_of_probabilities
 
 _NEEDED = ("video", "target", "predicted")
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairedComparison:
     """A paired comparison; accuracies and their difference in percent.
 
     Attributes:
-        acc1, other_acc1: of this model and of the other one.
+        acc1, other_acc1: of this model and of the other.
         difference: acc1 - other_acc1.
         low, high: 95 % interval of the difference, resampling sources.
         only_this, only_other: clips that only one of the two labels correctly.
-        mcnemar_p: exact McNemar test of equal accuracy. It takes clips for independent, which
-            clips of one source are not: the interval is the more careful of the two.
+        mcnemar_p: exact McNemar test of equal accuracy. It assumes independent clips. Clips of one
+            source are not, so prefer the interval.
     """
 
     acc1: float
@@ -41,6 +42,17 @@ class Comparison:
     only_this: int
     only_other: int
     mcnemar_p: float
+
+
+class Classifier(Protocol):
+    """A model that takes whole frames and crops the center itself, as the registry holds them."""
+
+    @property
+    def class_names(self) -> list[str]: ...
+    @property
+    def clip_len(self) -> int: ...
+    def predict(self, frames: npt.NDArray[np.uint8], /) -> npt.NDArray[np.float32]:
+        """uint8 (N, T, H, W, 3), RGB, to probabilities (N, K)."""
 
 
 def align(other: pd.DataFrame, clips: Sequence[Clip]) -> pd.DataFrame:
@@ -55,51 +67,46 @@ def align(other: pd.DataFrame, clips: Sequence[Clip]) -> pd.DataFrame:
             f"compare_with: its predictions have no column {missing[0]!r}. "
             "Needed: predictions.csv of evaluate."
         )
-    own, its = {clip.video for clip in clips}, set(other["video"].astype(str))
-    if own != its or len(other) != len(clips):
+    order, videos = [clip.video for clip in clips], other["video"].astype(str)
+    ours, theirs = set(order), set(videos)
+    if ours != theirs or len(other) != len(clips):
         raise UserError(
-            f"compare_with: it was evaluated on other clips ({len(own & its)} of {len(own)} in "
-            f"common, first difference {min(own ^ its, default='a clip that occurs twice')}). "
-            "Needed: the same split of the same data."
+            f"compare_with: it was evaluated on other clips ({len(ours & theirs)} of {len(ours)} "
+            f"in common, first difference {min(ours ^ theirs, default='a clip that occurs twice')}"
+            "). Needed: the same split of the same data."
         )
-    order = [clip.video for clip in clips]
-    aligned = other.set_index(other["video"].astype(str)).loc[order].reset_index(drop=True)
+    aligned = other.set_index(videos).loc[order].reset_index(drop=True)
     if not np.array_equal(aligned["target"], [clip.target for clip in clips]):
         raise UserError("compare_with: its targets differ. Needed: the same classes and ids.")
     return aligned
 
 
-def compare(table: pd.DataFrame, other: pd.DataFrame) -> Comparison:
-    """Compare two predictions tables whose rows are of the same clips; see `align`."""
-    this_right = (table["predicted"] == table["target"]).to_numpy()
-    other_right = (other["predicted"] == other["target"]).to_numpy()
-    return paired(this_right, other_right, table["group"])
-
-
-def paired(
-    this_right: npt.NDArray[np.bool_], other_right: npt.NDArray[np.bool_], groups: "pd.Series[str]"
-) -> Comparison:
-    """Compare what two models got right, clip by clip.
+def compare_predictions(
+    table: pd.DataFrame, predicted: "pd.Series[int]", other: "pd.Series[int]"
+) -> PairedComparison:
+    """Compare two sets of predictions, clip by clip.
 
     Args:
-        this_right, other_right: bool (N,), in the same order of clips.
-        groups: the source of each clip.
+        table: target and group of each clip.
+        predicted, other: the predicted class of each clip, in the order of the table.
     """
-    gain = pd.Series(this_right.astype(np.float64) - other_right, index=groups.index)
-    only_this = int((this_right & ~other_right).sum())
-    only_other = int((other_right & ~this_right).sum())
+    groups, targets = table["group"], table["target"].to_numpy()
+    this_correct, other_correct = predicted.to_numpy() == targets, other.to_numpy() == targets
+    gain = pd.Series(this_correct.astype(np.float64) - other_correct, groups.index)
+    only_this = int((this_correct & ~other_correct).sum())
+    only_other = int((other_correct & ~this_correct).sum())
     per_group = gain.groupby(groups).mean()
     if per_group.nunique() == 1 and per_group.iloc[0] == 0:
-        low = high = 0.0  # no clip is told apart
+        low = high = 0.0  # no source tells them apart
     elif len(per_group) < 2:
-        low, high = -1.0, 1.0  # a single source says nothing about others
+        low, high = -1.0, 1.0  # from a single source nothing follows for others
     else:
-        low, high = grouped_bootstrap(gain, groups)
+        low, high = cluster_bootstrap(gain, groups)
     discordant = only_this + only_other
     p_value = binomtest(only_this, discordant, 0.5).pvalue if discordant else 1.0
-    return Comparison(
-        acc1=100 * float(this_right.mean()),
-        other_acc1=100 * float(other_right.mean()),
+    return PairedComparison(
+        acc1=100 * float(this_correct.mean()),
+        other_acc1=100 * float(other_correct.mean()),
         difference=100 * float(gain.mean()),
         low=100 * low,
         high=100 * high,
@@ -110,41 +117,49 @@ def paired(
 
 
 def predict_frames(
-    predict: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]],
-    class_names: Sequence[str],
-    clip_len: int,
-    clips: Sequence[Clip],
-    categories: Mapping[str, int],
-    data_path: Path,
-    protocol: Protocol,
+    classifier: Classifier, annotations: Annotations, config: Config
 ) -> pd.DataFrame:
-    """The predictions table of a model that takes frames as they are and crops the centre itself.
+    """The predictions table of another model for the split and the views of an evaluation.
 
     Args:
-        predict: uint8 (N, T, H, W, 3), RGB, to probabilities (N, K); a registered model does so.
-        class_names: its labels by class id.
-        clip_len: frames that it takes.
-        clips: the split.
-        categories: label to class id of the data.
-        data_path: directory of the clip folders.
-        protocol: the views to average.
+        classifier: the other model.
+        annotations: the data.
+        config: of the evaluation.
 
     Raises:
-        UserError: if it has other classes, or the protocol more than the centre crop.
+        UserError: if the model has other classes, or there are views beyond the center crop.
     """
-    if unknown := unknown_labels(categories, class_names):
+    if unknown := unknown_labels(annotations.categories, classifier.class_names):
         raise UserError(
             f"compare_with: the model does not know {unknown[0]!r} by the data's id. "
             "Needed: a model of the same classes."
         )
-    if protocol.num_crops != 1:
-        raise UserError("num_crops: a registered model crops the centre itself. Needed: 1.")
-    averaged = []
+    if config.num_crops != 1:
+        raise UserError("num_crops: a registered model crops the center itself. Needed: 1.")
+    averaged, clips = [], annotations.splits[config.split]
     for clip in clips:
-        times = view_indices(clip.num_frames, clip_len, protocol.num_clips) + clip.segment[0]
-        frames = read_frames(data_path / clip.video, times.flatten().tolist())
-        views = frames.unflatten(0, (protocol.num_clips, clip_len)).numpy()
-        averaged.append(np.concatenate([predict(view[None]) for view in views]).mean(0))
-    probabilities = np.stack(averaged).astype(np.float64)
-    rows = Rows(np.arange(len(clips)), probabilities, probabilities.argmax(1))
-    return make_table(clips, [rows])
+        times = view_indices(clip.num_frames, classifier.clip_len, config.num_clips)  # (V, T)
+        indices = (times + clip.segment[0]).flatten().tolist()
+        frames = read_frames(Path(config.data_path, clip.video), indices)
+        views = frames.unflatten(0, times.shape).numpy()  # (V, T, H, W, C)
+        averaged.append(np.concatenate([classifier.predict(view[None]) for view in views]).mean(0))
+    return table_of_probabilities(clips, np.stack(averaged).astype(np.float64))
+
+
+@dataclass(frozen=True)
+class OtherModel:
+    """The model that `compare_with` names.
+
+    Attributes:
+        name: for the report.
+        source: its predictions in an earlier evaluation, or the model itself.
+    """
+
+    name: str
+    source: pd.DataFrame | Classifier
+
+    def predictions(self, annotations: Annotations, config: Config) -> pd.DataFrame:
+        """Its predictions table for an evaluation; raises like `align` and `predict_frames`."""
+        if isinstance(self.source, pd.DataFrame):
+            return align(self.source, annotations.splits[config.split])
+        return predict_frames(self.source, annotations, config)

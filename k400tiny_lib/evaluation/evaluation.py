@@ -1,141 +1,224 @@
-"""Everything that follows from the predictions: gathered once, for the run and for the page."""
+"""The evaluation of a split: checks, predictions in worker processes, and all results.
+
+Adding a section to the report is a field of `Evaluation`, its value in `evaluate_predictions`, and
+the section in `templates/report.html.j2`.
+"""
 
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 
+from k400tiny_lib.config import Config
+from k400tiny_lib.data.annotations import Annotations, check_annotations, read_annotations
+from k400tiny_lib.errors import UserError
 from k400tiny_lib.evaluation.calibration import Calibration, calibrate, scale
-from k400tiny_lib.evaluation.comparison import Comparison, compare, paired
+from k400tiny_lib.evaluation.comparison import OtherModel, PairedComparison, compare_predictions
+from k400tiny_lib.evaluation.gradcam import Gallery, make_gallery
 from k400tiny_lib.evaluation.metrics import confused_pairs, per_class, reliability, score
 from k400tiny_lib.evaluation.predictions import probabilities_of
-from k400tiny_lib.evaluation.robustness import robustness
+from k400tiny_lib.evaluation.robustness import compare_corrupted
+from k400tiny_lib.evaluation.views import ViewProtocol, check_views
+from k400tiny_lib.evaluation.worker import CALIBRATION_SPLIT, Job, launch_workers, predict_splits
+from k400tiny_lib.models.loaded import LoadedModel, load_model
 
 
 @dataclass(frozen=True)
-class Findings:
-    """What a predictions table says.
+class Evaluation:
+    """The results of evaluating a model on a split.
 
     Attributes:
-        split: its name.
-        table: the predictions table.
-        scores: see `metrics.score`, with those of the parts below.
+        split: the evaluated split.
+        annotations: the data.
+        model: the model.
+        protocol, clip_protocol: of the video's and the clip's scores, in words.
+        tables: predictions tables of the evaluated split and of the calibration split.
+        scores: see `metrics.score`, and those of the parts below.
         classes: see `metrics.per_class`.
         pairs: see `metrics.confused_pairs`.
         bins: see `metrics.reliability`.
-        bins_scaled: the same at the fitted temperature.
+        bins_calibrated: the same at the fitted temperature; None without `calibration`.
         calibration: None without clips to fit a temperature on.
-        views: averaged views against the centre view; None where they are the same.
-        comparison: with another model, if asked for.
-        conditions: see `robustness.robustness`; empty where it was not measured.
-        num_probed: clips that the conditions were measured on.
+        views: averaged views against the center view; None where they are the same.
+        comparison: with the model that `compared_with` describes, if there is one.
+        compared_with: the other model in words, or "".
+        corrupted: see `robustness.corruption_table`; None where it was not measured.
+        corruptions: see `robustness.compare_corrupted`; empty where it was not measured.
+        gallery: clips worth looking at.
     """
 
     split: str
-    table: pd.DataFrame
-    scores: dict[str, float]
+    annotations: Annotations
+    model: LoadedModel
+    protocol: str
+    clip_protocol: str
+    tables: Mapping[str, pd.DataFrame]
+    scores: Mapping[str, float]
     classes: pd.DataFrame
     pairs: pd.DataFrame
     bins: pd.DataFrame
-    bins_scaled: pd.DataFrame | None
+    bins_calibrated: pd.DataFrame | None
     calibration: Calibration | None
-    views: Comparison | None
-    comparison: Comparison | None
-    conditions: dict[str, Comparison]
-    num_probed: int
-
-    def score(self, name: str) -> float:
-        """One of the scores, without the split's prefix."""
-        return self.scores[f"{self.split}_{name}"]
+    views: PairedComparison | None
+    comparison: PairedComparison | None
+    compared_with: str
+    corrupted: pd.DataFrame | None
+    corruptions: Mapping[str, PairedComparison]
+    gallery: Gallery
 
     @property
-    def calibration_json(self) -> str:
-        """The temperature for those who use the model, as JSON."""
-        found = dataclasses.asdict(self.calibration) if self.calibration else {"applied": False}
-        return json.dumps(found, indent=1)
+    def table(self) -> pd.DataFrame:
+        """The predictions table of the evaluated split."""
+        return self.tables[self.split]
 
-    def summary(self, protocol: str) -> str:
+    def score(self, name: str) -> float | None:
+        """A score by its name without the split's prefix; None if it is not defined here."""
+        return self.scores.get(f"{self.split}_{name}")
+
+    @property
+    def summary(self) -> str:
         """The headline in one line."""
         return (
             f"{self.split}: top-1 {self.score('acc1'):.1f} % (95 % interval "
             f"{self.score('acc1_ci_low'):.1f} to {self.score('acc1_ci_high'):.1f}) on "
-            f"{len(self.table)} clips of {self.table['group'].nunique()} sources. {protocol}"
+            f"{len(self.table)} clips of {self.table['group'].nunique()} sources. {self.protocol}"
         )
 
+    def files(self) -> dict[str, str]:
+        """Tables and calibration as the text of files, by name."""
+        tables = {
+            "predictions" if split == self.split else f"predictions_{split}": table
+            for split, table in self.tables.items()
+        }
+        tables["per_class"] = self.classes
+        if self.corrupted is not None:
+            tables["robustness"] = self.corrupted
+        calibration = dataclasses.asdict(self.calibration) if self.calibration else {}
+        return {f"{name}.csv": table.to_csv(index=False) for name, table in tables.items()} | {
+            "calibration.json": json.dumps({"applied": False} | calibration, indent=1)
+        }
 
-def find(
-    split: str,
-    table: pd.DataFrame,
-    class_names: Sequence[str],
-    *,
-    averages: bool,
-    fitting: pd.DataFrame | None,
-    probes: pd.DataFrame | None,
-    other: pd.DataFrame | None,
-) -> Findings:
-    """Compute all scores from predictions.
+
+def evaluate_split(
+    config: Config,
+    other: OtherModel | None = None,
+    start_workers: Callable[[Job], None] = launch_workers,
+) -> Evaluation:
+    """Check the inputs, predict a split in worker processes and evaluate the predictions.
 
     Args:
-        split: name of the split.
-        table: its predictions table.
-        class_names: labels by class id.
-        averages: whether more than one view was averaged.
-        fitting: predictions of the validation clips, to fit a temperature on.
-        probes: the table of `robustness.probe_table`.
-        other: predictions of another model to compare with, its rows as those of `table`.
+        config: the parameters of evaluate, with local paths in place of URIs.
+        other: a model to compare with.
+        start_workers: runs the processes of a job.
+
+    Raises:
+        UserError: if the split is empty, an input is missing, or they do not fit together.
     """
-    probabilities, targets = probabilities_of(table), table["target"].to_numpy()
-    calibration = calibrate(fitting, table) if fitting is not None else None
-    right, clip_right = (
-        (table[name] == table["target"]).to_numpy() for name in ("predicted", "clip_predicted")
+    annotations, split = read_annotations(Path(config.annotations)), config.split
+    clips, data_path = annotations.splits[split], Path(config.data_path)
+    if not clips:
+        raise UserError(f"split: {split} has no clips. Needed: one of the splits that has some.")
+    model = load_model(config, annotations.categories)
+    protocol = ViewProtocol(config.num_clips, config.num_crops)
+    check_annotations(annotations, data_path, model.geometry.clip_len)
+    check_views(clips, protocol)
+    other_table = other.predictions(annotations, config) if other else None
+    tables, corrupted = predict_splits(config, annotations, start_workers)
+    return evaluate_predictions(
+        split,
+        tables,
+        annotations,
+        model,
+        protocol,
+        corrupted=corrupted,
+        other=other_table,
+        compared_with=other.name if other else "",
+        gallery=make_gallery(tables[split], clips, data_path, model),
     )
-    comparison = compare(table, other) if other is not None else None
-    conditions = robustness(probes) if probes is not None else {}
-    return Findings(
+
+
+def evaluate_predictions(
+    split: str,
+    tables: Mapping[str, pd.DataFrame],
+    annotations: Annotations,
+    model: LoadedModel,
+    protocol: ViewProtocol,
+    *,
+    corrupted: pd.DataFrame | None = None,
+    other: pd.DataFrame | None = None,
+    compared_with: str = "",
+    gallery: Gallery | None = None,
+) -> Evaluation:
+    """Compute all results from predictions.
+
+    Args:
+        split: the evaluated split.
+        tables: the predictions tables of this split and, where there is one, of the calibration
+            split.
+        annotations: the data.
+        model: the model that made the predictions.
+        protocol: the views that were averaged.
+        corrupted: from `robustness.corruption_table`.
+        other: predictions of another model for the same clips in the same order.
+        compared_with: the other model in words.
+        gallery: clips to show.
+    """
+    table, fitting = tables[split], tables.get(CALIBRATION_SPLIT)
+    probabilities, targets = probabilities_of(table), table["target"].to_numpy()
+    calibration = bins_calibrated = None
+    if fitting is not None and split != CALIBRATION_SPLIT:
+        calibration = calibrate(fitting, table)
+        bins_calibrated = reliability(scale(probabilities, calibration.temperature), targets)
+    views = comparison = None
+    if protocol.num_views > 1:
+        views = compare_predictions(table, table["predicted"], table["clip_predicted"])
+    if other is not None:
+        comparison = compare_predictions(table, table["predicted"], other["predicted"])
+    corruptions = compare_corrupted(corrupted) if corrupted is not None else {}
+    further = _further_scores(calibration, comparison, corruptions)
+    return Evaluation(
         split=split,
-        table=table,
-        scores=score(table, split) | _further_scores(split, calibration, comparison, conditions),
-        classes=per_class(table, class_names),
-        pairs=confused_pairs(table, class_names),
+        annotations=annotations,
+        model=model,
+        protocol=protocol.text(model.geometry),
+        clip_protocol=ViewProtocol(1, 1).text(model.geometry),
+        tables=tables,
+        scores=score(table, split) | {f"{split}_{name}": value for name, value in further.items()},
+        classes=per_class(table, model.class_names),
+        pairs=confused_pairs(table, model.class_names),
         bins=reliability(probabilities, targets),
-        bins_scaled=(
-            reliability(scale(probabilities, calibration.temperature), targets)
-            if calibration is not None
-            else None
-        ),
+        bins_calibrated=bins_calibrated,
         calibration=calibration,
-        views=paired(right, clip_right, table["group"]) if averages else None,
+        views=views,
         comparison=comparison,
-        conditions=conditions,
-        num_probed=0 if probes is None else len(probes),
+        compared_with=compared_with,
+        corrupted=corrupted,
+        corruptions=corruptions,
+        gallery=gallery or Gallery([], []),
     )
 
 
 def _further_scores(
-    split: str,
     calibration: Calibration | None,
-    comparison: Comparison | None,
-    conditions: dict[str, Comparison],
+    comparison: PairedComparison | None,
+    corruptions: Mapping[str, PairedComparison],
 ) -> dict[str, float]:
     scores: dict[str, float] = {}
     if calibration is not None:
-        scores |= {
-            "temperature": calibration.temperature,
-            "ece_calibrated": calibration.ece_after,
-            "loss_calibrated": calibration.loss_after,
-        }
+        scores["temperature"] = calibration.temperature
+        scores["ece_calibrated"] = calibration.ece_after
+        scores["loss_calibrated"] = calibration.loss_after
     if comparison is not None:
-        scores |= {
-            "acc1_difference": comparison.difference,
-            "acc1_difference_ci_low": comparison.low,
-            "acc1_difference_ci_high": comparison.high,
-            "mcnemar_p": comparison.mcnemar_p,
-        }
-    for name, found in conditions.items():
+        scores["acc1_difference"] = comparison.difference
+        scores["acc1_difference_ci_low"] = comparison.low
+        scores["acc1_difference_ci_high"] = comparison.high
+        scores["mcnemar_p"] = comparison.mcnemar_p
+    for name, corruption in corruptions.items():
         slug = re.sub(r"\W+", "_", name.lower())
-        scores[f"robustness_{slug}_acc1"] = found.acc1
-        scores["robustness_as_recorded_acc1"] = found.other_acc1
-    return {f"{split}_{name}": float(value) for name, value in scores.items()}
+        scores[f"robustness_{slug}_acc1"] = corruption.acc1
+        scores["robustness_as_recorded_acc1"] = corruption.other_acc1
+    return scores

@@ -1,9 +1,12 @@
-"""Scores from the predictions table alone, so that anybody can recompute them."""
+"""Scores of a predictions table, and how the report names them.
+
+Adding a metric is one entry in `score` and, to show it in the report, one line in TILES.
+"""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
 from scipy.stats import binomtest, bootstrap
@@ -21,27 +24,48 @@ CALIBRATION_BINS = 15  # Guo et al. 2017, arXiv:1706.04599
 _RESAMPLES = 2000
 
 
+class Tile(NamedTuple):
+    """How the report shows a score; `{present}` and `{classes}` in the note are filled in."""
+
+    name: str
+    label: str
+    unit: str
+    note: str
+
+
+# Shown in this order where `score` has them; with an interval if there are <name>_ci_low and _high.
+TILES = (
+    Tile("acc5", "top-5", "%", "same protocol"),
+    Tile("clip_acc1", "top-1 of one clip", "%", "the central clip and crop alone"),
+    Tile("mean_class_acc", "mean class accuracy", "%", "over the {present} classes that occur"),
+    Tile("present_acc1", "top-1 among classes present", "%", "of {present}, not {classes}"),
+    Tile("present_acc5", "top-5 among classes present", "%", "of {present}, not {classes}"),
+    Tile("loss", "loss", "", "mean negative log probability"),
+    Tile("ece", "calibration error", "", "15 bins; 0 is perfect"),
+)
+
+
 def score(table: pd.DataFrame, split: str) -> dict[str, float]:
     """The scores of a predictions table.
 
     Args:
-        table: what `predictions.make_table` returns.
+        table: from `predictions.make_table`.
         split: the prefix of the names.
 
     Returns:
         <split>_loss (mean negative log probability) and, in percent, _acc1, _acc5,
-        _mean_class_acc, _clip_acc1 (centre view alone), the bounds _acc1_ci_low, _acc1_ci_high,
+        _mean_class_acc, _clip_acc1 (center view alone), and the bounds _acc1_ci_low, _acc1_ci_high,
         _clip_acc1_ci_low, _clip_acc1_ci_high of 95 % intervals; _ece in [0, 1]. Where the split
-        holds a part of the model's classes, _present_acc1 and _present_acc5 choose among these
-        alone. Top-5 needs at least 5 classes to choose from.
+        contains only some of the model's classes, _present_acc1 and _present_acc5 choose among
+        these alone. Top-5 needs at least 5 classes to choose from.
     """
     probabilities, targets = probabilities_of(table), table["target"].to_numpy()
     classes = np.arange(probabilities.shape[1])
     present = np.unique(targets)
     correct = table["predicted"] == table["target"]
     clip_correct = table["clip_predicted"] == table["target"]
-    low, high = grouped_interval(correct, table["group"])
-    clip_low, clip_high = grouped_interval(clip_correct, table["group"])
+    low, high = accuracy_interval(correct, table["group"])
+    clip_low, clip_high = accuracy_interval(clip_correct, table["group"])
     scores = {
         "loss": log_loss(targets, probabilities, labels=classes),
         "acc1": 100 * correct.mean(),
@@ -50,7 +74,7 @@ def score(table: pd.DataFrame, split: str) -> dict[str, float]:
         "clip_acc1": 100 * clip_correct.mean(),
         "clip_acc1_ci_low": 100 * clip_low,
         "clip_acc1_ci_high": 100 * clip_high,
-        # Over the classes that occur: those without a clip have no recall.
+        # A class without a clip has no recall.
         "mean_class_acc": 100
         * recall_score(targets, table["predicted"], labels=present, average="macro"),
         "ece": calibration_error(probabilities, targets),
@@ -66,7 +90,7 @@ def score(table: pd.DataFrame, split: str) -> dict[str, float]:
 
 
 def top_k(probabilities: Floats, targets: Ints, classes: Ints, k: int) -> float:
-    """Share of the clips whose class is among the k most probable ones, in [0, 1].
+    """Share of the clips with their class among the k most probable ones, in [0, 1].
 
     Args:
         probabilities: float64 (N, K), one column per class.
@@ -76,7 +100,7 @@ def top_k(probabilities: Floats, targets: Ints, classes: Ints, k: int) -> float:
     """
     if k >= len(classes):
         return 1.0
-    if len(classes) == 2:  # scikit-learn takes two classes for a binary problem with one column
+    if len(classes) == 2:  # scikit-learn expects a single column for two classes
         return float((classes[probabilities.argmax(1)] == targets).mean())
     return float(top_k_accuracy_score(targets, probabilities, k=k, labels=classes))
 
@@ -93,11 +117,16 @@ def calibration_error(probabilities: Floats, targets: Ints) -> float:
     )
 
 
-def grouped_interval(correct: "pd.Series[bool]", groups: "pd.Series[str]") -> tuple[float, float]:
+def accuracy_interval(correct: "pd.Series[bool]", groups: "pd.Series[str]") -> tuple[float, float]:
     """95 % interval of an accuracy, resampling whole sources.
 
-    Clips of one source are alike, so resampling clips would claim too much certainty. Where all
-    sources agree a bootstrap has no width; the exact binomial interval over sources stands in.
+    Clips of one source are not independent: resampling clips would give too narrow an interval.
+    Where all sources have the same accuracy, a bootstrap has no width; the exact binomial interval
+    over sources (Clopper-Pearson) replaces it.
+
+    Args:
+        correct: bool (N,).
+        groups: the source of each clip.
 
     Returns:
         Lower and upper bound in [0, 1].
@@ -106,15 +135,15 @@ def grouped_interval(correct: "pd.Series[bool]", groups: "pd.Series[str]") -> tu
     if len(rates) < 2 or np.all(rates == rates[0]):
         exact = binomtest(round(rates[0] * len(rates)), len(rates)).proportion_ci(0.95)
         return float(exact.low), float(exact.high)
-    return grouped_bootstrap(correct.astype(np.float64), groups)
+    return cluster_bootstrap(correct.astype(np.float64), groups)
 
 
-def grouped_bootstrap(values: "pd.Series[float]", groups: "pd.Series[str]") -> tuple[float, float]:
+def cluster_bootstrap(values: "pd.Series[float]", groups: "pd.Series[str]") -> tuple[float, float]:
     """95 % percentile interval of a mean over clips, resampling whole sources.
 
     Args:
         values: one number per clip.
-        groups: the source of each clip, at least 2 of them.
+        groups: the source of each clip; at least 2 different ones.
 
     Returns:
         Lower and upper bound, in the unit of the values.
@@ -128,7 +157,7 @@ def grouped_bootstrap(values: "pd.Series[float]", groups: "pd.Series[str]") -> t
         n_resamples=_RESAMPLES,
         method="percentile",
         rng=0,
-        # Sources in the thousands would make 2000 resamples of them a matrix of gigabytes.
+        # 2000 resamples of thousands of sources at once would be a matrix of gigabytes.
         batch=max(1, 2_000_000 // len(sums)),
     )
     interval = result.confidence_interval
@@ -154,7 +183,7 @@ def per_class(table: pd.DataFrame, class_names: Sequence[str]) -> pd.DataFrame:
 
 
 def confused_pairs(table: pd.DataFrame, class_names: Sequence[str]) -> pd.DataFrame:
-    """Which class is taken for which, most frequent first.
+    """Pairs of true and wrongly predicted class, most frequent first.
 
     Returns:
         true, predicted (labels), clips, and share of the true class's clips in [0, 1].
@@ -176,29 +205,16 @@ def confused_pairs(table: pd.DataFrame, class_names: Sequence[str]) -> pd.DataFr
 
 
 def reliability(probabilities: Floats, targets: Ints) -> pd.DataFrame:
-    """The bins behind `calibration_error`.
+    """The bins of `calibration_error`, one row each, for a reliability diagram.
 
     Returns:
         low, high (bounds of the confidence), clips, confidence and accuracy (means within the bin,
         in [0, 1]; NaN where it is empty).
     """
-    confidence, correct = probabilities.max(1), probabilities.argmax(1) == targets
     edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
-    bins = np.clip(np.searchsorted(edges, confidence, side="right") - 1, 0, CALIBRATION_BINS - 1)
-    counts = np.bincount(bins, minlength=CALIBRATION_BINS)
-
-    def mean_of(values: npt.NDArray[np.generic]) -> Floats:
-        sums = np.bincount(bins, weights=values.astype(np.float64), minlength=CALIBRATION_BINS)
-        means: Floats = np.full(len(counts), np.nan)
-        np.divide(sums, counts, out=means, where=counts > 0)
-        return means
-
-    return pd.DataFrame(
-        {
-            "low": edges[:-1],
-            "high": edges[1:],
-            "clips": counts,
-            "confidence": mean_of(confidence),
-            "accuracy": mean_of(correct),
-        }
-    )
+    confidence = probabilities.max(1)
+    clips = pd.DataFrame(
+        {"confidence": confidence, "accuracy": probabilities.argmax(1) == targets}
+    ).groupby(np.digitize(confidence, edges[1:-1]))
+    bins = pd.DataFrame({"low": edges[:-1], "high": edges[1:]}).join(clips.size().rename("clips"))
+    return bins.fillna({"clips": 0}).astype({"clips": int}).join(clips.mean())

@@ -1,4 +1,4 @@
-"""The predictions table: one row per clip, from which every score follows."""
+"""The predictions table: one row per clip; every score is computed from it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from k400tiny_lib.data.annotations import Clip
 from k400tiny_lib.data.loading.loader import batches, one_thread
-from k400tiny_lib.evaluation.views import Protocol, ViewDataset
+from k400tiny_lib.errors import UserError, one_line
+from k400tiny_lib.evaluation.views import ViewDataset, ViewProtocol
 from k400tiny_lib.models.loaded import Geometry
 from k400tiny_lib.models.weights import model_input
 
@@ -24,13 +25,13 @@ Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Some rows of the table, as one process computes them.
+class ClipPredictions:
+    """Predictions of some clips of a split, as one process computes them.
 
     Attributes:
-        positions: int64 (N,), places of the clips in the split.
+        positions: int64 (N,), indices of the clips in the split.
         probabilities: float64 (N, K), averaged over the views.
-        clip_predicted: int64 (N,), class of the centre view alone.
+        clip_predicted: int64 (N,), class predicted from the center view alone.
     """
 
     positions: Ints
@@ -38,12 +39,12 @@ class Rows:
     clip_predicted: Ints
 
     def save(self, path: Path) -> None:
-        """Write the rows as an .npz file."""
+        """Write the predictions as an .npz file."""
         with path.open("wb") as file:
             np.savez(file, **self.__dict__)
 
     @classmethod
-    def load(cls, path: Path) -> "Rows":
+    def load(cls, path: Path) -> "ClipPredictions":
         """The inverse of `save`."""
         with np.load(path) as content:
             return cls(*(content[name] for name in cls.__dataclass_fields__))
@@ -56,43 +57,44 @@ def predict_clips(
     positions: Sequence[int],
     data_path: Path,
     geometry: Geometry,
-    protocol: Protocol,
+    protocol: ViewProtocol,
     *,
     batch_size: int,
     num_workers: int,
     device: torch.device,
-) -> Rows:
-    """Run a model over all views of some clips and average their probabilities per clip.
+) -> ClipPredictions:
+    """Run a model over all views of some clips and average the probabilities per clip.
 
     Args:
         model: from `build_model`, on `device` in evaluation mode.
         clips: the split.
-        positions: which of them this process takes.
+        positions: the clips that this process predicts.
         data_path: directory of the clip folders.
-        geometry: what the model sees of a view.
+        geometry: frames and pixels of a view.
         protocol: the views.
         batch_size: views in one forward pass.
         num_workers: loader processes; decoding then overlaps with the forward passes.
-        device: where the model is.
+        device: of the model.
     """
     dataset = ViewDataset(clips, data_path, geometry, protocol)
-    centre, num_views = protocol.centre, protocol.num_views
-    shown = max(num_views, centre + 1)  # the centre view may be an extra one
-    loader = clip_loader(dataset, positions, max(1, batch_size // shown), num_workers)
-    seen: list[Ints] = []
+    clips_per_batch = max(1, batch_size // protocol.num_loaded)
+    loader = clip_loader(dataset, positions, clips_per_batch, num_workers)
+    predicted: list[Ints] = []
     averaged: list[Floats] = []
     clip_predicted: list[Ints] = []
     for views, batch_positions in batches(loader):
         # (N, V, C, T, H, W) -> (N * V, C, T, H, W) and back
         probabilities = probabilities_of_views(model, views.flatten(0, 1), batch_size, device)
-        probabilities = probabilities.unflatten(0, (-1, shown))
-        seen.append(batch_positions.numpy())
-        averaged.append(probabilities[:, :num_views].mean(1).numpy())
-        clip_predicted.append(probabilities[:, centre].argmax(1).numpy())
-    if not seen:  # fewer clips than processes
+        probabilities = probabilities.unflatten(0, (-1, protocol.num_loaded))
+        predicted.append(batch_positions.numpy())
+        averaged.append(probabilities[:, : protocol.num_views].mean(1).numpy())
+        clip_predicted.append(probabilities[:, protocol.center].argmax(1).numpy())
+    if not predicted:  # fewer clips than processes
         nothing = np.empty(0, np.int64)
-        return Rows(nothing, np.empty((0, 0)), nothing)
-    return Rows(np.concatenate(seen), np.concatenate(averaged), np.concatenate(clip_predicted))
+        return ClipPredictions(nothing, np.empty((0, 0)), nothing)
+    return ClipPredictions(
+        np.concatenate(predicted), np.concatenate(averaged), np.concatenate(clip_predicted)
+    )
 
 
 def probabilities_of_views(
@@ -117,12 +119,12 @@ def clip_loader(
     )
 
 
-def make_table(clips: Sequence[Clip], parts: Sequence[Rows]) -> pd.DataFrame:
-    """Put the rows of all processes in the order of the clips.
+def make_table(clips: Sequence[Clip], parts: Sequence[ClipPredictions]) -> pd.DataFrame:
+    """Join the predictions of all processes in the order of the clips.
 
     Returns:
-        video, group, target, predicted (of the averaged probabilities), confidence,
-        clip_predicted (of the centre view alone) and prob_<class id>, one row per clip.
+        video, group, target, predicted (from the averaged probabilities), confidence,
+        clip_predicted (from the center view alone) and prob_<class id>, one row per clip.
 
     Raises:
         ValueError: if a clip is missing or occurs twice.
@@ -145,8 +147,33 @@ def make_table(clips: Sequence[Clip], parts: Sequence[Rows]) -> pd.DataFrame:
     return pd.concat([pd.DataFrame(columns), pd.DataFrame(probabilities, columns=names)], axis=1)
 
 
+def table_of_probabilities(clips: Sequence[Clip], probabilities: Floats) -> pd.DataFrame:
+    """The predictions table of a model that sees one view: float64 (N, K) in the clips' order."""
+    part = ClipPredictions(np.arange(len(clips)), probabilities, probabilities.argmax(1))
+    return make_table(clips, [part])
+
+
 def probabilities_of(table: pd.DataFrame) -> Floats:
     """The class probabilities of a predictions table, float64 (N, K)."""
     columns = [column for column in table.columns if column.startswith(PROBABILITY)]
     values: Floats = table[columns].to_numpy(dtype=np.float64)
     return values
+
+
+def read_predictions(path: Path, parameter: str) -> pd.DataFrame:
+    """Read a predictions table from a CSV file.
+
+    Args:
+        path: the file.
+        parameter: the parameter that named it, for the message.
+
+    Raises:
+        UserError: if it cannot be read as a table.
+    """
+    try:
+        return pd.read_csv(path, dtype={"video": str, "group": str})
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{parameter}: {path} is not a table of predictions ({one_line(error)}). "
+            "Needed: predictions.csv of evaluate."
+        ) from None

@@ -1,61 +1,57 @@
-"""What a person looks at after an evaluation: one self-contained page, and the confusion matrix."""
+"""The report of an evaluation: one self-contained HTML page, and the confusion matrix as a figure.
 
-import base64
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+A section is added in `templates/report.html.j2`; it reads the fields of `Evaluation`.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import cv2
 import jinja2
+import matplotlib
 import numpy as np
+import pandas as pd
+from markupsafe import Markup
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from sklearn.metrics import confusion_matrix
+from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
-from k400tiny_lib.evaluation.evaluation import Findings
-from k400tiny_lib.evaluation.facts import Fact
-from k400tiny_lib.evaluation.gradcam import Gallery
+from k400tiny_lib.data.annotations import SPLITS, Annotations
+from k400tiny_lib.evaluation.evaluation import Evaluation
+from k400tiny_lib.evaluation.metrics import TILES
 from k400tiny_lib.evaluation.robustness import REVERSED
-from k400tiny_lib.models.loaded import LoadedModel
+from k400tiny_lib.plots import Histories, plot_learning_curves
 
-_LABELLED = 40  # classes up to which a confusion matrix shows their names
-_PAIRS = 25
-_CURVES = {"loss": ("train_loss", "val_loss"), "top-1 accuracy, %": ("train_acc1", "val_acc1")}
-CURVE_METRICS = tuple(name for names in _CURVES.values() for name in names)
-
-Histories = Mapping[str, Sequence[tuple[int, float]]]
+_MAX_LABELED = 40  # classes up to which a confusion matrix is readable with names and numbers
+_MAX_PAIRS = 25
+_SVG_METADATA = ("Creator", "Date", "Format", "Type")  # written unless they are None
 
 
 @dataclass(frozen=True)
-class Chart:
-    """A line chart in a box of 360 x 180: lines as SVG points, ticks as (place, text)."""
+class Fact:
+    """One line about data, model or run; `link` where there is a page about it."""
 
-    title: str
-    lines: list[tuple[str, str]]
-    x_ticks: list[tuple[float, str]]
-    y_ticks: list[tuple[float, str]]
+    name: str
+    value: str
+    link: str | None = None
 
 
-def render_report(
-    findings: Findings,
-    subject: LoadedModel,
-    protocol: str,
-    clip_protocol: str,
-    gallery: Gallery,
-    histories: Histories,
-    facts: Sequence[Fact],
-    compared_with: str,
-) -> str:
-    """One HTML page about an evaluation; it asks no server for anything.
+@dataclass(frozen=True)
+class Provenance:
+    """Where a model and its evaluation come from, according to the tracking store.
 
-    Args:
-        findings: what the predictions say.
-        subject: the model.
-        protocol, clip_protocol: of the video's and the clip's score, in words.
-        gallery: clips to look at.
-        histories: training metrics by name as (epoch, value), of CURVE_METRICS.
-        facts: about data, model and run.
-        compared_with: the other model, in words, where there is one.
+    Attributes:
+        facts: the commit and the runs.
+        histories: metrics of the training run, of `plots.CURVE_METRICS`; empty if it is not there.
     """
+
+    facts: Sequence[Fact] = ()
+    histories: Histories = field(default_factory=dict)
+
+
+def render_report(evaluation: Evaluation, provenance: Provenance) -> str:
+    """The HTML page about an evaluation; it loads nothing from anywhere."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("k400tiny_lib.evaluation", "templates"),
         autoescape=True,
@@ -63,98 +59,98 @@ def render_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    table = findings.table
-    present = sorted(set(table["target"]) | set(table["predicted"]))
-    matrix = confusion_matrix(table["target"], table["predicted"], labels=present)
-    labelled = len(present) <= _LABELLED
+    environment.filters |= {"records": _records, "svg": _inline_svg}
     return environment.get_template("report.html.j2").render(
-        f=findings,
-        subject=subject,
-        protocol=protocol,
-        clip_protocol=clip_protocol,
-        gallery=gallery,
-        charts=[chart for title in _CURVES if (chart := _chart(title, histories)) is not None],
-        facts=facts,
-        compared_with=compared_with,
-        num_groups=table["group"].nunique(),
-        num_present=table["target"].nunique(),
-        names=[subject.class_names[index] for index in present],
-        matrix=matrix.tolist() if labelled else None,
-        matrix_picture=None if labelled else _matrix_picture(matrix),
-        num_pairs=len(findings.pairs),
-        pairs=_records(findings.pairs.head(_PAIRS)),
-        classes=_records(findings.classes.sort_values(["f1", "support"], kind="stable")),
-        bins=_records(findings.bins),
-        bins_scaled=[] if findings.bins_scaled is None else _records(findings.bins_scaled),
-        reversed=findings.conditions.get(REVERSED),
+        e=evaluation,
+        facts=[*_facts(evaluation), *provenance.facts],
+        curves=plot_learning_curves(provenance.histories) if provenance.histories else None,
+        confusion=plot_confusion_matrix(evaluation.table, evaluation.model.class_names),
+        num_present=evaluation.table["target"].nunique(),
+        tiles=TILES,
+        max_pairs=_MAX_PAIRS,
+        max_labeled=_MAX_LABELED,
+        reversed=evaluation.corruptions.get(REVERSED),
     )
 
 
-def _records(table: Any) -> list[dict[str, Any]]:
+def plot_confusion_matrix(table: pd.DataFrame, class_names: Sequence[str]) -> Figure:
+    """Confusion matrix of the classes that occur or are predicted; colors are shares of the row.
+
+    Up to 40 classes are drawn with their names and numbers of clips; of more, the ids of some.
+
+    Args:
+        table: a predictions table.
+        class_names: labels by class id.
+    """
+    present = np.union1d(table["target"], table["predicted"])
+    counts = confusion_matrix(table["target"], table["predicted"], labels=present)
+    labeled = len(present) <= _MAX_LABELED
+    side = 4.5 + 0.26 * min(len(present), 25)  # inches
+    figure = Figure(figsize=(side, side), layout="constrained")
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    # A label may contain a dollar sign.
+    with matplotlib.rc_context({"text.parse_math": False, "font.size": 9}):
+        display = ConfusionMatrixDisplay(
+            shares, display_labels=[class_names[index] for index in present]
+        )
+        display.plot(
+            ax=figure.subplots(),
+            cmap="Blues",
+            colorbar=False,
+            include_values=labeled,
+            xticks_rotation="vertical",
+            # Without numbers, a rare confusion would hardly be visible on a linear scale.
+            im_kw={"norm": PowerNorm(1 if labeled else 0.4, vmin=0, vmax=1)},
+        )
+        if labeled:
+            for text, count, share in zip(
+                display.text_.flat, counts.flat, shares.flat, strict=True
+            ):
+                text.set(text=str(count or ""), color="white" if share > 0.65 else "black")
+        else:
+            ticks = np.arange(0, len(present), len(present) // 20)
+            display.ax_.set_xticks(ticks, present[ticks])
+            display.ax_.set_yticks(ticks, present[ticks])
+            display.ax_.set(xlabel="Predicted class id", ylabel="True class id")
+    return figure
+
+
+def _inline_svg(figure: Figure) -> Markup:
+    """A figure as an <svg> element."""
+    text = io.StringIO()
+    # Letters stay text, which is smaller than their outlines and can be searched and selected.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "k400tiny"}):
+        figure.savefig(text, format="svg", metadata=dict.fromkeys(_SVG_METADATA))
+    _, start, rest = text.getvalue().partition("<svg")  # behind the XML declaration
+    return Markup(start + rest)
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = table.to_dict("records")
     return records
 
 
-def _chart(title: str, histories: Histories) -> Chart | None:
-    lines = {name: histories[name] for name in _CURVES[title] if histories.get(name)}
-    if not lines:
-        return None
-    steps = [step for points in lines.values() for step, _ in points]
-    values = [value for points in lines.values() for _, value in points if np.isfinite(value)]
-    first, last, top = min(steps), max(steps), max([*values, 1e-9])
-
-    def x(step: float) -> float:
-        return round(360 * (step - first) / max(last - first, 1), 1)
-
-    def y(value: float) -> float:
-        return round(180 * (1 - value / top), 1)
-
-    return Chart(
-        title,
-        [
-            (name, " ".join(f"{x(s)},{y(v)}" for s, v in points if np.isfinite(v)))
-            for name, points in lines.items()
-        ],
-        [(x(step), str(step)) for step in sorted({first, last})],
-        [(y(value), f"{value:.3g}") for value in (0.0, top / 2, top)],
-    )
+def _facts(evaluation: Evaluation) -> list[Fact]:
+    annotations, split, model = evaluation.annotations, evaluation.split, evaluation.model
+    sizes = "; ".join(f"{name} {_size(annotations, name)}" for name in SPLITS)
+    lengths = [clip.num_frames for clip in annotations.splits[split]]
+    parameters = sum(parameter.numel() for parameter in model.model.parameters())
+    crop = model.geometry.crop_size
+    return [
+        Fact("data", sizes),
+        Fact("frames of a clip", f"{min(lengths)} to {max(lengths)}"),
+        Fact("digest of the data", annotations.data_digest or "not noted in the annotations"),
+        Fact(f"digest of {split}", annotations.split_digest(split)),
+        Fact(
+            "model",
+            f"{model.architecture}, {parameters / 1e6:.1f} million parameters, "
+            f"{len(model.class_names)} classes",
+        ),
+        Fact("weights", model.source),
+        Fact("input", f"{model.geometry.clip_len} frames of {crop} x {crop} pixels"),
+    ]
 
 
-def _matrix_picture(matrix: "np.ndarray[Any, Any]") -> str:
-    """A matrix without names, each row on its own scale, as the data URI of a PNG."""
-    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    _, encoded = cv2.imencode(".png", (255 * (1 - np.sqrt(share))).astype(np.uint8))
-    return "data:image/png;base64," + base64.b64encode(encoded.tobytes()).decode()
-
-
-def plot_confusion(findings: Findings, class_names: Sequence[str]) -> Figure:
-    """Confusion matrix over the classes that occur or are predicted; rows are true classes.
-
-    Beyond 40 classes neither names nor numbers would be readable: colours alone.
-    """
-    table = findings.table
-    present = sorted(set(table["target"]) | set(table["predicted"]))
-    matrix = confusion_matrix(table["target"], table["predicted"], labels=present)
-    labelled = len(present) <= _LABELLED
-    size = 2.5 + 0.42 * min(len(present), _LABELLED / 2 if not labelled else _LABELLED)
-    figure = Figure(figsize=(size, size), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(matrix / np.maximum(matrix.sum(1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1)
-    axes.set(xlabel="predicted", ylabel="true")
-    if not labelled:
-        axes.set(xticks=[], yticks=[])
-        return figure
-    names = [class_names[index] for index in present]
-    axes.set_xticks(range(len(present)), names, rotation=90)
-    axes.set_yticks(range(len(present)), names)
-    for row, column in zip(*matrix.nonzero(), strict=True):
-        dark = matrix[row, column] > matrix[row].sum() / 2
-        axes.text(
-            column,
-            row,
-            matrix[row, column],
-            ha="center",
-            va="center",
-            color="white" if dark else "black",
-        )
-    return figure
+def _size(annotations: Annotations, split: str) -> str:
+    clips = annotations.splits[split]
+    return f"{len(clips)} clips of {len({clip.group for clip in clips})} sources"

@@ -18,7 +18,7 @@ from k400tiny_lib.models.loaded import Geometry
 
 
 @dataclass(frozen=True)
-class Protocol:
+class ViewProtocol:
     """How many views of a video are averaged: num_clips in time x num_crops in space."""
 
     num_clips: int
@@ -26,23 +26,30 @@ class Protocol:
 
     @property
     def num_views(self) -> int:
-        """Views whose probabilities are averaged."""
+        """Number of views that are averaged."""
         return self.num_clips * self.num_crops
 
     @property
-    def centre(self) -> int:
-        """Position of the view that is central in time and space among those of ViewDataset.
+    def extra_center(self) -> bool:
+        """Whether no averaged view is central in time: an even number of clips has no middle."""
+        return self.num_clips % 2 == 0
 
-        An even number of temporal views has none in the middle; the dataset then adds one.
-        """
-        if self.num_clips % 2:
-            return self.num_clips // 2 * self.num_crops + self.num_crops // 2
-        return self.num_views
+    @property
+    def num_loaded(self) -> int:
+        """Views that ViewDataset yields: those averaged, and the center view if it is extra."""
+        return self.num_views + self.extra_center
+
+    @property
+    def center(self) -> int:
+        """Index of the view that is central in time and space among those of ViewDataset."""
+        if self.extra_center:
+            return self.num_views
+        return self.num_clips // 2 * self.num_crops + self.num_crops // 2
 
     def text(self, geometry: Geometry) -> str:
-        """The protocol behind a video's score, in words."""
+        """Clips, crops and pixel sizes in words."""
         clips = "1 clip" if self.num_clips == 1 else f"{self.num_clips} clips"
-        crops = "the centre crop" if self.num_crops == 1 else f"{self.num_crops} crops"
+        crops = "the center crop" if self.num_crops == 1 else f"{self.num_crops} crops"
         mean = "" if self.num_views == 1 else ", probabilities averaged"
         return (
             f"{clips} of {geometry.clip_len} frames spread over the whole segment x {crops} of "
@@ -50,7 +57,7 @@ class Protocol:
         )
 
 
-def check_views(clips: Sequence[Clip], protocol: Protocol) -> None:
+def check_views(clips: Sequence[Clip], protocol: ViewProtocol) -> None:
     """Refuse more temporal views than a clip has frames.
 
     Raises:
@@ -65,14 +72,14 @@ def check_views(clips: Sequence[Clip], protocol: Protocol) -> None:
 
 
 class ViewDataset(Dataset[tuple[Tensor, int]]):
-    """Clips, each as all of its views and its position: uint8 (V, C, T, crop, crop), int.
+    """All views of a clip and its position in the split: uint8 (V, C, T, crop, crop), int.
 
-    V is num_clips * num_crops, in order of time and, within one time, from the left (or top) to
-    the right; where no view is central, that one follows. Each frame is decoded once for all.
+    V is `protocol.num_loaded`, ordered by time and, at equal time, from left (or top) to right (or
+    bottom); an extra center view comes last. A frame that several views share is decoded once.
     """
 
     def __init__(
-        self, clips: Sequence[Clip], data_path: Path, geometry: Geometry, protocol: Protocol
+        self, clips: Sequence[Clip], data_path: Path, geometry: Geometry, protocol: ViewProtocol
     ) -> None:
         self.clips = clips
         self.data_path = data_path
@@ -85,20 +92,20 @@ class ViewDataset(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, position: int) -> tuple[Tensor, int]:
         clip, protocol = self.clips[position], self.protocol
         clip_len = self.geometry.clip_len
-        times = view_indices(clip.num_frames, clip_len, protocol.num_clips)
-        if protocol.centre == protocol.num_views:
+        times = view_indices(clip.num_frames, clip_len, protocol.num_clips)  # (num_clips, T)
+        if protocol.extra_center:
             times = torch.cat([times, view_indices(clip.num_frames, clip_len, 1)])
-        used, places = torch.unique(times, return_inverse=True)
-        frames = read_frames(self.data_path / clip.video, (used + clip.segment[0]).tolist())
+        decoded, slots = torch.unique(times, return_inverse=True)
+        frames = read_frames(self.data_path / clip.video, (decoded + clip.segment[0]).tolist())
         crops = crop_views(frames, self.geometry, protocol.num_crops)
-        views = [crop[:, place] for place in places[: protocol.num_clips] for crop in crops]
-        if protocol.centre == protocol.num_views:
-            views.append(crops[protocol.num_crops // 2][:, places[-1]])
+        views = [crop[:, slot] for slot in slots[: protocol.num_clips] for crop in crops]
+        if protocol.extra_center:
+            views.append(crops[protocol.num_crops // 2][:, slots[-1]])
         return torch.stack(views), position
 
 
 def crop_views(frames: Tensor, geometry: Geometry, num_crops: int) -> list[Tensor]:
-    """Resize and crop the centre, or both ends of the long side and the centre.
+    """Resize, then crop the center, or both ends of the long side and the center.
 
     Args:
         frames: uint8 (T, H, W, C), RGB in [0, 255].
@@ -110,7 +117,7 @@ def crop_views(frames: Tensor, geometry: Geometry, num_crops: int) -> list[Tenso
     """
     size = geometry.crop_size
     video = resize_exactly(frames, geometry.resize, geometry.antialias)
-    centre = center_crop(video, size)
+    center = center_crop(video, size)
     if num_crops == 1:
-        return [centre]
-    return [uniform_crop(video, size, 0), centre, uniform_crop(video, size, 2)]
+        return [center]
+    return [uniform_crop(video, size, 0), center, uniform_crop(video, size, 2)]

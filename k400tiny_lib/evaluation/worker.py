@@ -1,15 +1,18 @@
-"""One evaluating process, as torchrun starts it: predicts its share of the clips.
+"""One evaluation process, started by torchrun: predicts its share of the clips.
 
 torchrun --nproc-per-node 2 -m k400tiny_lib.evaluation.worker job.json
 
-Process r of n takes clips r, r + n, r + 2n, ... and leaves its rows in a file; whoever started the
-processes puts them together. No clip is padded or repeated, and no process waits for another.
+Process r of n predicts clips r, r + n, r + 2n, ... and writes its predictions to files, which
+`predict_splits` joins. No clip is padded or repeated, and no process waits for another.
 """
 
 import json
 import sys
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -17,23 +20,28 @@ import torch
 from k400tiny_lib.config import Config
 from k400tiny_lib.data.annotations import Annotations, read_annotations
 from k400tiny_lib.data.loading.loader import worker_count
+from k400tiny_lib.distributed.launch import launch
 from k400tiny_lib.distributed.process import Process, process_group
 from k400tiny_lib.errors import UserError, one_line
-from k400tiny_lib.evaluation.predictions import Rows, make_table, predict_clips
-from k400tiny_lib.evaluation.robustness import Probes, probe, probe_positions, probe_table
-from k400tiny_lib.evaluation.views import Protocol
+from k400tiny_lib.evaluation.predictions import ClipPredictions, make_table, predict_clips
+from k400tiny_lib.evaluation.robustness import (
+    corrupted_positions,
+    corruption_table,
+    predict_corrupted,
+)
+from k400tiny_lib.evaluation.views import ViewProtocol
 from k400tiny_lib.models.loaded import load_model
 
-FITTING_SPLIT = "val"  # for the temperature
+CALIBRATION_SPLIT = "val"  # the temperature is fitted on it
 
 
 @dataclass(frozen=True)
 class Job:
-    """What the processes are told, as one JSON file.
+    """The job description that worker processes read from a JSON file.
 
     Attributes:
         config: the parameters of evaluate, with local paths in place of URIs.
-        folder: where they leave their rows.
+        folder: where the workers write their predictions.
     """
 
     config: Config
@@ -41,7 +49,7 @@ class Job:
 
     @property
     def error(self) -> Path:
-        """Where a process writes a message for the user before it gives up."""
+        """The file for a worker's message to the user before it exits."""
         return self.folder / "error.txt"
 
     def write(self, path: Path) -> None:
@@ -55,65 +63,77 @@ class Job:
         job = json.loads(path.read_text())
         return cls(Config(**job["config"]), Path(job["folder"]))
 
-    def splits(self, annotations: Annotations) -> list[str]:
-        """The splits to predict: the evaluated one, and the one that the temperature needs."""
-        names = dict.fromkeys((self.config.split, FITTING_SPLIT))
-        return [name for name in names if annotations.splits[name]]
+
+def launch_workers(job: Job) -> None:
+    """Run the worker processes to their end; raises like `launch`."""
+    launch(job, job.folder, module="k400tiny_lib.evaluation.worker")
+
+
+def predict_splits(
+    config: Config, annotations: Annotations, start: Callable[[Job], None] = launch_workers
+) -> tuple[dict[str, pd.DataFrame], pd.DataFrame | None]:
+    """Predict the evaluated split and the calibration split in worker processes.
+
+    Args:
+        config: of evaluate, with local paths.
+        annotations: the content of `config.annotations`.
+        start: runs the workers of a job.
+
+    Returns:
+        The predictions tables by split, and the table of `corruption_table` for the evaluated split
+        (None with robustness=False).
+
+    Raises:
+        UserError: with the message of a worker.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        job = Job(config, Path(folder))
+        start(job)
+        tables = {}
+        for split in _splits(config, annotations):
+            parts = [ClipPredictions.load(file) for file in job.folder.glob(f"{split}-*.npz")]
+            tables[split] = make_table(annotations.splits[split], parts)
+        if not config.robustness:
+            return tables, None
+        files = job.folder.glob("robustness-*.csv")
+        corrupted = [pd.read_csv(file, index_col=0, dtype=int) for file in files]
+        return tables, corruption_table(tables[config.split], corrupted)
+
+
+def _splits(config: Config, annotations: Annotations) -> list[str]:
+    names = dict.fromkeys((config.split, CALIBRATION_SPLIT))
+    return [name for name in names if annotations.splits[name]]
 
 
 def run(job: Job, process: Process) -> None:
-    """Predict this process's share."""
-    config = job.config
+    """Predict the share of one process and write the predictions to the job's folder."""
+    config, data_path = job.config, Path(job.config.data_path)
     # TensorFloat-32 rounds to 10 bits, differently for every batch size.
     torch.backends.cudnn.allow_tf32 = False
     annotations = read_annotations(Path(config.annotations))
-    subject = load_model(config)
-    model = subject.model.to(process.device)
-    loading = {
+    loaded = load_model(config)
+    model = loaded.model.to(process.device)
+    protocol = ViewProtocol(config.num_clips, config.num_crops)
+    options: dict[str, Any] = {
         "batch_size": config.batch_size,
         "num_workers": worker_count(config.num_workers, process.local_world_size),
+        "device": process.device,
     }
     share = slice(process.rank, None, process.world_size)
-    for split in job.splits(annotations):
+    for split in _splits(config, annotations):
         clips = annotations.splits[split]
-        rows = predict_clips(
-            model,
-            clips,
-            range(len(clips))[share],
-            Path(config.data_path),
-            subject.geometry,
-            Protocol(config.num_clips, config.num_crops),
-            device=process.device,
-            **loading,
+        every = range(len(clips))
+        predictions = predict_clips(
+            model, clips, every[share], data_path, loaded.geometry, protocol, **options
         )
-        rows.save(job.folder / f"{split}-{process.rank}.npz")
+        predictions.save(job.folder / f"{split}-{process.rank}.npz")
     if config.robustness:
         clips = annotations.splits[config.split]
-        probes = probe(
-            model,
-            clips,
-            probe_positions(len(clips))[share],
-            Path(config.data_path),
-            subject.geometry,
-            device=process.device,
-            **loading,
+        positions = corrupted_positions(len(clips))[share]
+        corrupted = predict_corrupted(
+            model, clips, positions, data_path, loaded.geometry, **options
         )
-        probes.save(job.folder / f"robustness-{process.rank}.npz")
-
-
-def read_tables(job: Job, annotations: Annotations) -> dict[str, pd.DataFrame]:
-    """The predictions tables by split, from the files that the processes have left."""
-    tables = {}
-    for split in job.splits(annotations):
-        files = sorted(job.folder.glob(f"{split}-*.npz"))
-        tables[split] = make_table(annotations.splits[split], [Rows.load(file) for file in files])
-    return tables
-
-
-def read_probes(job: Job, table: pd.DataFrame) -> pd.DataFrame:
-    """The table of `robustness.probe_table` from the files that the processes have left."""
-    files = sorted(job.folder.glob("robustness-*.npz"))
-    return probe_table(table, [Probes.load(path) for path in files])
+        corrupted.to_csv(job.folder / f"robustness-{process.rank}.csv")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The exported graph: raw frames in, probabilities out, preprocessing inside."""
+"""The exported graph: frames in, probabilities out, with the preprocessing of evaluation inside."""
 
 import contextlib
 import io
@@ -6,7 +6,7 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,38 +17,29 @@ from onnxscript.ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 
 from k400tiny_lib.export.rewrite_conv2d import convolve_in_2d
-from k400tiny_lib.export.row_packing import on_sheets
+from k400tiny_lib.models.loaded import Geometry
 from k400tiny_lib.models.weights import model_input
 
 INPUT, OUTPUT = "frames", "probabilities"
 
 
 class FramesToProbabilities(nn.Module):
-    """A classifier together with the transform of its evaluation.
-
-    The same arithmetic as `data.transforms.resize_exactly`, written with operations that export
-    with free height and width.
+    """A classifier together with the preprocessing and the averaging of its evaluation.
 
     Attributes:
         model: from float32 (N, C, T, H, W) to logits (N, K).
-        resize_size, crop_size: short side after resizing and side of the centre crop, in pixels.
-        views: temporal views of a video whose probabilities are averaged; they follow one another
-            along T.
-        temperature: that the averaged probabilities are calibrated with; 1 leaves them.
+        geometry: frames of a view, and how its pixels are resized and cropped.
+        views: temporal views of a video, one after the other along T; their probabilities are
+            averaged.
+        temperature: calibrates the averaged probabilities; 1 leaves them unchanged.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        resize_size: int,
-        crop_size: int,
-        views: int = 1,
-        temperature: float = 1.0,
+        self, model: nn.Module, geometry: Geometry, views: int = 1, temperature: float = 1.0
     ) -> None:
         super().__init__()
         self.model = model
-        self.resize_size = resize_size
-        self.crop_size = crop_size
+        self.geometry = geometry
         self.views = views
         self.temperature = temperature
 
@@ -61,30 +52,48 @@ class FramesToProbabilities(nn.Module):
         Returns:
             float32 (N, num_classes), each row summing to 1.
         """
-        num_videos, num_frames, height, width, _ = frames.shape
-        images = frames.permute(0, 1, 4, 2, 3).flatten(0, 1).float()  # -> (N * V * T, C, H, W)
-        short = torch.sym_min(height, width)
-        size: list[Any] = [self.resize_size * height // short, self.resize_size * width // short]
-        images = F.interpolate(images, size=size, mode="bilinear", antialias=True)
-        # Training and evaluation see uint8 after resizing, and so does the graph.
-        images = images.round().clamp(0, 255)
-        top, left = _centre_offset(size[0], self.crop_size), _centre_offset(size[1], self.crop_size)
-        # A slice from a free place has a free size for the exporter, and attention and pooling
-        # need to know it.
-        places = torch.arange(self.crop_size, device=images.device)
-        images = images.index_select(-2, places + top).index_select(-1, places + left)
-        clips = images.unflatten(0, (num_videos * self.views, num_frames // self.views))
-        clips = clips.transpose(1, 2)  # -> (N * V, C, T, H, W)
+        num_videos, num_frames = frames.shape[:2]
+        clips = preprocess(frames, self.geometry)
+        clips = clips.unflatten(0, (num_videos * self.views, num_frames // self.views))
+        clips = clips.transpose(1, 2)  # (N * V, T, C, H, W) -> (N * V, C, T, H, W)
         logits: Tensor = self.model(model_input(self.model, clips))
         if self.views > 1:
             by_view = logits.log_softmax(1).unflatten(0, (num_videos, self.views))
-            # The logarithm of the mean but for a constant, which softmax drops.
+            # The logarithm of the mean up to a constant, which softmax drops.
             logits = by_view.logsumexp(1)
         return (logits / self.temperature).softmax(1)
 
 
-def _centre_offset(size: Any, crop: int) -> Any:
-    """First row of a centre crop, halves rounded to even like torchvision's center_crop.
+def preprocess(frames: Tensor, geometry: Geometry) -> Tensor:
+    """Resize and crop frames to the pixels of `evaluation.views.crop_views`.
+
+    Written with operations that export with a free height and width.
+
+    Args:
+        frames: uint8 (N, T, H, W, 3), RGB in [0, 255].
+        geometry: sizes to resize to and to crop.
+
+    Returns:
+        float32 (N * T, 3, crop_size, crop_size), whole numbers in [0, 255].
+    """
+    height, width = frames.shape[2:4]
+    images = frames.permute(0, 1, 4, 2, 3).flatten(0, 1).float()  # -> (N * T, C, H, W)
+    size: list[Any] = list(geometry.resize)
+    if len(size) == 1:
+        short = torch.sym_min(height, width)
+        size = [size[0] * height // short, size[0] * width // short]
+    images = F.interpolate(images, size=size, mode="bilinear", antialias=geometry.antialias)
+    # Training and evaluation resize to uint8, so the graph rounds too.
+    images = images.round().clamp(0, 255)
+    top, left = (center_offset(side, geometry.crop_size) for side in size)
+    # The exporter gives a slice from a free offset a free size, but attention and pooling need a
+    # known one.
+    pixels = torch.arange(geometry.crop_size, device=images.device)
+    return images.index_select(-2, pixels + top).index_select(-1, pixels + left)
+
+
+def center_offset(size: Any, crop: int) -> Any:
+    """First row of a center crop, halves rounded to even as in torchvision's center_crop.
 
     Python's round() cannot be exported for a free size, integer arithmetic can.
     """
@@ -93,23 +102,17 @@ def _centre_offset(size: Any, crop: int) -> Any:
 
 
 def export_graph(
-    module: FramesToProbabilities,
-    clip_len: int,
-    opset: int,
-    metadata: Mapping[str, Any],
-    sheets: bool = True,
+    module: FramesToProbabilities, opset: int, metadata: Mapping[str, Any]
 ) -> onnx.ModelProto:
-    """Export to ONNX with free batch, height and width, and free T where the architecture can.
+    """Export to ONNX with free batch, height and width, and with free T where the model allows it.
 
-    T stays fixed at views * clip_len for several views, and where the exporter or the network
-    needs it known; `frames_free` of the metadata says which.
+    T is fixed at views * clip_len for several views, and where the exporter or the network needs a
+    known T; `frames_free` of the metadata says which.
 
     Args:
         module: in evaluation mode, on the CPU.
-        clip_len: frames of a view.
         opset: of the graph.
-        metadata: what a user of the file needs to know; see `describe`.
-        sheets: whether to compute on sheets what can be; it is fast, and for float32 only.
+        metadata: facts about the model for users of the file; see `describe`.
 
     Returns:
         The checked graph.
@@ -118,28 +121,20 @@ def export_graph(
         onnx.checker.ValidationError: if the exporter's graph is not valid ONNX.
     """
     proto = None
-    if sheets:
-        module = FramesToProbabilities(
-            on_sheets(module.model),
-            module.resize_size,
-            module.crop_size,
-            module.views,
-            module.temperature,
-        ).eval()
-    if module.views == 1 and _takes_more_frames(module, clip_len):
+    if module.views == 1 and _takes_longer_clips(module):
         with contextlib.suppress(torch.onnx.OnnxExporterError):
-            proto = _export(module, clip_len, opset, free_frames=True)
-    proto = convolve_in_2d(proto or _export(module, clip_len, opset, free_frames=False))
+            proto = _export(module, opset, free_frames=True)
+    proto = convolve_in_2d(proto or _export(module, opset, free_frames=False))
     describe(proto, metadata)
     onnx.checker.check_model(proto, full_check=True)  # with shape inference
     return proto
 
 
 @torch.inference_mode()
-def _takes_more_frames(module: FramesToProbabilities, clip_len: int) -> bool:
-    """Whether the network works on longer clips: one with learned positions in time does not."""
+def _takes_longer_clips(module: FramesToProbabilities) -> bool:
+    """Whether the network runs on longer clips; one with learned temporal positions does not."""
+    clip_len, side = module.geometry.clip_len, max(module.geometry.resize)
     num_frames = clip_len + max(1, clip_len // 2)
-    side = module.resize_size
     try:
         module(torch.zeros((1, num_frames, side, side, 3), dtype=torch.uint8))
     except (RuntimeError, ValueError, AssertionError):
@@ -147,13 +142,12 @@ def _takes_more_frames(module: FramesToProbabilities, clip_len: int) -> bool:
     return True
 
 
-def _export(
-    module: FramesToProbabilities, clip_len: int, opset: int, free_frames: bool
-) -> onnx.ModelProto:
+def _export(module: FramesToProbabilities, opset: int, free_frames: bool) -> onnx.ModelProto:
     free = torch.export.Dim.DYNAMIC
-    side = max(module.resize_size + 9, 64)
-    # A batch of one would be taken for a constant (pytorch#148886), equal sides for one size.
-    shape = (2, module.views * clip_len, side, side + 16, 3)
+    side = max(*module.geometry.resize, 55) + 9
+    # The exporter takes a batch of one for a constant (pytorch#148886), and equal sides for one
+    # size.
+    shape = (2, module.views * module.geometry.clip_len, side, side + 16, 3)
     axes = {0: free, 2: free, 3: free} | ({1: free} if free_frames else {})
     with _quiet(), tempfile.TemporaryDirectory() as folder:
         program = torch.onnx.export(
@@ -167,7 +161,7 @@ def _export(
         )
         if program is None:
             raise RuntimeError("torch.onnx.export returned no program")
-        # The exporter notes the lines of code behind each node, with the paths of this machine.
+        # The exporter stores stack traces with the paths of this machine in every node.
         ClearMetadataAndDocStringPass()(program.model)
         for value in (*program.model.graph.inputs, *program.model.graph.outputs):
             value.metadata_props.clear()
@@ -182,13 +176,13 @@ def frames_free(proto: onnx.ModelProto) -> bool:
 
 
 def describe(proto: onnx.ModelProto, metadata: Mapping[str, Any]) -> None:
-    """Write the metadata into a graph, as JSON values by name, and whether T is free."""
+    """Write the metadata into a graph as JSON values by name, and `frames_free` with them."""
     values = {**metadata, "frames_free": frames_free(proto)}
     onnx.helper.set_model_props(proto, {key: json.dumps(value) for key, value in values.items()})
 
 
 @contextlib.contextmanager
-def _quiet() -> Any:
+def _quiet() -> Iterator[None]:
     """Keep the exporter's progress lines and deprecation warnings off the console."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):

@@ -1,4 +1,4 @@
-"""An exported model's score on the test clips, which decides about variants and the champion."""
+"""The clips that an export is checked, calibrated and scored on, and its score on them."""
 
 import json
 from dataclasses import dataclass
@@ -6,72 +6,161 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pandas as pd
+import torch
+from torch import Tensor
 
+from k400tiny_lib.config import NONE, Config
+from k400tiny_lib.data.annotations import Annotations, Clip, read_annotations, unknown_labels
+from k400tiny_lib.data.loading.readers import read_frames
+from k400tiny_lib.data.loading.temporal_sampling import view_indices
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.evaluation.calibration import scale
 from k400tiny_lib.evaluation.comparison import align
 from k400tiny_lib.evaluation.metrics import score
-from k400tiny_lib.evaluation.predictions import PROBABILITY, probabilities_of
-from k400tiny_lib.evaluation.views import Protocol
-from k400tiny_lib.export.onnx_graph import INPUT
-from k400tiny_lib.export.parity import Eager
-from k400tiny_lib.export.test_clips import ClipFrames, Predict
+from k400tiny_lib.evaluation.predictions import (
+    PROBABILITY,
+    probabilities_of,
+    read_predictions,
+    table_of_probabilities,
+)
+from k400tiny_lib.evaluation.views import ViewProtocol
+from k400tiny_lib.export.parity import BATCHES, Predict
 from k400tiny_lib.models.loaded import Geometry
 
-_PROBED = 3  # clips that tell whether an evaluation is of this very model
+_NOISE_SIZE = (336, 336)
+_CALIBRATION_CLIPS = 32
+_PROBED = 3  # clips whose probabilities show whether an evaluation is of this very model
 # Between a CPU and a GPU the same model differs by 1e-4 at most.
 _SAME_MODEL = 1e-3
 
 
-def predictor(session: onnxruntime.InferenceSession) -> Predict:
-    """The session as a function of frames."""
-    return lambda frames: session.run(None, {INPUT: frames})[0]
+@dataclass(frozen=True)
+class ExportClips:
+    """Clips of a data set as a graph takes them: uint8 (views * clip_len, H, W, 3), RGB.
+
+    Attributes:
+        annotations: the data, or None where there is none.
+        data_path: directory of the clip folders.
+        clip_len, views: frames of a view, and views that the graph averages.
+    """
+
+    annotations: Annotations | None
+    data_path: Path
+    clip_len: int
+    views: int
+
+    @classmethod
+    def of_config(cls, config: Config, clip_len: int) -> "ExportClips":
+        """The clips of export_onnx's parameters.
+
+        Raises:
+            UserError: if the annotations cannot be read.
+        """
+        has_data = config.annotations != NONE
+        annotations = read_annotations(Path(config.annotations)) if has_data else None
+        return cls(annotations, Path(config.data_path), clip_len, config.views_in_graph)
+
+    def read(self, clip: Clip) -> Tensor:
+        """The frames of a clip, one view after the other.
+
+        Raises:
+            UserError: if they cannot be read.
+        """
+        indices = view_indices(clip.num_frames, self.clip_len, self.views) + clip.segment[0]
+        return read_frames(self.data_path / clip.video, indices.flatten().tolist())
+
+    def for_parity(self) -> list[Tensor]:
+        """As many clips of one size as the largest batch of the parity check.
+
+        They are of the validation split; noise where there are no annotations.
+
+        Raises:
+            UserError: if there are none, or frames cannot be read.
+        """
+        needed, num_frames = max(BATCHES), self.views * self.clip_len
+        if self.annotations is None:
+            generator = torch.Generator().manual_seed(0)
+            coarse = torch.rand((needed * num_frames, 3, 12, 12), generator=generator)
+            smooth = torch.nn.functional.interpolate(coarse, _NOISE_SIZE, mode="bicubic")
+            noise = (255 * smooth).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+            return list(noise.unflatten(0, (needed, num_frames)))
+        clips = self.annotations.splits["val"]
+        if not clips:
+            raise UserError("annotations: no validation clips to compare ONNX and PyTorch on.")
+        frames_of = [self.read(clip) for clip in clips[:needed]]
+        same = [frames for frames in frames_of if frames.shape == frames_of[0].shape]
+        return (same * needed)[:needed]
+
+    def for_calibration(self) -> list[Tensor]:
+        """Up to 32 training clips, evenly over the split, to measure ranges of activations on.
+
+        Raises:
+            UserError: if there are none, or frames cannot be read.
+        """
+        clips = self.annotations.splits["train"] if self.annotations else []
+        if not clips:
+            raise UserError("annotations: no training clips to calibrate quantize on.")
+        step = max(1, len(clips) // _CALIBRATION_CLIPS)
+        return [self.read(clip) for clip in clips[::step][:_CALIBRATION_CLIPS]]
+
+    @property
+    def test(self) -> list[Clip]:
+        """The test split."""
+        return self.annotations.splits["test"] if self.annotations else []
+
+    @property
+    def test_digest(self) -> str:
+        """Digest of the test split; scores of equal digests can be compared clip by clip."""
+        return self.annotations.split_digest("test") if self.annotations else ""
+
+    def reason_not_to_score(self, class_names: list[str]) -> str:
+        """Why a model of these classes cannot be scored on the test clips; "" if it can."""
+        if self.annotations is None:
+            return "there are no annotations"
+        if not self.test:
+            return "there are no test clips"
+        unknown = unknown_labels(self.annotations.categories, class_names)
+        return f"the model does not know {unknown[0]!r} by the data's id" if unknown else ""
+
+    def predictions(self, predict: Predict) -> pd.DataFrame:
+        """The predictions table of a model on the test clips, one by one."""
+        rows = [predict(self.read(clip)[None]) for clip in self.test]
+        probabilities = np.concatenate(rows).astype(np.float64)
+        # float32 rows sum to 1 within 1e-7, and scikit-learn wants the last digit.
+        probabilities /= probabilities.sum(1, keepdims=True)
+        return table_of_probabilities(self.test, probabilities)
+
+    def score(self, table: pd.DataFrame, geometry: Geometry) -> dict[str, Any]:
+        """The score of a predictions table of the test clips, for the metadata.
+
+        Returns:
+            test_acc1 with its 95 % test_acc1_interval in percent, test_loss, the number of
+            test_clips, the protocol, and the digests of the data and of the test split.
+        """
+        scores = score(table, "test")
+        return {
+            "test_acc1": scores["test_acc1"],
+            "test_acc1_interval": [scores["test_acc1_ci_low"], scores["test_acc1_ci_high"]],
+            "test_loss": scores["test_loss"],
+            "test_clips": len(table),
+            "protocol": ViewProtocol(self.views, 1).text(geometry),
+            "data_digest": self.annotations.data_digest if self.annotations else "",
+            "test_digest": self.test_digest,
+        }
 
 
-def acc1(table: pd.DataFrame) -> float:
-    """Top-1 of a predictions table, in percent."""
+def top1(table: pd.DataFrame) -> float:
+    """Top-1 accuracy of a predictions table, in percent."""
     return 100 * float((table["predicted"] == table["target"]).mean())
 
 
-def facts_of(table: pd.DataFrame, frames: ClipFrames, geometry: Geometry) -> dict[str, Any]:
-    """What the metadata says about the score.
-
-    Returns:
-        test_acc1 with its 95 % test_acc1_interval in percent, test_loss, the number of test_clips,
-        the protocol, and the digests of the data and of the test split.
-    """
-    scores = score(table, "test")
-    return {
-        "test_acc1": scores["test_acc1"],
-        "test_acc1_interval": [scores["test_acc1_ci_low"], scores["test_acc1_ci_high"]],
-        "test_loss": scores["test_loss"],
-        "test_clips": len(table),
-        "protocol": Protocol(frames.views, 1).text(geometry),
-        "data_digest": frames.annotations.data_digest if frames.annotations else "",
-        "test_digest": frames.test_digest,
-    }
-
-
-def read_predictions(path: Path) -> pd.DataFrame:
-    """Read a table that was written as CSV.
-
-    Raises:
-        UserError: if it is none.
-    """
-    try:
-        return pd.read_csv(path, dtype={"video": str, "group": str})
-    except (OSError, ValueError) as error:
-        raise UserError(f"evaluation: {path} is no table of predictions ({error}).") from None
-
-
 @dataclass(frozen=True)
-class Evaluated:
-    """What an evaluation of the same model found out.
+class PriorEvaluation:
+    """An earlier evaluation of the same model on the same clips.
 
     Attributes:
-        temperature: to divide the logits by; 1 where it found that none helps.
+        temperature: to divide the logits by; 1 where calibration does not help.
         table: its predictions of the test clips, at that temperature.
     """
 
@@ -79,21 +168,21 @@ class Evaluated:
     table: pd.DataFrame
 
 
-def read_evaluation(folder: Path, frames: ClipFrames, eager: Eager) -> Evaluated | str:
-    """Read what evaluate wrote, if it is of this model, these clips and these views.
+def read_evaluation(folder: Path, clips: ExportClips, eager: Predict) -> PriorEvaluation | str:
+    """Read the results of evaluate, if they are of this model, these clips and these views.
 
     Args:
         folder: its `evaluation/`.
-        frames: the clips.
+        clips: the clips.
         eager: the model at temperature 1.
 
     Returns:
         The evaluation, or why it cannot be used.
 
     Raises:
-        UserError: if the folder is none of evaluate's.
+        UserError: if the folder was not written by evaluate.
     """
-    table = read_predictions(folder / "predictions.csv")
+    table = read_predictions(folder / "predictions.csv", "evaluation")
     try:
         calibration = json.loads((folder / "calibration.json").read_text())
         temperature = float(calibration["temperature"]) if calibration["applied"] else 1.0
@@ -103,19 +192,19 @@ def read_evaluation(folder: Path, frames: ClipFrames, eager: Eager) -> Evaluated
             f"({type(error).__name__}: {error}). Needed: what evaluate wrote."
         ) from None
     try:
-        table = align(table, frames.test)
+        table = align(table, clips.test)
     except UserError:
         return "it is not of the test clips of these annotations"
     probabilities = probabilities_of(table)
-    for clip, expected in zip(frames.test[:_PROBED], probabilities, strict=False):
-        found = eager(frames.read(clip)[None])[0]
-        if found.shape != expected.shape or np.abs(found - expected).max() > _SAME_MODEL:
-            views = f"{frames.views} view(s) of the centre"
+    for clip, stored in zip(clips.test[:_PROBED], probabilities, strict=False):
+        ours = eager(clips.read(clip)[None])[0]
+        if ours.shape != stored.shape or np.abs(ours - stored).max() > _SAME_MODEL:
+            views = f"{clips.views} view(s) of the center"
             return f"its probabilities of {clip.video} are not this model's on {views}"
-    return Evaluated(temperature, rescaled(table, temperature))
+    return PriorEvaluation(temperature, _rescaled(table, temperature))
 
 
-def rescaled(table: pd.DataFrame, temperature: float) -> pd.DataFrame:
+def _rescaled(table: pd.DataFrame, temperature: float) -> pd.DataFrame:
     """A predictions table at a temperature."""
     scaled = scale(probabilities_of(table), temperature)
     names = [f"{PROBABILITY}{index}" for index in range(scaled.shape[1])]

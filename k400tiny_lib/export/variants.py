@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,8 @@ import pandas as pd
 from torch import Tensor
 
 from k400tiny_lib.export.onnx_graph import INPUT
-from k400tiny_lib.export.parity import open_session
-from k400tiny_lib.export.scoring import acc1, predictor
-from k400tiny_lib.export.test_clips import ClipFrames
+from k400tiny_lib.export.parity import open_session, run_onnx
+from k400tiny_lib.export.scoring import ExportClips, top1
 
 FLOAT32 = "float32"
 _ROUNDS, _BATCH, _BATCH_ROUNDS = 20, 4, 5
@@ -34,7 +34,7 @@ class Variant:
         latency_p50_ms, latency_p95_ms: of one clip, from frames to probabilities.
         clips_per_second: in batches of 4.
         test_acc1: in percent.
-        kept: whether it is what gets registered.
+        kept: whether this one is registered.
         reason: why or why not.
     """
 
@@ -50,20 +50,27 @@ class Variant:
 
 @dataclass(frozen=True)
 class Choice:
-    """The graph to register: float32 or its variant, with its predictions of the test clips."""
+    """The graph to register.
 
-    quantized: bool
+    Attributes:
+        name: `float32`, or that of the variant.
+        proto: the graph.
+        predictions: its predictions table of the test clips, None where it was not scored.
+        variants: all that were compared.
+    """
+
+    name: str
     proto: onnx.ModelProto
-    table: pd.DataFrame
-    variants: list[Variant]
+    predictions: pd.DataFrame | None
+    variants: Sequence[Variant] = ()
 
 
-def choose(
+def choose_variant(
     name: str,
     proto: onnx.ModelProto,
-    source: onnx.ModelProto,
-    table: pd.DataFrame,
-    frames: ClipFrames,
+    plain: onnx.ModelProto,
+    predictions: pd.DataFrame,
+    clips: ExportClips,
     max_accuracy_drop: float,
 ) -> Choice:
     """Make a variant, score it on the test clips, time it against float32 and keep one of the two.
@@ -71,22 +78,23 @@ def choose(
     Args:
         name: `int8` or `fp16`.
         proto: float32.
-        source: the same without sheets, of which the variant is made.
-        table: its predictions of the test clips.
-        frames: the clips to calibrate and to score on.
+        plain: the same model without optimizations that only float32 allows.
+        predictions: of float32 on the test clips.
+        clips: to calibrate and to score on.
         max_accuracy_drop: points of top-1 that the variant may lose.
     """
-    calibration = frames.for_calibration()
-    protos = {FLOAT32: proto, name: make_variant(name, source, calibration)}
+    calibration = clips.for_calibration()
+    protos = {FLOAT32: proto, name: make_variant(name, plain, calibration)}
     sessions = {key: open_session(value) for key, value in protos.items()}
-    tables = {FLOAT32: table, name: frames.predictions(predictor(sessions[name]))}
-    timings = time_in_turns(sessions, calibration[0])
-    sizes = {key: value.ByteSize() for key, value in protos.items()}
-    variants = judge(
-        {key: acc1(value) for key, value in tables.items()}, sizes, timings, max_accuracy_drop
+    tables = {FLOAT32: predictions, name: clips.predictions(partial(run_onnx, sessions[name]))}
+    variants = compare_variants(
+        {key: top1(table) for key, table in tables.items()},
+        {key: value.ByteSize() for key, value in protos.items()},
+        time_in_turns(sessions, calibration[0]),
+        max_accuracy_drop,
     )
     [kept] = [variant.name for variant in variants if variant.kept]
-    return Choice(kept == name, protos[kept], tables[kept], variants)
+    return Choice(kept, protos[kept], tables[kept], variants)
 
 
 def make_variant(name: str, proto: onnx.ModelProto, clips: Sequence[Tensor]) -> onnx.ModelProto:
@@ -94,15 +102,15 @@ def make_variant(name: str, proto: onnx.ModelProto, clips: Sequence[Tensor]) -> 
 
     Args:
         name: `int8` or `fp16`.
-        proto: the graph, without sheets; it stays as it is.
+        proto: the graph, which is not changed.
         clips: uint8 (T, H, W, 3), training clips to calibrate int8 on.
 
     Returns:
         The checked graph.
     """
-    made = _to_int8(proto, clips) if name == "int8" else _to_fp16(proto)
-    onnx.checker.check_model(made, full_check=True)
-    return made
+    variant = _to_int8(proto, clips) if name == "int8" else _to_fp16(proto)
+    onnx.checker.check_model(variant, full_check=True)
+    return variant
 
 
 def _to_int8(proto: onnx.ModelProto, clips: Sequence[Tensor]) -> onnx.ModelProto:
@@ -126,8 +134,8 @@ def _to_int8(proto: onnx.ModelProto, clips: Sequence[Tensor]) -> onnx.ModelProto
         onnx.save(proto, source)
         quant_pre_process(str(source), str(prepared))
         # Unsigned activations, signed weights by channel: dynamic and other settings were 8 to 25
-        # times slower on a CPU with AVX2. What lies between convolutions is in int8 as well: with
-        # them alone the result was 1.35 times slower.
+        # times slower on a CPU with AVX2. The operators between convolutions are quantized too:
+        # with convolutions alone the result was 1.35 times slower.
         quantize_static(
             str(prepared),
             str(result),
@@ -138,8 +146,8 @@ def _to_int8(proto: onnx.ModelProto, clips: Sequence[Tensor]) -> onnx.ModelProto
             activation_type=QuantType.QUInt8,
             op_types_to_quantize=["Conv", "Relu", "Add", "Reshape", "Transpose"],
         )
-        quantised: onnx.ModelProto = onnx.load(result)
-    return quantised
+        quantized: onnx.ModelProto = onnx.load(result)
+    return quantized
 
 
 def _to_fp16(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -148,18 +156,18 @@ def _to_fp16(proto: onnx.ModelProto) -> onnx.ModelProto:
 
     copy = onnx.load_from_string(proto.SerializeToString())
     with _quiet():
-        # Half precision would round the resized grey levels before the graph does.
+        # Half precision would round the resized gray levels before the graph does.
         blocked = [*DEFAULT_OP_BLOCK_LIST, "Resize", "Round"]
-        made: onnx.ModelProto = convert_float_to_float16(
+        half: onnx.ModelProto = convert_float_to_float16(
             copy, keep_io_types=True, op_block_list=blocked
         )
-        OnnxModel.graph_topological_sort(made.graph)  # its casts stand at the end
-    return made
+        OnnxModel.graph_topological_sort(half.graph)  # the converter appends its casts at the end
+    return half
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per call, of the same rounds for all that are compared."""
+    """Seconds per call, of the same rounds for all sessions that are compared."""
 
     single: list[float]
     batch: list[float]
@@ -186,19 +194,19 @@ def time_in_turns(
     return timings
 
 
-def judge(
+def compare_variants(
     accuracies: Mapping[str, float],
     sizes: Mapping[str, int],
     timings: Mapping[str, Timing],
     max_accuracy_drop: float,
 ) -> list[Variant]:
-    """Keep a variant in place of float32 if it loses little and is faster.
+    """Keep a variant in place of float32 if it loses little accuracy and is faster.
 
     Args:
-        accuracies: test top-1 in percent, by name; two of them, one of which is float32.
+        accuracies: test top-1 in percent, of float32 and of the variant, by name.
         sizes: bytes of the files.
         timings: see `time_in_turns`.
-        max_accuracy_drop: points that it may lose.
+        max_accuracy_drop: points that the variant may lose.
 
     Returns:
         float32 and the variant; exactly one of them is kept.
@@ -207,15 +215,15 @@ def judge(
     drop = accuracies[FLOAT32] - accuracies[name]
     pairs = zip(timings[FLOAT32].single, timings[name].single, strict=True)
     speedups = [full / small for full, small in pairs]
-    faster = float(np.quantile(speedups, 0.25)) > 1  # in three rounds of four: no noise
-    found = f"{-drop:+.2f} points and {np.median(speedups):.2f} times as fast as float32"
+    faster = float(np.quantile(speedups, 0.25)) > 1  # in three rounds of four, so not by chance
+    measured = f"{-drop:+.2f} points and {np.median(speedups):.2f} times as fast as float32"
     kept = drop <= max_accuracy_drop and faster
     if kept:
-        reason = found
+        reason = measured
     elif not faster:
-        reason = f"not faster here ({found})"
+        reason = f"not faster here ({measured})"
     else:
-        reason = f"loses more than max_accuracy_drop={max_accuracy_drop:g} ({found})"
+        reason = f"loses more than max_accuracy_drop={max_accuracy_drop:g} ({measured})"
     return [
         _row(n, accuracies[n], sizes[n], timings[n], kept is (n == name), why)
         for n, why in ((FLOAT32, "" if kept else f"{name} is not kept"), (name, reason))
@@ -230,7 +238,7 @@ def _row(name: str, acc1: float, size: int, timing: Timing, kept: bool, reason: 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the tools' advice off the console; it is about settings that are weighed already."""
+    """Keep the tools' advice about settings off the console."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

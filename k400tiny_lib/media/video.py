@@ -18,6 +18,7 @@ from k400tiny_lib.media.sampling import view_positions
 Image = npt.NDArray[np.uint8]
 Result = TypeVar("Result")
 
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mov")
 # FFmpeg also reads playlists, which name other files and addresses; untrusted bytes must not make
 # it open those.
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg"
@@ -33,6 +34,11 @@ class Limits:
 
     frames: int
     pixels: int
+
+
+def is_video(name: str) -> bool:
+    """Whether a file name is that of a video; hidden files are not."""
+    return name.lower().endswith(VIDEO_SUFFIXES) and not name.rpartition("/")[2].startswith(".")
 
 
 def read_video(

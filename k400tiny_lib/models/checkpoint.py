@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from k400tiny_lib.config import Config
+from k400tiny_lib.config import Config, read_config
+from k400tiny_lib.data.annotations import class_names_by_id, unknown_labels
 from k400tiny_lib.errors import UserError, one_line
 from k400tiny_lib.files import atomic_write
-from k400tiny_lib.models.weights import build_model, class_count, load_backbone
+from k400tiny_lib.models.weights import build_model, class_count, load_weights
 
 BEST = "best.pt"
 LAST = "last.pt"
@@ -28,9 +29,9 @@ def write_checkpoint(content: Mapping[str, Any], path: Path) -> None:
 
 
 def write_last(content: Mapping[str, Any], folder: Path) -> None:
-    """Write last.pt; the one before it stays as previous.pt.
+    """Write last.pt and keep the former one as previous.pt.
 
-    A crash leaves at least one of them whole, at any moment.
+    A crash at any moment leaves at least one of them whole.
     """
     last = folder / LAST
     with atomic_write(last) as part:
@@ -51,7 +52,7 @@ def newest_checkpoint(folder: Path, run_id: str | None = None) -> Path | None:
 
     Args:
         folder: where training writes.
-        run_id: of the MLflow run that must have written it; None for any.
+        run_id: the MLflow run that must have written it; None for any.
     """
     for path in (folder / LAST, folder / PREVIOUS):
         if not path.exists():
@@ -71,7 +72,7 @@ def read_training_state(path: Path, *, mapped: bool = False) -> dict[str, Any]:
 
     Args:
         path: the file.
-        mapped: leave the tensors in the file until they are looked at, to see what it is.
+        mapped: map the tensors instead of reading them, to see only what the file is.
 
     Raises:
         UserError: as for `read_checkpoint`, and for a best.pt, which holds no training state.
@@ -80,7 +81,7 @@ def read_training_state(path: Path, *, mapped: bool = False) -> dict[str, Any]:
     if "processes" not in content:
         raise UserError(
             f"resume: {path} holds no training state. Needed: a {LAST} or its folder; "
-            "load_model starts anew from the weights of this one."
+            "load_model starts a new training from these weights."
         )
     return content
 
@@ -91,7 +92,7 @@ def read_checkpoint(path: Path, parameter: str, *, mapped: bool = False) -> dict
     Args:
         path: the file.
         parameter: the parameter that named it, for the message.
-        mapped: leave the tensors in the file until they are looked at.
+        mapped: map the tensors: they are read from the file when they are used.
 
     Raises:
         UserError: if the file is missing, truncated, would run code, or is no checkpoint of ours.
@@ -120,14 +121,14 @@ def model_of(checkpoint: Mapping[str, Any], parameter: str) -> tuple[nn.Module, 
         The model, and the parameters that it was trained with.
 
     Raises:
-        UserError: if the weights do not fit the checkpoint's own description.
+        UserError: if the checkpoint's config is not valid or does not fit its weights.
     """
     try:
-        config = Config(**checkpoint["config"])
+        config = read_config(checkpoint["config"])
         model = build_model(config.model, class_count(config.model, checkpoint["model"]))
-    except (TypeError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError, AttributeError, UserError) as error:
         raise UserError(f"{parameter}: the checkpoint's config is not ours ({error}).") from None
-    if not load_backbone(model, checkpoint["model"], f"{parameter}: the checkpoint"):
+    if not load_weights(model, checkpoint["model"], f"{parameter}: the checkpoint"):
         raise UserError(f"{parameter}: the checkpoint's head does not fit its categories.")
     return model.eval(), config
 
@@ -135,21 +136,21 @@ def model_of(checkpoint: Mapping[str, Any], parameter: str) -> tuple[nn.Module, 
 def check_categories(
     checkpoint: Mapping[str, Any], categories: Mapping[str, int], source: str = "checkpoint: it"
 ) -> None:
-    """Refuse a checkpoint whose classes are not those of the data.
+    """Refuse a checkpoint that does not know all classes of the data by the same ids.
 
     Args:
-        checkpoint: what was read.
+        checkpoint: a checkpoint as read.
         categories: class ids of the data by label.
-        source: where it came from, for the message.
+        source: the parameter and the file, for the message.
 
     Raises:
         UserError: naming the first label that differs.
     """
     known = checkpoint["categories"]
-    differing = sorted(label for label in categories if known.get(label) != categories[label])
-    if differing:
+    class_names = class_names_by_id(known, max(known.values(), default=-1) + 1)
+    if unknown := unknown_labels(categories, class_names):
         raise UserError(
-            f"{source} does not know {len(differing)} of the data's {len(categories)} "
-            f"classes by the same id, first {differing[0]!r}. Needed: a checkpoint trained on "
+            f"{source} does not know {len(unknown)} of the data's {len(categories)} "
+            f"classes by the same id, first {unknown[0]!r}. Needed: a checkpoint trained on "
             "these labels."
         )

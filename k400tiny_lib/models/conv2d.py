@@ -1,9 +1,11 @@
-"""Convolutions over space or over time alone, computed by the kernels for pictures.
+"""Convolutions over space or over time alone, computed by the 2D kernels.
 
-A (1, k, k) convolution is a 2D convolution of N * T pictures (H, W), a (k, 1, 1) one is a 2D
-convolution of N pictures (T, H * W). In channels-last memory (N, T, H, W, C) both pictures are
-views of the clip. cuDNN has far better kernels for 2D than for 3D convolutions.
+A (1, k, k) convolution is a 2D convolution of N * T images (H, W), a (k, 1, 1) one is a 2D
+convolution of N images (T, H * W). In channels-last memory (N, T, H, W, C) both are views of the
+clip. cuDNN has far better kernels for 2D than for 3D convolutions.
 """
+
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,21 +19,14 @@ class SpatialConv(nn.Conv3d):
 
     def forward(self, clips: Tensor) -> Tensor:
         """Convolve (N, C, T, H, W)."""
-        steps, rows, columns = self.stride
-        clips = clips[:, :, ::steps]
+        time_stride, *stride = self.stride
+        clips = clips[:, :, ::time_stride]
         frames = clips.transpose(1, 2).flatten(0, 1)  # -> (N * T, C, H, W)
         _, *padding = _sizes(self.padding)
-        frames = F.conv2d(
-            frames,
-            self.weight.squeeze(2),
-            self.bias,
-            (rows, columns),
-            padding,
-            self.dilation[1:],
-            self.groups,
-        )
-        found: Tensor = frames.unflatten(0, (len(clips), -1)).transpose(1, 2)
-        return found  # (N, C, T, H, W)
+        weight, dilation = self.weight.squeeze(2), self.dilation[1:]
+        frames = F.conv2d(frames, weight, self.bias, stride, padding, dilation, self.groups)
+        convolved: Tensor = frames.unflatten(0, (len(clips), -1)).transpose(1, 2)
+        return convolved  # (N, C, T, H, W)
 
 
 class TemporalConv(nn.Conv3d):
@@ -39,28 +34,20 @@ class TemporalConv(nn.Conv3d):
 
     def forward(self, clips: Tensor) -> Tensor:
         """Convolve (N, C, T, H, W)."""
-        steps, _, _ = self.stride
-        padding, _, _ = _sizes(self.padding)
-        pictures = F.conv2d(
-            clips.flatten(3),
-            self.weight.squeeze(-1),
-            self.bias,
-            (steps, 1),
-            (padding, 0),
-            (self.dilation[0], 1),
-            self.groups,
-        )
-        found: Tensor = pictures.unflatten(3, clips.shape[3:])
-        return found
+        stride, padding = (self.stride[0], 1), (_sizes(self.padding)[0], 0)
+        images, weight = clips.flatten(3), self.weight.squeeze(-1)
+        dilation = (self.dilation[0], 1)
+        images = F.conv2d(images, weight, self.bias, stride, padding, dilation, self.groups)
+        convolved: Tensor = images.unflatten(3, clips.shape[3:])
+        return convolved
 
 
 def _sizes(padding: tuple[int, ...] | str) -> tuple[int, ...]:
-    assert not isinstance(padding, str)  # of no convolution that `as_2d` takes
-    return padding
+    return cast(tuple[int, ...], padding)  # `decompose_conv3d` leaves "same" and "valid" alone
 
 
-def as_2d(model: nn.Module) -> nn.Module:
-    """Compute the convolutions of a model over space or time alone in 2D, where they stand.
+def decompose_conv3d(model: nn.Module) -> nn.Module:
+    """Compute the convolutions of a model over space or time alone in 2D, in place.
 
     Parameters, their names and the function stay; only the rounding differs.
     """
@@ -76,12 +63,14 @@ def as_2d(model: nn.Module) -> nn.Module:
     return model
 
 
-def fastest_form(model: nn.Module, device: torch.device, channels_last: bool | str) -> nn.Module:
-    """Move a model to a device, in the form that runs fastest there.
+def to_fast_layout(
+    model: nn.Module, device: torch.device, channels_last: bool | Literal["auto"]
+) -> nn.Module:
+    """Move a model to a device, in the memory layout that runs fastest there.
 
     Args:
         model: changed in place; its `state_dict` keeps its names and shapes.
-        device: where to.
+        device: the target.
         channels_last: channels-last memory and 2D convolutions, or neither; `auto` decides by the
             device: both on a GPU and on a CPU with matrix instructions for bf16, neither on
             another CPU, where they change little (benchmarks/training_step.py).
@@ -92,5 +81,7 @@ def fastest_form(model: nn.Module, device: torch.device, channels_last: bool | s
     model = model.to(device)
     if channels_last == "auto":
         channels_last = device.type == "cuda" or has_bf16_matmul(device)
+    if not channels_last:
+        return model
     # The first convolution brings the clips into the memory format of its weights.
-    return as_2d(model).to(memory_format=torch.channels_last_3d) if channels_last else model
+    return decompose_conv3d(model).to(memory_format=torch.channels_last_3d)

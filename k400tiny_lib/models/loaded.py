@@ -1,7 +1,7 @@
-"""A model ready to use, from a checkpoint or from torchvision weights: one loader for everybody.
+"""The one loader of models for use, from a checkpoint or from torchvision weights.
 
-Evaluation and export both load here, so that the model whose accuracy is reported and the one that
-is registered see the same pixels.
+Evaluation and export both load with it, so that the evaluated and the registered model see the same
+pixels.
 """
 
 from collections.abc import Mapping
@@ -12,15 +12,15 @@ from torch import nn
 from torchvision.models import WeightsEnum, get_weight
 
 from k400tiny_lib.config import NONE, Config
-from k400tiny_lib.config.geometry import CLIP_SIZES
 from k400tiny_lib.data.annotations import class_names_by_id, unknown_labels
 from k400tiny_lib.errors import UserError
+from k400tiny_lib.models.architectures import ARCHITECTURES
 from k400tiny_lib.models.checkpoint import model_of, read_checkpoint
 from k400tiny_lib.models.weights import (
-    architecture_of,
+    architecture_of_weights,
     build_model,
     class_count,
-    load_backbone,
+    load_weights,
     pretrained_state,
 )
 
@@ -30,7 +30,7 @@ class Geometry:
     """The frames and pixels of a video that a model sees.
 
     Attributes:
-        clip_len: frames of a view.
+        clip_len: frames of one view.
         resize: short side, or height and width, after resizing; in pixels.
         crop_size: side of the square center crop, in pixels.
         antialias: whether resizing smooths first.
@@ -56,7 +56,7 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Published:
-    """What the authors of weights report: top-1 and top-5 in percent, and how it was measured."""
+    """The accuracy that the authors of weights report, in percent, and how it was measured."""
 
     acc1: float
     acc5: float
@@ -72,9 +72,9 @@ class LoadedModel:
         architecture: a key of ARCHITECTURES.
         geometry: frames and pixels that it was trained with.
         class_names: labels by class id.
-        source: which weights they are, in words.
+        source: the origin of the weights, in words.
         run_id: the run that trained it, or "".
-        published: for torchvision weights.
+        published: the reported accuracy of torchvision weights; None for a checkpoint.
     """
 
     model: nn.Module
@@ -124,18 +124,18 @@ def _from_checkpoint(path: str) -> LoadedModel:
 
 
 def _from_weights(name: str) -> LoadedModel:
-    architecture = architecture_of(name)
+    architecture = architecture_of_weights(name)
     if architecture is None:
         raise UserError(f"weights: {name} is of no architecture of this project.")
     state, class_names = pretrained_state(name, architecture)
     model = build_model(architecture, len(class_names))
-    load_backbone(model, state, f"weights: {name}")
+    load_weights(model, state, f"weights: {name}")
     weights = get_weight(name)
     accuracy = weights.meta["_metrics"]["Kinetics-400"]
     return LoadedModel(
         model.eval(),
         architecture,
-        Geometry.of_weights(weights, CLIP_SIZES[architecture].clip_len),
+        Geometry.of_weights(weights, ARCHITECTURES[architecture].clip_len),
         class_names,
         f"torchvision {name}",
         published=Published(accuracy["acc@1"], accuracy["acc@5"], str(weights.meta["_docs"])),

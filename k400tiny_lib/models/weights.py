@@ -14,7 +14,7 @@ from k400tiny_lib.models.architectures import ARCHITECTURES, Architecture
 
 
 def build_model(name: str, num_classes: int, dropout: float = 0.0) -> nn.Module:
-    """Build an architecture from scratch.
+    """Build an architecture with random weights.
 
     Args:
         name: a key of ARCHITECTURES.
@@ -22,22 +22,21 @@ def build_model(name: str, num_classes: int, dropout: float = 0.0) -> nn.Module:
         dropout: probability before the head.
 
     Returns:
-        A module from float32 (N, 3, T, H, W) to logits (N, num_classes), which `design_of` and
-        `model_input` know.
+        A module from float32 (N, 3, T, H, W) to logits (N, num_classes), which carries its name for
+        `architecture_of_model` and `model_input`.
     """
     model: Any = ARCHITECTURES[name].build(num_classes, dropout)
     model.architecture = name
-    built: nn.Module = model
-    return built
+    return cast(nn.Module, model)
 
 
-def design_of(model: nn.Module) -> Architecture:
-    """What is known about the architecture of a model from `build_model`."""
+def architecture_of_model(model: nn.Module) -> Architecture:
+    """The architecture of a model from `build_model`."""
     return ARCHITECTURES[cast(str, model.architecture)]
 
 
 def model_input(model: nn.Module, clips: Tensor) -> Tensor:
-    """Turn pixels into what a model from `build_model` was designed for.
+    """Turn pixels into the input of a model from `build_model`.
 
     Args:
         model: decides the mean and the standard deviation.
@@ -46,8 +45,8 @@ def model_input(model: nn.Module, clips: Tensor) -> Tensor:
     Returns:
         float32 (N, C, T, H, W).
     """
-    design = design_of(model)
-    return normalize(clips, design.mean, design.std)
+    architecture = architecture_of_model(model)
+    return normalize(clips, architecture.mean, architecture.std)
 
 
 def find_weights(weights_name: str, model_name: str) -> WeightsEnum:
@@ -67,7 +66,7 @@ def find_weights(weights_name: str, model_name: str) -> WeightsEnum:
             f"weights: torchvision has no {weights_name!r}. "
             "Needed: a name such as R2Plus1D_18_Weights.KINETICS400_V1, or none."
         ) from None
-    if architecture_of(weights_name) != model_name:
+    if architecture_of_weights(weights_name) != model_name:
         raise UserError(f"weights: {weights_name} is not of model={model_name}.")
     return weights
 
@@ -95,10 +94,10 @@ def pretrained_state(weights_name: str, model_name: str) -> tuple[dict[str, Tens
     return state, list(weights.meta["categories"])
 
 
-def architecture_of(weights_name: str) -> str | None:
-    """The architecture that torchvision weights are of, or None where this project has none."""
-    prefix = weights_name.partition("_Weights")[0].lower()
-    return next((name for name in ARCHITECTURES if name == prefix), None)
+def architecture_of_weights(weights_name: str) -> str | None:
+    """The key in ARCHITECTURES of torchvision weights, None for another architecture."""
+    name = weights_name.partition("_Weights")[0].lower()
+    return name if name in ARCHITECTURES else None
 
 
 def class_count(name: str, state: Mapping[str, Tensor]) -> int:
@@ -110,13 +109,13 @@ def class_count(name: str, state: Mapping[str, Tensor]) -> int:
     return int(state[f"{ARCHITECTURES[name].head}.weight"].shape[0])
 
 
-def load_backbone(model: nn.Module, state: Mapping[str, Tensor], source: str) -> bool:
-    """Load weights, leaving the head as it is where its size differs.
+def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> bool:
+    """Load weights; a head of another size is left out, and the model keeps the one it has.
 
     Args:
         model: the model to fill, from `build_model`.
         state: a state_dict of the same architecture.
-        source: where it came from, for the message.
+        source: the origin of the weights, for the message.
 
     Returns:
         Whether the head was loaded too.
@@ -124,19 +123,17 @@ def load_backbone(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
     Raises:
         UserError: if the weights are of another architecture.
     """
-    own = model.state_dict()
-    head = [key for key in own if key.startswith(f"{design_of(model).head}.")]
-    head_fits = all(key in state and state[key].shape == own[key].shape for key in head)
-    wanted = {k: v for k, v in state.items() if head_fits or k not in head}
-    wrong = [
+    current, head = model.state_dict(), f"{architecture_of_model(model).head}."
+    differing = {
         key
-        for key in own.keys() | wanted.keys()
-        if (head_fits or key not in head)
-        and (key not in own or key not in wanted or own[key].shape != wanted[key].shape)
-    ]
-    if wrong:
+        for key in current.keys() | state.keys()
+        if key not in current or key not in state or current[key].shape != state[key].shape
+    }
+    if backbone := sorted(key for key in differing if not key.startswith(head)):
         raise UserError(
-            f"{source} is of another architecture: {len(wrong)} tensors differ, first {min(wrong)}."
+            f"{source} is of another architecture: {len(backbone)} tensors differ, first "
+            f"{backbone[0]}."
         )
-    model.load_state_dict(wanted, strict=head_fits)
-    return head_fits
+    fitting = {k: v for k, v in state.items() if not (differing and k.startswith(head))}
+    model.load_state_dict(fitting, strict=not differing)
+    return not differing

@@ -8,7 +8,7 @@ _CLASSES_SHOWN = 20
 
 
 def model_card(name: str, metadata: Mapping[str, Any], parity: float) -> str:
-    """What the version is, what it was measured on, how to use it, what it cannot do.
+    """Describe a version: the model, its score and on which clips, its use, its limits.
 
     Args:
         name: of the registered model.
@@ -42,8 +42,8 @@ Largest difference of a probability between float32 ONNX and PyTorch: {parity:.1
 ## Use
 
 `frames`: uint8 (N, T, H, W, 3), RGB, any N, H and W, T = {num_frames}{any_length}; \
-{metadata["sampling"]}. `probabilities`: float32 (N, {len(classes)}). Resizing to \
-{metadata["resize_size"]} px, cropping to {metadata["crop_size"]} px and normalisation are inside.
+{metadata["sampling"]}. `probabilities`: float32 (N, {len(classes)}). Resizing \
+{_resizing(metadata)}, cropping to {metadata["crop_size"]} px and normalization are inside.
 
 ```python
 import json, mlflow, numpy as np
@@ -55,10 +55,18 @@ print(json.loads(model.metadata.metadata["class_names"])[probabilities[0].argmax
 
 ## Limits
 
-It always answers with one of its classes, whatever the video shows, and looks at the centre of \
+It always answers with one of its classes, whatever the video shows, and looks at the center of \
 the frame only. The score is one of clips like those it was measured on.
 """
     return text[:_LIMIT]
+
+
+def _resizing(metadata: Mapping[str, Any]) -> str:
+    size, smoothed = metadata["resize_size"], metadata["antialias"]
+    target = (
+        f"the short side to {size} px" if isinstance(size, int) else f"to {size[0]}x{size[1]} px"
+    )
+    return f"{target} {'with' if smoothed else 'without'} antialiasing"
 
 
 def _score(metadata: Mapping[str, Any]) -> str:

@@ -1,34 +1,37 @@
-"""The model registry: a version with signature, class names and aliases."""
+"""Logs an export and registers it: a version with signature, tags, description and aliases."""
 
 import json
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
-import numpy.typing as npt
 import onnx
+import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.pyfunc import PyFuncModel
 from mlflow.types import Schema, TensorSpec
 
-from k400tiny_lib.config import AUTO
-from k400tiny_lib.errors import UserError, one_line
+from k400tiny_lib.config import NONE, Config
+from k400tiny_lib.export.exporter import Exported
 from k400tiny_lib.export.onnx_graph import INPUT, OUTPUT, frames_free
-from k400tiny_lib.registry.promotion import Verdict
+from k400tiny_lib.export.parity import ParityCase
+from k400tiny_lib.registry.model_card import model_card
+from k400tiny_lib.registry.promotion import (
+    PREDICTIONS,
+    TEST_DIGEST_TAG,
+    Promotion,
+    PromotionDecision,
+    promote,
+)
+from k400tiny_lib.registry.video_model import CHALLENGER, register_video_classifier
+from k400tiny_lib.tracking.evaluation_log import evaluation_folder
+from k400tiny_lib.tracking.runs import MODEL_VERSION_TAG, local_copy, local_inputs
 
-CHAMPION, CHALLENGER = "champion", "challenger"
 MODEL_NAME = "model"
-DECISION_TAG = "k400tiny.promotion"  # of a version: pending, or how it was decided
-TEST_DIGEST_TAG = "test_digest"
-PREDICTIONS = "export/predictions.csv"  # of an export's run
+DECISION_TAG = "k400tiny.promotion"  # of a version: how its promotion was decided
 _TAGGED = (
     "architecture",
     "quantize",
@@ -42,19 +45,71 @@ _TAGGED = (
     "data_digest",
     TEST_DIGEST_TAG,
 )
-_PENDING, _ABANDONED = "pending", "challenger: its export ended before it was compared"
-_NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
-_PATIENCE_S, _POLL_S = 60.0, 0.2
+
+
+def export_inputs(config: Config) -> Config:
+    """The parameters of export_onnx with local paths in place of URIs.
+
+    Raises:
+        UserError: if one of the inputs is not there.
+    """
+    data = () if config.annotations == NONE else ("data_path", "annotations")
+    config = local_inputs(config, "checkpoint", *data)
+    if config.evaluation == NONE:
+        return config
+    folder = local_copy(evaluation_folder(config.evaluation), "evaluation")
+    return config.replace(evaluation=str(folder))
+
+
+def log_parity(cases: Sequence[ParityCase]) -> None:
+    """Log the cases of the parity check to the active run, whether they pass or not."""
+    mlflow.log_table(pd.DataFrame(cases), "parity.json")
+
+
+def log_export(exported: Exported) -> None:
+    """Log the metrics and tables of an export to the active run."""
+    mlflow.log_metrics(
+        {
+            "parity_max_abs_diff": exported.parity,
+            "onnx_latency_ms": exported.onnx_ms,
+            "torch_latency_ms": exported.torch_ms,
+        }
+    )
+    if exported.variants:
+        mlflow.log_table(pd.DataFrame(exported.variants), "variants.json")
+    if exported.predictions is not None:
+        mlflow.log_text(exported.predictions.to_csv(index=False), PREDICTIONS)
+
+
+def register_export(exported: Exported, config: Config) -> tuple[ModelVersion, PromotionDecision]:
+    """Log and register the model of an export and its video classifier; decide who is champion.
+
+    Args:
+        exported: a graph that passed the parity check.
+        config: the names of the two registered models, and `promote`.
+
+    Returns:
+        The version, with alias `challenger`, and whether it is `champion` now, and why.
+    """
+    name = config.registered_model_name
+    model_uri = log_onnx(exported.proto, exported.metadata)
+    registered, decision = register(
+        model_uri,
+        Promotion(config.promote, name, exported.clips, exported.predictions, exported.not_scored),
+        version_tags(exported.metadata, exported.parity),
+        model_card(name, exported.metadata, exported.parity),
+    )
+    register_video_classifier(model_uri, registered, config.video_model_name)
+    mlflow.set_tag(MODEL_VERSION_TAG, f"{name}/{registered.version}")
+    return registered, decision
 
 
 def log_onnx(proto: onnx.ModelProto, metadata: Mapping[str, Any]) -> str:
     """Log a graph to the active run as one file, with signature; returns the model's URI.
 
-    mlflow changes the proto it is given: check it before.
-
     Args:
-        proto: as `graph.export_graph` made it.
-        metadata: what was written into it.
+        proto: from `export_graph`; MLflow changes it.
+        metadata: as written into it.
     """
     num_classes = len(metadata["class_names"])
     views = metadata.get("views_in_graph", 1)
@@ -68,9 +123,9 @@ def log_onnx(proto: onnx.ModelProto, metadata: Mapping[str, Any]) -> str:
         name=MODEL_NAME,
         signature=signature,
         save_as_external_data=False,
-        # Named here: otherwise mlflow asks for CUDA first and warns where there is none.
+        # Without this MLflow asks for CUDA first and warns where there is none.
         onnx_execution_providers=["CPUExecutionProvider"],
-        # Named here: otherwise mlflow loads the model once more to find out.
+        # Without this MLflow loads the model once more to find the requirements.
         pip_requirements=[
             f"{name}=={version(name)}" for name in ("mlflow", "onnxruntime", "onnx", "numpy")
         ],
@@ -80,7 +135,7 @@ def log_onnx(proto: onnx.ModelProto, metadata: Mapping[str, Any]) -> str:
 
 
 def version_tags(metadata: Mapping[str, Any], parity: float) -> dict[str, str]:
-    """The tags of a version: what can be searched for in the registry."""
+    """The tags of a version, by which the registry can be searched."""
     tags = {"parity_max_abs_diff": f"{parity:.3g}"}
     for name in _TAGGED:
         if metadata.get(name) not in (None, ""):
@@ -88,153 +143,31 @@ def version_tags(metadata: Mapping[str, Any], parity: float) -> dict[str, str]:
     return tags
 
 
-def champion(name: str) -> ModelVersion | None:
-    """The version that carries the alias `champion`, or None."""
-    try:
-        return MlflowClient().get_model_version_by_alias(name, CHAMPION)
-    except MlflowException as error:
-        # A server that is away must not be taken for a registry without a champion.
-        if error.error_code in _NOT_THERE:
-            return None
-        raise
-
-
 def register(
     model_uri: str,
-    name: str,
+    promotion: Promotion,
     tags: Mapping[str, str],
-    promote: str,
-    beats: Callable[[str], Verdict],
     description: str = "",
-) -> tuple[ModelVersion, Verdict]:
-    """Register a logged model that passed the parity gate and settle who is champion.
-
-    Exports at the same moment decide one after the other, in the order of their version numbers,
-    so that each compares itself with the champion that the one before it left.
+    settle_s: float = 1.0,
+) -> tuple[ModelVersion, PromotionDecision]:
+    """Register a logged model that passed the parity check and decide who is champion.
 
     Args:
-        model_uri: what `log_onnx` returned.
-        name: of the registered model, created where it does not exist.
+        model_uri: returned by `log_onnx`.
+        promotion: the rule, with the name of the registered model, which is created where it does
+            not exist.
         tags: of the version.
-        promote: `better`, `always` or `never`; where there is no champion, it becomes one.
-        beats: whether the new version beats a champion, given by its version, and why.
         description: of the version, in markdown, at most 5000 characters.
+        settle_s: see `promote`.
 
     Returns:
         The version, with alias `challenger`, and whether it is `champion` now, and why.
     """
-    client = MlflowClient()
-    # The tag comes into being with the version: no later version can miss it.
-    registered = mlflow.register_model(model_uri, name, tags={**tags, DECISION_TAG: _PENDING})
-    verdict = Verdict(False, "interrupted before it was compared")
-    try:
-        if description:
-            client.update_model_version(name, registered.version, description)
-        _await_turn(client, registered)
-        client.set_registered_model_alias(name, CHALLENGER, registered.version)
-        verdict = _decide(name, promote, beats)
-        if verdict.promoted:
-            client.set_registered_model_alias(name, CHAMPION, registered.version)
-    finally:
-        client.set_model_version_tag(name, registered.version, DECISION_TAG, verdict.text)
-    return registered, verdict
-
-
-def _decide(name: str, promote: str, beats: Callable[[str], Verdict]) -> Verdict:
-    while True:
-        current = champion(name)
-        if current is None:
-            return Verdict(True, "there was none")
-        if promote != "better":
-            return Verdict(promote == "always", f"promote={promote}")
-        verdict = beats(str(current.version))
-        # Scoring a champion can take minutes, in which somebody may roll back by hand.
-        now = champion(name)
-        if now is not None and now.version == current.version:
-            return verdict
-
-
-def _await_turn(client: MlflowClient, own: ModelVersion) -> None:
-    """Wait until all earlier versions have decided.
-
-    The registry has no locks, but it hands out version numbers one by one: they are the tickets
-    of a queue that holds on all machines.
-    """
-    deadline, waiting = time.monotonic() + _PATIENCE_S, 0
-    while True:
-        pending = client.search_model_versions(
-            f"name = '{own.name}' and tags.`{DECISION_TAG}` = '{_PENDING}'"
-        )
-        earlier = [v for v in pending if int(v.version) < int(own.version)]
-        if not earlier:
-            return
-        if len(earlier) != waiting:  # the queue moves
-            deadline, waiting = time.monotonic() + _PATIENCE_S, len(earlier)
-        if time.monotonic() > deadline:
-            for version in earlier:  # its export was killed
-                client.set_model_version_tag(own.name, version.version, DECISION_TAG, _ABANDONED)
-            return
-        time.sleep(_POLL_S)
-
-
-def stored_predictions(name: str, number: str, digest: str) -> Path | None:
-    """The predictions that the export of a version left, if they are of the test clips `digest`."""
-    found = MlflowClient().get_model_version(name, number)
-    if found.tags.get(TEST_DIGEST_TAG) != digest or not found.run_id:
-        return None
-    try:
-        return Path(mlflow.artifacts.download_artifacts(f"runs:/{found.run_id}/{PREDICTIONS}"))
-    except Exception:  # every artifact store raises its own; the version is then scored again
-        return None
-
-
-@dataclass(frozen=True)
-class RegisteredModel:
-    """A model from the registry with what its metadata says.
-
-    Attributes:
-        pyfunc: the loaded model.
-        class_names: labels by class id.
-        clip_len: frames of a view.
-        views: that the graph averages; they follow one another along T.
-    """
-
-    pyfunc: PyFuncModel
-    class_names: list[str]
-    clip_len: int
-    views: int = 1
-
-    def predict(self, frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """uint8 (N, views * clip_len, H, W, 3), RGB, to probabilities (N, K)."""
-        outputs: Any = self.pyfunc.predict({INPUT: frames})
-        probabilities: npt.NDArray[np.float32] = outputs[OUTPUT]
-        return probabilities
-
-
-def load_registered(model_uri: str, name: str) -> RegisteredModel:
-    """Load a model that `log_onnx` logged.
-
-    Args:
-        model_uri: of the model, or `auto` for the champion of `name`.
-        name: of the registered model.
-
-    Raises:
-        UserError: if there is no such model, or it is none of ours.
-    """
-    uri = f"models:/{name}@{CHAMPION}" if model_uri == AUTO else model_uri
-    try:
-        pyfunc = mlflow.pyfunc.load_model(uri)
-    except Exception as error:  # every store raises its own
-        raise UserError(
-            f"model_uri: {uri} cannot be loaded ({one_line(error)}). Needed: a registered model; "
-            "`mlflow run . -e main` makes one."
-        ) from None
-    metadata = pyfunc.metadata.metadata or {}
-    if "class_names" not in metadata or "clip_len" not in metadata:
-        raise UserError(f"model_uri: {uri} was not exported by export_onnx (no class names).")
-    return RegisteredModel(
-        pyfunc,
-        json.loads(metadata["class_names"]),
-        int(json.loads(metadata["clip_len"])),
-        int(json.loads(metadata.get("views_in_graph", "1"))),
-    )
+    client, name = MlflowClient(), promotion.name
+    registered = mlflow.register_model(model_uri, name, tags={**tags, DECISION_TAG: "pending"})
+    client.set_registered_model_alias(name, CHALLENGER, registered.version)
+    if description:
+        client.update_model_version(name, registered.version, description)
+    decision = promote(str(registered.version), promotion, settle_s)
+    client.set_model_version_tag(name, registered.version, DECISION_TAG, decision.text)
+    return registered, decision

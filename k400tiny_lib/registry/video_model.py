@@ -1,4 +1,4 @@
-"""Registers the video classifier beside each ONNX model, and lets its champion follow."""
+"""Registers a video classifier for each ONNX model; its champion follows that of the ONNX model."""
 
 import warnings
 from importlib.metadata import version
@@ -7,18 +7,18 @@ from pathlib import Path
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.models.model import ModelInfo
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array
 
 from k400tiny_lib.errors import UserError
+from k400tiny_lib.registry.promotion import CHAMPION, champion_of
 from k400tiny_lib.serving.video_classifier import DEFAULTS, TOP_K
 
 LIBRARY = Path(__file__).resolve().parents[1]
 ONNX_VERSION_TAG = "onnx_version"
-_CHAMPION, _CHALLENGER = "champion", "challenger"
+CHALLENGER = "challenger"
 _NAME = "video-classifier"
 
 
@@ -26,19 +26,18 @@ def register_video_classifier(onnx_uri: str, onnx_version: ModelVersion, name: s
     """Log and register the video classifier of an ONNX model that has just been registered.
 
     Args:
-        onnx_uri: of the logged ONNX model, whose file goes into the new one.
-        onnx_version: its version in the registry; promotion has been decided.
+        onnx_uri: of the logged ONNX model; its file is copied into the new model.
+        onnx_version: its version in the registry, after the decision about its promotion.
         name: of the registered video classifier, created where it does not exist.
 
     Returns:
-        The version, with alias `challenger`, and `champion` if the ONNX model's champion is its
-        own.
+        The version, with alias `challenger`, and `champion` if its ONNX model is champion.
     """
     [onnx_file] = Path(mlflow.artifacts.download_artifacts(onnx_uri)).glob("*.onnx")
     logged = log_video_classifier(onnx_file)
     tags = {ONNX_VERSION_TAG: str(onnx_version.version), "onnx_model": onnx_version.name}
     registered = mlflow.register_model(logged, name, tags=tags)
-    MlflowClient().set_registered_model_alias(name, _CHALLENGER, registered.version)
+    MlflowClient().set_registered_model_alias(name, CHALLENGER, registered.version)
     follow_champion(onnx_version.name, name)
     return registered
 
@@ -46,7 +45,7 @@ def register_video_classifier(onnx_uri: str, onnx_version: ModelVersion, name: s
 def log_video_classifier(onnx_file: Path) -> str:
     """Log the classifier with its graph and the library to the active run; returns its URI."""
     with warnings.catch_warnings():
-        # About the example of an input, which would be a video in base64.
+        # MLflow asks for an example of an input, which would be a video in base64.
         warnings.simplefilter("ignore", UserWarning)
         info = _log(onnx_file)
     return str(info.model_uri)
@@ -74,7 +73,7 @@ def _log(onnx_file: Path) -> ModelInfo:
             ),
             params=ParamSchema([ParamSpec("top_k", DataType.long, TOP_K)]),
         ),
-        # Named here: otherwise mlflow loads the model once more to find out.
+        # Without this MLflow loads the model once more to find the requirements.
         pip_requirements=[
             f"{package}=={version(package)}"
             for package in ("mlflow", "onnxruntime", "numpy", "pandas", "av")
@@ -86,25 +85,24 @@ def _log(onnx_file: Path) -> ModelInfo:
 def follow_champion(onnx_name: str, name: str) -> None:
     """Give `champion` to the video classifier of the ONNX model's champion.
 
-    Of exports at the same moment the last one to call this finds both models in their final state.
+    The last of several exports at the same moment to call this finds both models in their final
+    state.
+
+    Raises:
+        UserError: if the ONNX model has no champion.
     """
     client = MlflowClient()
-    while True:
-        leader = _champion_version(onnx_name)
-        found = client.search_model_versions(
+    leader = champion_of(onnx_name)
+    while leader is not None:
+        versions = client.search_model_versions(
             f"name = '{name}' and tags.{ONNX_VERSION_TAG} = '{leader}' "
             f"and tags.onnx_model = '{onnx_name}'"
         )
-        if not found:  # an export beside this one has not registered its own yet
+        if not versions:  # another export has not registered its video classifier yet
             return
-        newest = max(found, key=lambda v: int(v.version))
-        client.set_registered_model_alias(name, _CHAMPION, newest.version)
-        if _champion_version(onnx_name) == leader:
+        newest = max(versions, key=lambda v: int(v.version))
+        client.set_registered_model_alias(name, CHAMPION, newest.version)
+        previous, leader = leader, champion_of(onnx_name)
+        if leader == previous:
             return
-
-
-def _champion_version(name: str) -> str:
-    try:
-        return str(MlflowClient().get_model_version_by_alias(name, _CHAMPION).version)
-    except MlflowException:
-        raise UserError(f"registered_model_name: {name} has no champion to follow.") from None
+    raise UserError(f"registered_model_name: {onnx_name} has no champion to follow.")

@@ -1,6 +1,6 @@
-"""An exported model in ONNX Runtime: opened for this machine, its input checked.
+"""An exported model in ONNX Runtime, with checks of its input.
 
-Neither PyTorch nor MLflow is imported: `predict` and the served model start without them.
+Imports neither PyTorch nor MLflow, so that `predict` and the served model start quickly.
 """
 
 import json
@@ -21,13 +21,13 @@ _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 @dataclass(frozen=True)
 class OnnxClassifier:
-    """A model from raw frames to labels, with what its file says of it.
+    """A model from frames to labels, with the metadata of its file.
 
     Attributes:
         session: the graph.
         class_names: labels by class id.
         clip_len: frames of a view.
-        views: that the graph averages; they follow one another along T.
+        views: averaged in the graph; they follow one another along T.
     """
 
     session: onnxruntime.InferenceSession
@@ -39,7 +39,7 @@ class OnnxClassifier:
         """Classify clips.
 
         Args:
-            frames: uint8 (N, views * clip_len, H, W, 3), RGB in [0, 255]; nothing of it empty.
+            frames: uint8 (N, views * clip_len, H, W, 3), RGB in [0, 255], no size 0.
 
         Returns:
             float32 (N, K), each row summing to 1.
@@ -48,10 +48,11 @@ class OnnxClassifier:
             UserError: if the frames are of another type or shape.
         """
         [graph_input] = self.session.get_inputs()
-        # ONNX Runtime speaks of integer divisions by zero in node_floordiv_8 and the like.
+        # Without this check ONNX Runtime fails with internal messages such as "division by zero in
+        # node_floordiv_8".
         fits = frames.dtype == np.uint8 and len(frames.shape) == len(graph_input.shape)
-        for found, needed in zip(frames.shape, graph_input.shape, strict=False):
-            fits = fits and found > 0 and (found == needed or not isinstance(needed, int))
+        for size, needed in zip(frames.shape, graph_input.shape, strict=False):
+            fits = fits and size > 0 and (size == needed or not isinstance(needed, int))
         if not fits:
             clip_len = graph_input.shape[1] if isinstance(graph_input.shape[1], int) else "T"
             raise UserError(
@@ -75,31 +76,32 @@ def open_classifier(
 
     Args:
         path: the .onnx file.
-        num_threads: cores of one prediction; `auto` is all that this process may use.
+        num_threads: for one prediction; `auto` is one for each core that this process may use.
         device: `cpu`, `cuda`, or `auto` for CUDA where this ONNX Runtime offers it.
 
     Raises:
-        UserError: if the file is no model of ours, or CUDA is asked for and not to be had.
+        UserError: if the file was not exported by export_onnx, or `cuda` is not available.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = available_cores() if num_threads == AUTO else int(num_threads)
-    # Its threads would go on spinning between two clips, at the cost of the decoder's.
+    # Threads that spin between two clips would take cores from the decoder.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = onnxruntime.InferenceSession(
             str(path), options, providers=execution_providers(device)
         )
-        facts = session.get_modelmeta().custom_metadata_map
-        class_names, clip_len = json.loads(facts["class_names"]), int(json.loads(facts["clip_len"]))
-        views = int(json.loads(facts.get("views_in_graph", "1")))
+        metadata = session.get_modelmeta().custom_metadata_map
+        class_names = json.loads(metadata["class_names"])
+        clip_len = int(json.loads(metadata["clip_len"]))
+        views = int(json.loads(metadata.get("views_in_graph", "1")))
     except UserError:
         raise
     except KeyError:
         raise UserError(
             f"model_uri: {path} was not exported by export_onnx (no class names)."
         ) from None
-    except Exception as error:  # ONNX Runtime raises a class of its own for each status
+    except Exception as error:  # ONNX Runtime has an exception class for each status
         raise UserError(f"model_uri: {path} cannot be opened: {one_line(error)}.") from None
     if device == "cuda" and _CUDA not in session.get_providers():
         raise UserError("device: CUDA cannot be used on this machine. Needed: device=cpu.")
@@ -107,10 +109,10 @@ def open_classifier(
 
 
 def execution_providers(device: str) -> list[Any]:
-    """What ONNX Runtime shall run on, by preference.
+    """Execution providers of ONNX Runtime for a device, by preference.
 
     Raises:
-        UserError: if CUDA is asked for and this ONNX Runtime does not offer it.
+        UserError: if the device is `cuda` and this ONNX Runtime does not offer it.
     """
     offered = _CUDA in onnxruntime.get_available_providers()
     if device == "cuda" and not offered:

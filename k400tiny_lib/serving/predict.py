@@ -1,4 +1,4 @@
-"""What `predict` is given, frame folders, videos, directories of them, and what becomes of it."""
+"""Inputs of `predict` (frame folders, videos, directories of them) and the table of labels."""
 
 import sys
 from collections import deque
@@ -12,22 +12,21 @@ import numpy.typing as npt
 import pandas as pd
 from tqdm import tqdm
 
-from k400tiny_lib.data.sources.video_files import VIDEO_SUFFIXES, is_video
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.media.frames import frame_files, natural_key, read_images
 from k400tiny_lib.media.sampling import view_positions
-from k400tiny_lib.media.video import read_video
+from k400tiny_lib.media.video import VIDEO_SUFFIXES, is_video, read_video
 from k400tiny_lib.serving.onnx_classifier import OnnxClassifier
 
 Frames = npt.NDArray[np.uint8]
 
-# Inside the graph a clip grows to floats, several times over: large clips go one by one.
+# The graph converts a clip to float32 several times over, so large clips get small batches.
 _BATCH_BYTES = 64 << 20
-_DECODED_AHEAD = 2  # clips, or a batch of them
+_DECODED_AHEAD = 2  # clips, or one batch where that is more
 
 
 def find_inputs(path: Path) -> list[Path]:
-    """The clips behind a path: itself, or the frame folders and videos that it holds.
+    """The clips at a path: the path itself, or the frame folders and videos in it.
 
     Raises:
         UserError: if there are none.
@@ -38,14 +37,14 @@ def find_inputs(path: Path) -> list[Path]:
         )
     if path.is_file() or _is_clip(path):
         return [path]
-    inside = sorted(path.iterdir(), key=lambda p: natural_key(p.name))
-    found = [child for child in inside if _is_clip(child)]
-    if not found:
+    children = sorted(path.iterdir(), key=lambda p: natural_key(p.name))
+    clips = [child for child in children if _is_clip(child)]
+    if not clips:
         raise UserError(
             f"input: {path} holds no clips. Needed: folders of .jpg or .png frames, or videos "
             f"({', '.join(VIDEO_SUFFIXES)})."
         )
-    return found
+    return clips
 
 
 def _is_clip(path: Path) -> bool:
@@ -66,11 +65,11 @@ def read_clip(path: Path, clip_len: int, views: int = 1) -> Frames:
 def label_inputs(
     model: OnnxClassifier, inputs: Sequence[Path], batch_size: int, top_k: int
 ) -> tuple[pd.DataFrame, list[str]]:
-    """Label every input that can be read, decoding the next ones meanwhile.
+    """Label every input that can be read, while a thread decodes the next ones.
 
     Args:
         model: the exported model.
-        inputs: what `find_inputs` found.
+        inputs: from `find_inputs`.
         batch_size: clips per call of the model, at most; clips of one size share a call.
         top_k: labels per clip.
 
@@ -92,7 +91,7 @@ def label_inputs(
 def _decode_ahead(
     inputs: Sequence[Path], clip_len: int, views: int, batch_size: int
 ) -> Iterator[tuple[Path, Frames | UserError]]:
-    """Each input with its frames, or why it has none, while a thread decodes the next ones."""
+    """Each input with its frames, or the error, while a thread decodes the next ones."""
 
     def read(path: Path) -> Frames | UserError:
         try:
@@ -104,7 +103,7 @@ def _decode_ahead(
 
     ahead = _DECODED_AHEAD
     waiting: deque[tuple[Path, Future[Frames | UserError]]] = deque()
-    with ThreadPoolExecutor(1) as pool:  # FFmpeg and the model use all cores by themselves
+    with ThreadPoolExecutor(1) as pool:  # FFmpeg and the model are multi-threaded themselves
         try:
             for path in inputs:
                 waiting.append((path, pool.submit(read, path)))

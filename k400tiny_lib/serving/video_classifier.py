@@ -1,7 +1,7 @@
-"""A whole video to labels: the model that `mlflow models serve` serves.
+"""The model behind `mlflow models serve`: from a whole video to labels.
 
-MLflow runs this file where the model is loaded ("models from code"), with the library beside it.
-PyTorch is not needed there.
+MLflow runs this file when the model is loaded ("models from code"), with a copy of the library.
+PyTorch is not imported.
 """
 
 import base64
@@ -20,10 +20,10 @@ from k400tiny_lib.errors import UserError
 from k400tiny_lib.media.video import Limits, read_video
 from k400tiny_lib.serving.onnx_classifier import OnnxClassifier, open_classifier
 
-# The defaults of model_config: load_model(..., model_config={...}) changes them, or, where the
-# model is served, the environment variable SERVING_MODEL_CONFIG with the same as JSON.
+# The defaults of model_config. load_model(..., model_config={...}) overrides them and, for a served
+# model, the environment variable SERVING_MODEL_CONFIG with the same as JSON.
 DEFAULTS: dict[str, Any] = {
-    # Directory whose files a request may name by `path`; without one it may name none.
+    # Directory of the files that a request may name by `path`; without one, `path` is refused.
     "video_root": "",
     "num_threads": "auto",
     "device": "auto",
@@ -33,14 +33,14 @@ DEFAULTS: dict[str, Any] = {
     "max_pixels": 3840 * 2160,
 }
 TOP_K = 5
-_AT_ONCE = 2  # one is decoded while another one is classified; more would only take memory
+_AT_ONCE = 2  # one video is decoded while another is classified; more would only take memory
 
 
 class VideoClassifier(PythonModel):
     """From a table with a column `video` (base64) or `path` to labels with probabilities."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Open the graph that lies beside the model."""
+        """Open the ONNX file that is stored with the model."""
         self.config: Mapping[str, Any] = DEFAULTS | dict(context.model_config or {})
         self.turns = threading.BoundedSemaphore(_AT_ONCE)
         self.model: OnnxClassifier = open_classifier(
@@ -56,7 +56,7 @@ class VideoClassifier(PythonModel):
         """Label videos.
 
         Args:
-            context: not used again.
+            context: not used, `load_context` has read it.
             model_input: a row per video: `video`, its bytes in base64, or `path`, a file below
                 `video_root`.
             params: `top_k`, labels per video.
@@ -65,8 +65,7 @@ class VideoClassifier(PythonModel):
             A row per video: `labels` and their `probabilities`, best first.
 
         Raises:
-            MlflowException: of a code that the scoring server answers with 400, with what is
-                wrong in one line.
+            MlflowException: for a bad request, one line; the scoring server answers with 400.
         """
         try:
             top_k = (params or {}).get("top_k", TOP_K)
@@ -78,45 +77,45 @@ class VideoClassifier(PythonModel):
                 raise UserError(
                     f"{len(model_input)} videos. Needed: at most {self.config['max_videos']}."
                 )
-            found = [
+            labeled = [
                 self._label(number, row, top_k)
                 for number, row in enumerate(model_input.to_dict("records"), start=1)
             ]
         except UserError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
         columns = {
-            "labels": [[label for label, _ in best] for best in found],
-            "probabilities": [[probability for _, probability in best] for best in found],
+            "labels": [[label for label, _ in best] for best in labeled],
+            "probabilities": [[probability for _, probability in best] for best in labeled],
         }
         return pd.DataFrame(columns)
 
     def _label(self, number: int, row: Mapping[Any, Any], top_k: int) -> list[tuple[str, float]]:
         limits = Limits(int(self.config["max_frames"]), int(self.config["max_pixels"]))
         try:
-            source = self._source({name: text for name, text in row.items() if _is_text(text)})
+            video = self._video({name: text for name, text in row.items() if _is_text(text)})
             with self.turns:
-                frames = read_video(source, self.model.clip_len, self.model.views, limits)
+                frames = read_video(video, self.model.clip_len, self.model.views, limits)
                 return self.model.best(self.model.predict(frames[None])[0], top_k)
         except UserError as error:
             raise UserError(f"video {number}: {error}") from None
 
-    def _source(self, given: Mapping[Any, str]) -> Path | bytes:
-        """What to decode: the file below video_root, or the bytes behind the base64 text."""
+    def _video(self, fields: Mapping[Any, str]) -> Path | bytes:
+        """The video of a request: a file below video_root, or the bytes of the base64 text."""
         most = float(self.config["max_megabytes"])
-        if set(given) == {"path"}:
-            path = self._path(given["path"])
+        if set(fields) == {"path"}:
+            path = self._path(fields["path"])
             size = path.stat().st_size
-        elif set(given) == {"video"}:
-            text = "".join(given["video"].split())  # base64 tools break lines
+        elif set(fields) == {"video"}:
+            text = "".join(fields["video"].split())  # base64 tools break lines
             size = len(text) * 3 // 4
         else:
             raise UserError(
-                f"{' and '.join(map(str, given)) or 'no text'} given. Needed: `video` (base64) or "
+                f"{' and '.join(map(str, fields)) or 'no text'} given. Needed: `video` (base64) or "
                 "`path`."
             )
         if size > most * 1e6:
             raise UserError(f"{size / 1e6:.1f} MB. Needed: at most {most:g} MB.")
-        if "path" in given:
+        if "path" in fields:
             return path
         try:
             return base64.b64decode(text, validate=True)
@@ -130,8 +129,8 @@ class VideoClassifier(PythonModel):
                 "paths are refused here. Needed: `video` (base64), or a `video_root` in the "
                 "model's configuration."
             )
-        # Links are followed first: one that leads out of the directory is refused, too. Whether a
-        # file outside exists is nobody's business.
+        # Links are resolved first, so that one that leads out of the directory is refused too. The
+        # message is the same for every refused path: it does not tell which files exist.
         try:
             path = Path(root, name).resolve()
             allowed = path.is_relative_to(Path(root).resolve()) and path.is_file()

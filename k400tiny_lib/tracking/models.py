@@ -1,19 +1,35 @@
-"""Where a registered model's file lies."""
+"""Opens registered models."""
 
 from pathlib import Path
 
 from k400tiny_lib.config import AUTO
 from k400tiny_lib.errors import UserError
+from k400tiny_lib.serving.onnx_classifier import OnnxClassifier, open_classifier
 from k400tiny_lib.tracking.runs import local_copy
+
+
+def open_registered(
+    model_uri: str, name: str, num_threads: int | str = AUTO, device: str = AUTO
+) -> OnnxClassifier:
+    """Open a model that export_onnx registered.
+
+    Args:
+        model_uri: a model or artifact URI, a directory or the .onnx file; `auto` for the champion
+            of `name`.
+        name: of the registered model.
+        num_threads, device: as for `open_classifier`.
+
+    Raises:
+        UserError: if there is no such model, or it was not exported by export_onnx.
+    """
+    return open_classifier(model_file(model_uri, name), num_threads, device)
 
 
 def model_file(model_uri: str, name: str) -> Path:
     """The .onnx file of a model, fetched where it is not local.
 
     Args:
-        model_uri: a model or artifact URI, a directory or the file; `auto` for the champion of
-            `name`.
-        name: of the registered model.
+        model_uri, name: as for `open_registered`.
 
     Raises:
         UserError: if there is no such model, or not one .onnx file in it.

@@ -3,7 +3,7 @@
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from k400tiny_lib.models.weights import design_of
+from k400tiny_lib.models.weights import architecture_of_model
 
 
 def freeze_backbone(model: nn.Module, frozen: bool) -> None:
@@ -16,7 +16,7 @@ def freeze_backbone(model: nn.Module, frozen: bool) -> None:
         model: the plain model, not wrapped.
         frozen: whether the backbone rests.
     """
-    head = f"{design_of(model).head}."
+    head = f"{architecture_of_model(model).head}."
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not frozen or name.startswith(head))
     if frozen:

@@ -6,32 +6,16 @@ from typing import Any
 
 import torch.distributed as dist
 
-from k400tiny_lib.config import AUTO, NONE, Config
+from k400tiny_lib.config import AUTO, NONE, PARAMETERS, Config
 from k400tiny_lib.distributed.process import Process
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.models.checkpoint import check_categories, newest_checkpoint, read_training_state
 
-# A resumed run may have others without a word: they do not say what is learnt.
-_OF_NO_MATTER = {
-    "data_path",
-    "annotations",
-    "checkpoint_dir",
-    "cache_dir",
-    "frame_cache",
-    "num_workers",
-    "resume",
-    "load_model",
-    "weights",
-    "save_every",
-    "save_every_minutes",
-    "print_interval",
-    "nproc_per_node",
-    "nnodes",
-    "node_rank",
-    "rdzv_endpoint",
-    "rdzv_timeout",
-    "max_restarts",
-    "parent_run",
+# May differ on resume without a warning: they do not affect the result, are inputs that the
+# checkpoint replaces or that are checked by content, or are processes, any number of which go on.
+IGNORED_ON_RESUME = {name for name, p in PARAMETERS.items() if not p.affects_result} | {
+    *("data_path", "annotations", "weights", "load_model", "resume"),
+    *("nproc_per_node", "nnodes"),
 }
 
 
@@ -131,7 +115,7 @@ def check_resumable(
     changed = [
         f"{name} {former[name]} -> {value}"
         for name, value in config.to_dict().items()
-        if name in former and name not in _OF_NO_MATTER and former[name] != value
+        if name in former and name not in IGNORED_ON_RESUME and former[name] != value
     ]
     if changed:
         print(f"resume: changed since the checkpoint: {', '.join(changed)}", flush=True)

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from k400tiny_lib.config import Config
 from k400tiny_lib.distributed.launch import processes_per_node
 from k400tiny_lib.metrics_log import Entry, companion_folder, read_entries
+from k400tiny_lib.plots import CURVE_METRICS, plot_learning_curves
 from k400tiny_lib.system import available_cores, cpu_name
-from k400tiny_lib.training.curves import plot_curves
 from k400tiny_lib.training.progress import duration
 
 
@@ -41,7 +41,13 @@ def best_of(entries: Sequence[Entry]) -> Entry:
 
 def learning_curves(journal: Path) -> Figure:
     """The curves of a journal."""
-    return plot_curves([entry for entry, _ in read_entries(journal)])
+    entries = [entry for entry, _ in read_entries(journal)]
+    return plot_learning_curves(
+        {
+            name: [(e.step, e.metrics[name]) for e in entries if name in e.metrics]
+            for name in CURVE_METRICS
+        }
+    )
 
 
 def summarise(journal: Path, config: Config, run_id: str) -> Results | None:

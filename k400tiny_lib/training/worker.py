@@ -26,8 +26,8 @@ from k400tiny_lib.distributed.process import Process, TrainSampler, process_grou
 from k400tiny_lib.distributed.signals import EXIT_CODE, StopSignal
 from k400tiny_lib.errors import UserError, one_line
 from k400tiny_lib.models.checkpoint import BEST, read_checkpoint
-from k400tiny_lib.models.conv2d import fastest_form
-from k400tiny_lib.models.weights import build_model, load_backbone, pretrained_state
+from k400tiny_lib.models.conv2d import to_fast_layout
+from k400tiny_lib.models.weights import build_model, load_weights, pretrained_state
 from k400tiny_lib.training.loop import Interrupted, Trainer, fit
 from k400tiny_lib.training.optim import make_average, make_optimizer, make_scheduler, scaled_lr_line
 from k400tiny_lib.training.reporting import Reporter, continue_journal
@@ -77,10 +77,10 @@ def initial_model(config: Config, num_classes: int) -> nn.Module:
     model = build_model(config.model, num_classes, config.dropout)
     if config.weights != NONE:
         state, _ = pretrained_state(config.weights, config.model)
-        load_backbone(model, state, f"weights: {config.weights}")
+        load_weights(model, state, f"weights: {config.weights}")
     elif config.load_model != NONE:
         checkpoint = read_checkpoint(Path(config.load_model), "load_model")
-        load_backbone(model, checkpoint["model"], f"load_model: {config.load_model}")
+        load_weights(model, checkpoint["model"], f"load_model: {config.load_model}")
     return model
 
 
@@ -114,7 +114,7 @@ def make_trainer(
     num_classes = (
         annotations.num_classes if config.num_classes == "auto" else int(config.num_classes)
     )
-    model = fastest_form(initial_model(config, num_classes), process.device, config.channels_last)
+    model = to_fast_layout(initial_model(config, num_classes), process.device, config.channels_last)
     if config.sync_bn:
         if process.device.type == "cpu":
             raise UserError(

@@ -7,7 +7,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from k400tiny_lib.config import AUTO, NONE, Config, parameters_of
+from k400tiny_lib.config import AUTO, NONE, PARAMETERS, Config, parameters_of
 from k400tiny_lib.data.sources.origin import source_digest, source_is_ready
 from k400tiny_lib.files import combine_digests, file_digest
 from k400tiny_lib.tracking.evaluation_log import evaluation_folder
@@ -22,28 +22,8 @@ _CODE = (
     "requirements.txt",
 )
 
-# They say how fast a step runs and what it shows, not what comes out; data_path speaks through the
-# digests of the annotations, launch parameters through what they change.
-_WITHOUT_EFFECT = {
-    "data_path",
-    "output_dir",
-    "frame_cache",
-    "cache_dir",
-    "num_workers",
-    "print_interval",
-    "checkpoint_dir",
-    "save_every",
-    "save_every_minutes",
-    "node_rank",
-    "rdzv_endpoint",
-    "rdzv_timeout",
-    "max_restarts",
-    "parent_run",
-    "use_cache",
-    "env_manager",
-    "decode_workers",
-    "dask_scheduler",
-}
+# data_path is left out as well: its content is in the digest of the annotations or of the source.
+NOT_IN_CACHE_KEY = {name for name, p in PARAMETERS.items() if not p.affects_result} | {"data_path"}
 
 _PROOF = {
     "prepare_data": "annotations/annotations.json",
@@ -53,7 +33,7 @@ _PROOF = {
 
 
 def code_digest() -> str:
-    """Digest of the project's code as it stands, committed or not."""
+    """Digest of the project's code in its present state, committed or not."""
     files = sorted(path for pattern in _CODE for path in ROOT.glob(pattern))
     return combine_digests(
         t for path in files for t in (str(path.relative_to(ROOT)), file_digest(path))
@@ -68,7 +48,7 @@ def cache_key(step: str, config: Config) -> str:
     """
     parameters = parameters_of(step, config)
     parts = [step, code_digest()]
-    for name in sorted(parameters.keys() - _WITHOUT_EFFECT):
+    for name in sorted(parameters.keys() - NOT_IN_CACHE_KEY):
         parts += [name, _identity(name, parameters[name])]
     if step == "prepare_data":
         parts.append(source_digest(config))
@@ -109,8 +89,8 @@ def _result_exists(step: str, run: Run) -> bool:
     try:
         if step in _PROOF:
             folder = _PROOF[step].rpartition("/")[0]
-            found = mlflow.artifacts.list_artifacts(run_id=run.info.run_id, artifact_path=folder)
-            return any(artifact.path == _PROOF[step] for artifact in found)
+            files = mlflow.artifacts.list_artifacts(run_id=run.info.run_id, artifact_path=folder)
+            return any(file.path == _PROOF[step] for file in files)
         name, _, version = run.data.tags.get(MODEL_VERSION_TAG, "").partition("/")
         MlflowClient().get_model_version(name, version)
     except (MlflowException, OSError):

@@ -1,4 +1,4 @@
-"""Makes a step a command: its options from the declared parameters, its errors for people."""
+"""Turns the function of a step into a command: options, run, errors in one line, exit codes."""
 
 import os
 import sys
@@ -7,8 +7,7 @@ from collections.abc import Callable
 
 import click
 
-from k400tiny_lib.config import STEPS, Config, resolve
-from k400tiny_lib.config.parameters import allowed, rule
+from k400tiny_lib.config import PARAMETERS, STEPS, Config, resolve
 from k400tiny_lib.config.steps import default_text, unknown_parameter
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.workflow import signals as interruption
@@ -19,9 +18,8 @@ FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130  # exit codes
 def step_command(step: str) -> Callable[[Callable[[Config], None]], Callable[[], None]]:
     """Decorate the function of a step; the result is its command line.
 
-    The function gets the settled parameters and runs inside the step's MLflow run. It imports
-    what it needs within its body: a mistyped parameter is then refused at once, without waiting
-    for PyTorch.
+    The function gets the resolved parameters and runs inside the step's MLflow run. It imports
+    what it needs within its body, so that a mistyped parameter is refused before PyTorch loads.
     """
 
     def decorate(function: Callable[[Config], None]) -> Callable[[], None]:
@@ -37,35 +35,37 @@ def click_command(step: str) -> click.Command:
     """The click command of a step: one option per parameter, all text, checked by `config`."""
     options: list[click.Parameter] = []
     for name in STEPS[step].params:
-        default = default_text(step, name)
+        parameter, default = PARAMETERS[name], default_text(step, name)
         note = "required" if default is None else f"default: {default}"
-        help_text = f"{rule(name).help} {allowed(name).capitalize()}. [{note}]"
-        names = [f"--{n}" for n in (name, STEPS[step].also.get(name)) if n]
-        options.append(click.Option([name, *names], help=help_text, metavar="VALUE"))
+        names = [name, f"--{name}"]
+        if parameter.also and step in parameter.steps:
+            names.append(f"--{parameter.also}")
+        help_text = f"{parameter.help} [{parameter.allowed}; {note}]"
+        options.append(click.Option(names, help=help_text, metavar="VALUE"))
     return click.Command(
         step,
         params=options,
         help=STEPS[step].help,
-        callback=lambda **given: {k: v for k, v in given.items() if v is not None},
+        callback=lambda **texts: {k: v for k, v in texts.items() if v is not None},
         context_settings={"max_content_width": 100},
     )
 
 
 def parse_arguments(step: str, arguments: list[str]) -> Config | None:
-    """Settle a step's command line; None after `--help`.
+    """Resolve a step's command line; None after `--help`.
 
     Raises:
         UserError: for an unknown, missing or ill-typed parameter.
     """
     try:
-        given = click_command(step).main(
+        texts = click_command(step).main(
             arguments, prog_name=f"python -m steps.{step}", standalone_mode=False
         )
     except click.NoSuchOption as error:
         raise unknown_parameter(step, error.option_name.lstrip("-")) from None
     except click.ClickException as error:
         raise UserError(error.format_message()) from None
-    return resolve(step, given) if isinstance(given, dict) else None
+    return resolve(step, texts) if isinstance(texts, dict) else None
 
 
 def _run(step: str, function: Callable[[Config], None], arguments: list[str]) -> int:
@@ -83,13 +83,13 @@ def _run(step: str, function: Callable[[Config], None], arguments: list[str]) ->
     try:
         with step_run(step, config):
             interruption.arm()
-            # Only a finished run is ever re-used: its key may stand there from the start, and
-            # nothing is left to do for whoever logs a training afterwards.
+            # Only a finished run is ever re-used, so the key can be set before the step runs;
+            # log_training then has nothing to add.
             ready = inputs_exist(step, config)
             if ready:
                 tag_cache_key(cache_key(step, config))
             function(config)
-            if not ready:  # a rendered sample has content, and with it a key, only now
+            if not ready:  # the clips, which the key is made of, exist only now
                 tag_cache_key(cache_key(step, config))
     except UserError as error:
         _complain(step, error)
@@ -104,7 +104,7 @@ def _run(step: str, function: Callable[[Config], None], arguments: list[str]) ->
 
 
 def _complain(step: str, error: UserError) -> None:
-    # A nested step's message is repeated by main, which knows that it printed here already.
+    # main quotes the message of a failed step, which begins with the name of that step.
     message = " ".join(str(error).split())
     print(message if step == "main" else f"{step}: {message}", file=sys.stderr, flush=True)
     if os.environ.get("K400TINY_TRACEBACK"):

@@ -1,15 +1,19 @@
-"""Parameters: declared once, checked, settled from recipe and command line."""
+"""Parameters: declared once, checked, resolved from recipe and command line."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
-from k400tiny_lib.config import STEPS, Config, parameters_of, resolve
+from k400tiny_lib.config import PARAMETERS, STEPS, Config, parameters_of, read_config, resolve
 from k400tiny_lib.config.mlproject import mlproject_text
-from k400tiny_lib.config.parameters import FIELDS, allowed, parse, rule
 from k400tiny_lib.config.recipes import load_recipe, recipe_names
 from k400tiny_lib.errors import UserError
+from k400tiny_lib.training.resuming import IGNORED_ON_RESUME
+from k400tiny_lib.workflow.cache import NOT_IN_CACHE_KEY
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTRACT = {
@@ -47,12 +51,30 @@ def test_mlproject_placeholders_are_unquoted_and_match_the_parameters() -> None:
             assert f"--{name} {{{name}}}" in entry["command"]
 
 
-@pytest.mark.parametrize("name", FIELDS)
-def test_every_default_is_allowed_by_its_own_rule(name: str) -> None:
-    default = FIELDS[name].default
-    assert rule(name).help.endswith(".")
-    if default != "":
-        assert parse(name, str(default)) == default
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_every_default_is_allowed_as_text(name: str) -> None:
+    parameter = PARAMETERS[name]
+    assert parameter.help.endswith(".")
+    typed = getattr(read_config({name: str(parameter.default)}), name)
+    assert typed == getattr(Config(), name)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("lr", "a number above 0"),
+        ("dropout", "a number from 0 below 1"),
+        ("num_crops", "a whole number from 1 up to 3"),
+        ("num_workers", "a whole number from 0 or auto"),
+        ("clip_len", "a whole number from 1 or auto"),
+        ("optimizer", "sgd or adamw"),
+        ("channels_last", "True or False or auto"),
+        ("seed", "a whole number from 0"),
+        ("gt_csv", "text"),
+    ],
+)
+def test_what_is_allowed_is_said_in_words(name: str, words: str) -> None:
+    assert PARAMETERS[name].allowed == words
 
 
 @pytest.mark.parametrize(
@@ -70,13 +92,19 @@ def test_every_default_is_allowed_by_its_own_rule(name: str) -> None:
         ("dropout", "1"),
         ("num_crops", "4"),
         ("val_fraction", "0"),
+        ("crop_size", "7"),
+        ("model", "resnet"),
+        ("opset", "17"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name_with_what_is_allowed(name: str, text: str) -> None:
     with pytest.raises(UserError) as caught:
-        parse(name, text)
-    assert str(caught.value).startswith(f"{name}: {text!r}")
-    assert allowed(name) in str(caught.value)
+        resolve("main", {name: text})
+    parameter = PARAMETERS[name]
+    assert str(caught.value) == (
+        f"{name}: {text!r} is not allowed. Needed: {parameter.allowed} "
+        f"(default {parameter.default})."
+    )
 
 
 @pytest.mark.parametrize(
@@ -88,10 +116,15 @@ def test_a_wrong_value_is_refused_by_name_with_what_is_allowed(name: str, text: 
         ("sync_bn", "true", True),
         ("sync_bn", "False", False),
         ("num_epochs", " 7 ", 7),
+        ("optimizer", " adamw ", "adamw"),
+        ("channels_last", "1", True),
+        ("warmup_epochs", "2", 2.0),
     ],
 )
 def test_a_right_value_gets_its_type(name: str, text: str, value: object) -> None:
-    assert parse(name, text) == value
+    typed = getattr(resolve("main", {name: text}), name)
+    assert typed == value
+    assert type(typed) is type(value)
 
 
 def test_an_unknown_parameter_is_refused_with_the_nearest_name() -> None:
@@ -101,22 +134,22 @@ def test_an_unknown_parameter_is_refused_with_the_nearest_name() -> None:
 
 def test_an_explicit_value_beats_the_recipe_and_the_recipe_the_default() -> None:
     recipe = load_recipe("sample")
-    assert recipe["num_epochs"] != FIELDS["num_epochs"].default
-    settled = resolve("main", {"recipe": "sample", "lr": "recipe", "num_epochs": "77"})
-    assert settled.num_epochs == 77
-    assert settled.lr == recipe["lr"]
-    assert settled.momentum == recipe.get("momentum", FIELDS["momentum"].default)
+    assert recipe["num_epochs"] != PARAMETERS["num_epochs"].default
+    resolved = resolve("main", {"recipe": "sample", "lr": "recipe", "num_epochs": "77"})
+    assert resolved.num_epochs == 77
+    assert resolved.lr == recipe["lr"]
+    assert resolved.momentum == recipe.get("momentum", PARAMETERS["momentum"].default)
 
 
 def test_the_default_value_given_explicitly_beats_the_recipe() -> None:
-    default = FIELDS["num_epochs"].default
+    default = PARAMETERS["num_epochs"].default
     assert resolve("main", {"recipe": "sample", "num_epochs": str(default)}).num_epochs == default
 
 
 def test_main_takes_the_recipe_that_fits_the_data() -> None:
     assert resolve("main", {}).recipe == "sample"
-    own = resolve("main", {"data_path": "frames", "gt_csv": "labels.csv"})
-    assert own.recipe == "k400tiny"
+    real = resolve("main", {"data_path": "frames", "gt_csv": "labels.csv"})
+    assert real.recipe == "k400tiny"
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -130,7 +163,7 @@ def test_an_unknown_recipe_names_the_nearest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("step", "given", "name"),
+    ("step", "texts", "name"),
     [
         ("main", {"crop_size": "200", "resize_size": "100"}, "crop_size"),
         ("main", {"val_fraction": "0.5", "test_fraction": "0.5"}, "val_fraction"),
@@ -142,23 +175,47 @@ def test_an_unknown_recipe_names_the_nearest() -> None:
     ],
 )
 def test_values_that_do_not_fit_together_are_refused(
-    step: str, given: dict[str, str], name: str
+    step: str, texts: dict[str, str], name: str
 ) -> None:
     with pytest.raises(UserError, match=f"^{name}: "):
-        resolve(step, given)
+        resolve(step, texts)
 
 
 def test_parameters_survive_the_way_through_text() -> None:
     config = resolve("main", {})
     for step in ("prepare_data", "train"):
-        text = parameters_of(step, config) | {"annotations": "a.json"}
-        given = {k: v for k, v in text.items() if k in STEPS[step].params}
-        settled = resolve(step, given)
-        for name in given:
+        texts = parameters_of(step, config) | {"annotations": "a.json"}
+        texts = {k: v for k, v in texts.items() if k in STEPS[step].params}
+        resolved = resolve(step, texts)
+        for name in texts:
             if name != "annotations":
-                assert getattr(settled, name) == getattr(config, name)
+                assert getattr(resolved, name) == getattr(config, name)
 
 
-def test_config_survives_the_way_through_json() -> None:
-    config = Config().replace(lr=0.123, nproc_per_node=2)
-    assert Config.from_json(config.to_json()) == config
+def test_config_survives_the_way_through_json_and_through_a_checkpoint() -> None:
+    config = Config(model="s3d", lr=0.123, nproc_per_node=2)
+    assert Config.model_validate_json(config.model_dump_json()) == config
+    assert Config(**config.to_dict()) == config
+
+
+def test_a_change_is_checked_like_the_original() -> None:
+    config = Config().replace(lr=0.5)
+    assert (config.lr, config.momentum) == (0.5, Config().momentum)
+    with pytest.raises(ValidationError):
+        config.replace(lr=-1)
+    with pytest.raises(ValidationError):
+        config.replace(learning_rate=1)
+
+
+def test_help_parameters_and_checks_need_neither_pytorch_nor_mlflow() -> None:
+    code = "import sys, k400tiny_lib.config; print({'torch', 'mlflow'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_only_what_cannot_change_a_result_is_left_out_of_cache_and_resume() -> None:
+    without_effect = {name for name, p in PARAMETERS.items() if not p.affects_result}
+    assert {"num_workers", "print_interval", "frame_cache", "save_every"} <= without_effect
+    assert not without_effect & {"lr", "seed", "batch_size", "clip_len", "model", "quantize"}
+    assert NOT_IN_CACHE_KEY - without_effect == {"data_path"}
+    assert without_effect < IGNORED_ON_RESUME

@@ -1,31 +1,31 @@
-"""What is done to the frames is what its name says."""
+"""Each corruption changes the frames as its name says."""
 
 import cv2
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 
 from k400tiny_lib.evaluation.robustness import (
-    CLEAN,
-    CONDITIONS,
+    CORRUPTIONS,
     MAX_CLIPS,
-    Probes,
+    UNCORRUPTED,
     blur,
     brighten,
-    hold,
-    probe_positions,
-    probe_table,
+    compare_corrupted,
+    corrupted_positions,
+    corruption_table,
+    drop_frames,
     reverse,
-    robustness,
 )
 from tests.helpers.evaluation import random_table
 
 CLIP = torch.randint(0, 256, (3, 8, 24, 24), generator=torch.Generator().manual_seed(0)).byte()
 
 
-def test_every_condition_keeps_shape_and_type_and_changes_something() -> None:
-    for name, change in CONDITIONS.items():
-        changed = change(CLIP)
+def test_every_corruption_keeps_shape_and_type_and_changes_something() -> None:
+    for name, corrupt in CORRUPTIONS.items():
+        changed = corrupt(CLIP)
         assert (changed.shape, changed.dtype) == (CLIP.shape, CLIP.dtype), name
         assert not torch.equal(changed, CLIP), name
 
@@ -36,10 +36,10 @@ def test_reversing_twice_is_nothing_and_once_is_time() -> None:
 
 
 def test_dropped_frames_show_the_one_before() -> None:
-    assert torch.equal(hold(CLIP, 4), CLIP[:, [0, 0, 0, 0, 4, 4, 4, 4]])
+    assert torch.equal(drop_frames(CLIP, 4), CLIP[:, [0, 0, 0, 0, 4, 4, 4, 4]])
 
 
-def test_light_is_multiplied() -> None:
+def test_brightness_is_multiplied() -> None:
     assert torch.equal(brighten(CLIP, 0.5), (CLIP.float() * 0.5).byte())
 
 
@@ -50,18 +50,16 @@ def test_blur_is_opencvs_gaussian() -> None:
     assert np.abs(ours - theirs).max() <= 1  # OpenCV computes in fixed point
 
 
-def test_conditions_are_compared_with_the_same_clips_as_recorded() -> None:
+def test_corruptions_are_compared_with_the_same_clips_as_recorded() -> None:
     table = random_table(num_clips=100)
-    positions = np.array(probe_positions(len(table)))
+    positions = np.array(corrupted_positions(len(table)))
     assert len(positions) == len(set(positions)) == MAX_CLIPS
-    right = np.tile(table["target"].to_numpy()[positions, None], (1, len(CONDITIONS)))
-    halves = [Probes(positions[part::2], right[part::2]) for part in (0, 1)]
-    probes = probe_table(table, halves)
-    pd.testing.assert_series_equal(
-        probes[CLEAN],
-        table["clip_predicted"].iloc[positions].reset_index(drop=True),
-        check_names=False,
-    )
-    for found in robustness(probes).values():
-        assert found.acc1 == 100
-        assert found.other_acc1 == 100 * (probes[CLEAN] == probes["target"]).mean()
+    targets = table["target"].to_numpy()[positions]
+    correct = pd.DataFrame(dict.fromkeys(CORRUPTIONS, targets), index=positions)
+    corrupted = corruption_table(table, [correct.iloc[1::2], correct.iloc[::2]])
+    recorded = table.iloc[positions].reset_index(drop=True)
+    assert list(corrupted["video"]) == list(recorded["video"])
+    assert list(corrupted[UNCORRUPTED]) == list(recorded["clip_predicted"])
+    acc1 = 100 * (recorded["clip_predicted"] == recorded["target"]).mean()
+    for comparison in compare_corrupted(corrupted).values():
+        assert (comparison.acc1, comparison.other_acc1) == (100, pytest.approx(acc1))

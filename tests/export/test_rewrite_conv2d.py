@@ -62,8 +62,8 @@ def one_convolution(
 
 def run(proto: onnx.ModelProto, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     session = InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    found: np.ndarray[Any, Any] = session.run(None, {"x": x})[0]
-    return found
+    output: np.ndarray[Any, Any] = session.run(None, {"x": x})[0]
+    return output
 
 
 def ranks(proto: onnx.ModelProto) -> list[int]:
@@ -87,9 +87,9 @@ def test_the_same_function_in_2d(case: dict[str, Any], relu: bool) -> None:
 
 
 def test_no_convolution_of_r2plus1d_stays_3d_but_those_of_single_pixels(
-    exported_without_sheets: bytes,
+    exported_plain: bytes,
 ) -> None:
-    proto = onnx.load_from_string(exported_without_sheets)
+    proto = onnx.load_from_string(exported_plain)
     weights = {initializer.name: initializer.dims for initializer in proto.graph.initializer}
     shapes = [weights[n.input[1]] for n in proto.graph.node if n.op_type == "Conv"]
     assert len(shapes) == 37

@@ -7,7 +7,7 @@ import torch
 
 from k400tiny_lib.export.onnx_graph import frames_free
 from k400tiny_lib.export.parity import open_session, run_onnx
-from k400tiny_lib.export.variants import Timing, judge, make_variant, time_in_turns
+from k400tiny_lib.export.variants import Timing, compare_variants, make_variant, time_in_turns
 from tests.helpers.export import clips
 
 
@@ -15,13 +15,13 @@ from tests.helpers.export import clips
     ("name", "size", "tolerance"), [("int8", 0.27, 0.02), ("fp16", 0.52, 1e-3)]
 )
 def test_a_variant_is_smaller_and_close_on_any_batch_and_size(
-    exported_without_sheets: bytes, name: str, size: float, tolerance: float
+    exported_plain: bytes, name: str, size: float, tolerance: float
 ) -> None:
     """int8 moves activations by a 256th of their range, fp16 by a 2048th of themselves."""
-    proto = onnx.load_from_string(exported_without_sheets)
+    proto = onnx.load_from_string(exported_plain)
     variant = make_variant(name, proto, clips(4))
     assert variant.ByteSize() < size * proto.ByteSize()
-    assert proto.SerializeToString() == exported_without_sheets
+    assert proto.SerializeToString() == exported_plain
     assert (variant.graph.input[0], variant.graph.output[0].type.tensor_type.elem_type) == (
         proto.graph.input[0],
         onnx.TensorProto.FLOAT,
@@ -30,13 +30,13 @@ def test_a_variant_is_smaller_and_close_on_any_batch_and_size(
     full, small = open_session(proto), open_session(variant)
     for frames in (clips(2), clips(1, 129, 57), clips(1, frames=7)):
         batch = torch.stack(frames)
-        found, expected = run_onnx(small, batch), run_onnx(full, batch)
-        np.testing.assert_allclose(found, expected, atol=tolerance)
-        assert not np.array_equal(found, expected)
+        actual, expected = run_onnx(small, batch), run_onnx(full, batch)
+        np.testing.assert_allclose(actual, expected, atol=tolerance)
+        assert not np.array_equal(actual, expected)
 
 
-def test_int8_convolves_with_signed_weights_by_channel(exported_without_sheets: bytes) -> None:
-    proto = onnx.load_from_string(exported_without_sheets)
+def test_int8_convolves_with_signed_weights_by_channel(exported_plain: bytes) -> None:
+    proto = onnx.load_from_string(exported_plain)
     nodes = make_variant("int8", proto, clips(1)).graph.node
     kinds = [node.op_type for node in nodes]
     assert kinds.count("Conv") == sum(n.op_type == "Conv" for n in proto.graph.node)
@@ -63,7 +63,7 @@ def test_a_variant_is_kept_if_it_loses_little_and_is_faster_in_turns(
 ) -> None:
     timings = {"float32": timing(1, 1, 1, 1), "int8": timing(*seconds)}
     sizes = {"float32": 4_000_000, "int8": 1_000_000}
-    full, small = judge({"float32": 80.0, "int8": acc1}, sizes, timings, 1.0)
+    full, small = compare_variants({"float32": 80.0, "int8": acc1}, sizes, timings, 1.0)
     assert (full.kept, small.kept) == (not kept, kept)
     assert reason in small.reason
     assert (small.size_mb, small.test_acc1) == (1.0, acc1)

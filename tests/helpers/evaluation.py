@@ -1,4 +1,4 @@
-"""Tables, annotations and checkpoints for the tests of the evaluation."""
+"""Tables, annotations, checkpoints and in-process workers for the tests of the evaluation."""
 
 from pathlib import Path
 
@@ -8,7 +8,9 @@ import torch
 
 from k400tiny_lib.config import Config
 from k400tiny_lib.data.annotations import Annotations, Clip
-from k400tiny_lib.evaluation.predictions import Rows, make_table
+from k400tiny_lib.distributed.process import Process
+from k400tiny_lib.evaluation import worker
+from k400tiny_lib.evaluation.predictions import ClipPredictions, make_table
 from k400tiny_lib.models.weights import build_model
 from tests.conftest import LABELS, write_clip
 
@@ -18,7 +20,7 @@ GEOMETRY = {"clip_len": 4, "resize_size": 32, "crop_size": 32}
 def random_table(
     num_clips: int = 60, num_classes: int = 7, clips_per_group: int = 3, seed: int = 0
 ) -> pd.DataFrame:
-    """Predictions that are right more often than not, of classes that all occur."""
+    """Predictions that are mostly correct, of classes that all occur."""
     rng = np.random.default_rng(seed)
     targets = np.arange(num_clips) % num_classes
     logits = rng.normal(size=(num_clips, num_classes))
@@ -29,11 +31,12 @@ def random_table(
         for number, target in enumerate(targets)
     ]
     clip_predicted = np.where(rng.random(num_clips) < 0.2, 0, probabilities.argmax(1))
-    return make_table(clips, [Rows(np.arange(num_clips), probabilities, clip_predicted)])
+    predictions = ClipPredictions(np.arange(num_clips), probabilities, clip_predicted)
+    return make_table(clips, [predictions])
 
 
 def clips_of(table: pd.DataFrame) -> list[Clip]:
-    """The clips that a table is about."""
+    """The clips of a table."""
     rows = table[["video", "target", "group"]].itertuples(index=False)
     return [Clip(video, (0, 9), int(target), group) for video, target, group in rows]
 
@@ -41,7 +44,7 @@ def clips_of(table: pd.DataFrame) -> list[Clip]:
 def write_annotated_clips(
     root: Path, num_clips: int = 7, num_frames: int = 6, labels: tuple[str, ...] = LABELS
 ) -> tuple[Path, Path, Annotations]:
-    """Clips whose val and test splits hold `num_clips` each; (data_path, annotations, content)."""
+    """Val and test splits of `num_clips` each; returns (data_path, annotations file, content)."""
     categories = {label: index for index, label in enumerate(labels)}
     splits: dict[str, list[Clip]] = {"train": [], "val": [], "test": []}
     for split in ("val", "test"):
@@ -62,7 +65,7 @@ def write_checkpoint(path: Path, labels: tuple[str, ...] = LABELS, seed: int = 0
     model = build_model("r2plus1d_18", len(labels))
     with torch.no_grad():
         for parameter in model.fc.parameters():
-            parameter.mul_(20)  # untrained, the head hardly tells clips apart
+            parameter.mul_(20)  # an untrained head gives nearly equal probabilities
     content = {
         "model": model.state_dict(),
         "epoch": 3,
@@ -72,3 +75,9 @@ def write_checkpoint(path: Path, labels: tuple[str, ...] = LABELS, seed: int = 0
     }
     torch.save(content, path)
     return path
+
+
+def run_workers_here(job: worker.Job, processes: int = 1) -> None:
+    """Do the work of several evaluation processes in this one, one rank after the other."""
+    for rank in range(processes):
+        worker.run(job, Process(rank, processes, processes, torch.device("cpu"), restarts=0))

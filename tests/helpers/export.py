@@ -1,5 +1,6 @@
-"""A checkpoint, its graph and a toy graph for the tests of the export."""
+"""Models, checkpoints, clips and graphs for the tests of the export."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,15 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from k400tiny_lib.config import Config
+from k400tiny_lib.export.onnx_graph import FramesToProbabilities, describe, export_graph
+from k400tiny_lib.export.parity import Predict
+from k400tiny_lib.export.scoring import ExportClips
+from k400tiny_lib.models.loaded import Geometry
 from k400tiny_lib.models.weights import build_model
 from tests.conftest import LABELS
 
 CLIP_LEN, RESIZE, CROP = 4, 36, 32
+GEOMETRY = Geometry(CLIP_LEN, (RESIZE,), CROP)
 METADATA: dict[str, Any] = {"class_names": list(LABELS), "clip_len": CLIP_LEN}
 
 
@@ -20,6 +26,13 @@ def build(architecture: str = "r2plus1d_18") -> nn.Module:
     """The same untrained model each time."""
     torch.manual_seed(0)
     return build_model(architecture, len(LABELS)).eval()
+
+
+def graph_of(model: nn.Module) -> bytes:
+    """The serialized graph of a model, with free T."""
+    module = FramesToProbabilities(model, GEOMETRY).eval()
+    serialized: bytes = export_graph(module, 18, METADATA).SerializeToString()
+    return serialized
 
 
 def disturb(model: nn.Module) -> nn.Module:
@@ -45,6 +58,16 @@ def write_best(path: Path, model: nn.Module, architecture: str = "r2plus1d_18") 
     return path
 
 
+def write_evaluation(
+    folder: Path, clips: ExportClips, predict: Predict, temperature: float
+) -> None:
+    """The files of an evaluation of the test clips that export_onnx reads."""
+    folder.mkdir()
+    clips.predictions(predict).to_csv(folder / "predictions.csv", index=False)
+    calibration = {"temperature": temperature, "applied": True}
+    (folder / "calibration.json").write_text(json.dumps(calibration))
+
+
 def clips(count: int, height: int = 48, width: int = 64, frames: int = CLIP_LEN) -> list[Tensor]:
     """Clips of noise, uint8 (T, H, W, 3)."""
     generator = torch.Generator().manual_seed(1)
@@ -65,4 +88,6 @@ def toy_graph() -> onnx.ModelProto:
     ]
     axes = helper.make_tensor("axes", TensorProto.INT64, [3], [1, 2, 3])
     graph = helper.make_graph(nodes, "toy", [frames], [output], [axes])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    describe(proto, METADATA)
+    return proto

@@ -1,4 +1,4 @@
-"""A model of a few weights, exported and registered like the real one."""
+"""A network of a few weights, exported and registered like the real ones."""
 
 from pathlib import Path
 
@@ -10,9 +10,11 @@ from mlflow.entities.model_registry import ModelVersion
 from torch import Tensor, nn
 
 from k400tiny_lib.export.onnx_graph import FramesToProbabilities, export_graph
+from k400tiny_lib.models.loaded import Geometry
 from k400tiny_lib.registry.registry import log_onnx
 
 CLIP_LEN, CLASSES = 4, ["sliding", "growing", "turning"]
+GEOMETRY = Geometry(CLIP_LEN, (36,), 32)
 METADATA = {"class_names": CLASSES, "clip_len": CLIP_LEN}
 NAME, VIDEO_NAME = "tiny", "tiny-video"
 
@@ -20,7 +22,7 @@ NAME, VIDEO_NAME = "tiny", "tiny-video"
 class TinyNetwork(nn.Module):
     """Clips (N, 3, T, H, W) of one T to logits (N, 3) that change with every pixel and frame."""
 
-    architecture = "r2plus1d_18"  # whose pixels it takes
+    architecture = "r2plus1d_18"  # for the mean and deviation of its pixels
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,8 +37,8 @@ class TinyNetwork(nn.Module):
 
 def export_tiny(path: Path) -> Path:
     """Write the network as an .onnx file."""
-    module = FramesToProbabilities(TinyNetwork(), 36, 32).eval()
-    path.write_bytes(export_graph(module, CLIP_LEN, 18, METADATA).SerializeToString())
+    module = FramesToProbabilities(TinyNetwork(), GEOMETRY).eval()
+    path.write_bytes(export_graph(module, 18, METADATA).SerializeToString())
     return path
 
 

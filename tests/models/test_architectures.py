@@ -1,40 +1,43 @@
-"""Every architecture: the published function and names, its own clips, the same way."""
+"""Every architecture: the published function and names, its clip size, all steps."""
 
+import dataclasses
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torchvision.models.video
 from pytorchvideo.models import hub
-from torchvision.models import get_model, get_model_weights
+from torchvision.models import get_model, get_model_weights, list_models
 
 from k400tiny_lib.config import Config, resolve
-from k400tiny_lib.config.geometry import CLIP_SIZES
 from k400tiny_lib.data.annotations import Annotations, Clip
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.evaluation.gradcam import grad_cam
 from k400tiny_lib.evaluation.predictions import predict_clips
-from k400tiny_lib.evaluation.views import Protocol, crop_views
-from k400tiny_lib.export.classifier import from_checkpoint
+from k400tiny_lib.evaluation.views import ViewProtocol, crop_views
 from k400tiny_lib.export.onnx_graph import FramesToProbabilities, export_graph, frames_free
-from k400tiny_lib.export.parity import compare, open_session, require_parity
+from k400tiny_lib.export.parity import compare_outputs, open_session, require_parity, run_eager
 from k400tiny_lib.models.architectures import ARCHITECTURES
 from k400tiny_lib.models.loaded import Geometry, load_model
 from k400tiny_lib.models.weights import (
+    architecture_of_model,
     build_model,
     class_count,
-    design_of,
-    load_backbone,
+    load_weights,
     model_input,
 )
 from k400tiny_lib.training.worker import Job, run
 from tests.conftest import LABELS, NUM_FRAMES
-from tests.training.test_training import CPU, config
+from tests.helpers.training import CPU, config
 
 ATTENTION = ("mvit_v2_s", "swin3d_t")
-OF_TORCHVISION = [name for name in ARCHITECTURES if name not in ("x3d_s", "slow_r50")]
+OF_TORCHVISION = [name for name in ARCHITECTURES if name in list_models(torchvision.models.video)]
+OF_PYTORCHVIDEO = [name for name in ARCHITECTURES if hasattr(hub, name)]
+PUBLISHED = OF_TORCHVISION + OF_PYTORCHVIDEO
 # The architectures whose module is not the published one as it is, with the smallest clip
 # (T, H, W) that the published one takes or, for the pooling of x3d_s, that is beyond its window.
 CHANGED = {
@@ -46,7 +49,7 @@ CHANGED = {
 
 
 def published(name: str, num_classes: int) -> Any:
-    """The library's own module."""
+    """The module of torchvision or pytorchvideo."""
     if name in OF_TORCHVISION:
         return get_model(name, weights=None, num_classes=num_classes)
     return getattr(hub, name)(model_num_class=num_classes)
@@ -54,15 +57,15 @@ def published(name: str, num_classes: int) -> Any:
 
 def tiny(name: str) -> tuple[int, int]:
     """Frames and pixels of a clip small enough for a test."""
-    return max(4, CLIP_SIZES[name].min_clip_len), max(16, CLIP_SIZES[name].min_crop_size)
+    return max(4, ARCHITECTURES[name].min_clip_len), max(16, ARCHITECTURES[name].min_crop_size)
 
 
 def dropout_rates(model: torch.nn.Module) -> list[float]:
-    """Of all dropouts that do something."""
+    """The rates of all dropouts above 0."""
     return [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout) and m.p]
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_names_and_shapes_are_the_published_ones_with_dropout_before_the_head(name: str) -> None:
     model = build_model(name, num_classes=7, dropout=0.25)
     assert dropout_rates(model) == [0.25]
@@ -77,7 +80,7 @@ def test_the_model_computes_what_the_published_one_computes(name: str) -> None:
     torch.manual_seed(0)
     theirs = published(name, 5).eval()
     ours = build_model(name, num_classes=5, dropout=0.3).eval()
-    assert load_backbone(ours, theirs.state_dict(), "test")
+    assert load_weights(ours, theirs.state_dict(), "test")
     clips = torch.randn(1, 3, *CHANGED[name])
     with torch.inference_mode():
         logits, expected = ours(clips), theirs(clips)
@@ -91,14 +94,14 @@ def test_a_head_of_another_size_and_clips_of_another_size_fit(name: str) -> None
     torch.manual_seed(0)
     model = build_model(name, num_classes=3).eval()
     assert not dropout_rates(model)
-    own = {k: v.clone() for k, v in model.state_dict().items()}
+    former = {k: v.clone() for k, v in model.state_dict().items()}
     source = build_model(name, num_classes=7).state_dict()
-    assert not load_backbone(model, source, "test")
-    head = f"{design_of(model).head}.weight"
+    assert not load_weights(model, source, "test")
+    head = f"{architecture_of_model(model).head}.weight"
     for key, value in model.state_dict().items():
-        kept = key.startswith(design_of(model).head)
-        assert torch.equal(value, (own if kept else source)[key]), key
-    assert not torch.equal(own[head], source[head][:3])
+        kept = key.startswith(architecture_of_model(model).head)
+        assert torch.equal(value, (former if kept else source)[key]), key
+    assert not torch.equal(former[head], source[head][:3])
     num_frames, size = tiny(name)
     with torch.inference_mode():
         assert model(torch.randn(1, 3, num_frames + 3, size + 5, size + 5)).shape == (1, 3)
@@ -106,8 +109,9 @@ def test_a_head_of_another_size_and_clips_of_another_size_fit(name: str) -> None
 
 @pytest.mark.parametrize("name", OF_TORCHVISION)
 def test_pixels_and_clips_are_those_that_torchvision_states(name: str) -> None:
-    weights, size = get_model_weights(name).DEFAULT, CLIP_SIZES[name]
+    weights, size = get_model_weights(name).DEFAULT, ARCHITECTURES[name]
     preset = weights.transforms()
+    assert (list(size.mean), list(size.std)) == (preset.mean, preset.std)
     assert preset.resize_size[0] == size.resize_size
     assert preset.crop_size == [size.crop_size, size.crop_size]
     stated = re.search(r"clip_len=(\d+)", weights.meta["_docs"])
@@ -126,7 +130,7 @@ def test_pixels_and_clips_are_those_that_torchvision_states(name: str) -> None:
     [("s3d", "avgpool", 8), ("x3d_s", "blocks.5.pool.pool", 1), ("slow_r50", "blocks.5.pool", 1)],
 )
 def test_a_published_head_pools_its_own_clip_at_once(name: str, pooling: str, stride: int) -> None:
-    size = CLIP_SIZES[name]
+    size = ARCHITECTURES[name]
     side = size.crop_size // 32
     window = published(name, 3).get_submodule(pooling).kernel_size
     assert tuple(window) == (size.clip_len // stride, side, side)
@@ -134,14 +138,35 @@ def test_a_published_head_pools_its_own_clip_at_once(name: str, pooling: str, st
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_clips_follow_the_architecture_unless_they_are_given(name: str) -> None:
-    given = {"data_path": "frames", "gt_csv": "labels.csv", "model": name}
+    texts = {"data_path": "frames", "gt_csv": "labels.csv", "model": name}
     for recipe in ("k400tiny", "kinetics400"):
-        settled = resolve("main", given | {"recipe": recipe})
-        size = CLIP_SIZES[name]
-        found = (settled.clip_len, settled.resize_size, settled.crop_size)
-        assert found == (size.clip_len, size.resize_size, size.crop_size)
-    explicit = resolve("main", given | {"clip_len": "20", "crop_size": "64"})
+        resolved = resolve("main", texts | {"recipe": recipe})
+        size = ARCHITECTURES[name]
+        clip = (resolved.clip_len, resolved.resize_size, resolved.crop_size)
+        assert clip == (size.clip_len, size.resize_size, size.crop_size)
+    explicit = resolve("main", texts | {"clip_len": "20", "crop_size": "64"})
     assert (explicit.clip_len, explicit.crop_size) == (20, 64)
+
+
+def test_an_architecture_needs_nothing_but_its_entry_in_the_table(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def build(num_classes: int, dropout: float) -> Any:
+        model = ARCHITECTURES["r2plus1d_18"].build(num_classes, dropout)
+        model.layer3, model.layer4 = torch.nn.Identity(), torch.nn.Identity()
+        model.fc = torch.nn.Linear(128, num_classes)
+        return model
+
+    toy = dataclasses.replace(
+        ARCHITECTURES["r2plus1d_18"], build=build, clip_len=5, resize_size=40, crop_size=32
+    )
+    monkeypatch.setitem(ARCHITECTURES, "toy", toy)
+    resolved = resolve("train", {"data_path": "d", "annotations": "a", "model": "toy"})
+    assert (resolved.clip_len, resolved.resize_size, resolved.crop_size) == (5, 40, 32)
+    model = build_model(resolved.model, num_classes=3).eval()
+    assert class_count("toy", model.state_dict()) == 3
+    clips = torch.zeros(1, 3, 5, 32, 32, dtype=torch.uint8)
+    assert model(model_input(model, clips)).shape == (1, 3)
 
 
 @pytest.mark.parametrize(("parameter", "needed"), [("clip_len", 8), ("crop_size", 17)])
@@ -162,7 +187,7 @@ def test_the_smallest_clip_of_s3d_has_right_gradients() -> None:
     torch.manual_seed(0)
     convolution = build_model("s3d", 3).get_submodule("features.0.1.0")
     assert isinstance(convolution, torch.nn.Conv3d)
-    clips = torch.randn(2, 64, CLIP_SIZES["s3d"].min_clip_len, 9, 9)
+    clips = torch.randn(2, 64, ARCHITECTURES["s3d"].min_clip_len, 9, 9)
     gradients = []
     for library in (True, False):
         convolution.weight.grad = None
@@ -186,8 +211,8 @@ def test_every_architecture_is_trained_evaluated_explained_and_exported(
     categories = {label: index for index, label in enumerate(LABELS)}
     annotations = Annotations(categories, {"train": clips[:2], "val": clips[2:], "test": clips})
     num_frames, size = tiny(name)
-    # So small a clip ends as a single place: BatchNorm over two of them has steep gradients.
-    settled = config(
+    # So small a clip ends as a single pixel: BatchNorm over two of them has steep gradients.
+    resolved = config(
         tiny_data[0],
         tmp_path,
         model=name,
@@ -199,8 +224,8 @@ def test_every_architecture_is_trained_evaluated_explained_and_exported(
         dropout=0.5,
         clip_grad_norm=1.0,
     )
-    Path(settled.annotations).write_text(annotations.to_json())
-    run(Job(settled, "", tmp_path / "journal.jsonl", tmp_path / "error.txt"), CPU)
+    Path(resolved.annotations).write_text(annotations.to_json())
+    run(Job(resolved, "", tmp_path / "journal.jsonl", tmp_path / "error.txt"), CPU)
     best = tmp_path / "best.pt"
     _tell_clips_apart(best, name)
 
@@ -211,7 +236,7 @@ def test_every_architecture_is_trained_evaluated_explained_and_exported(
         range(len(clips)),
         tiny_data[0],
         subject.geometry,
-        Protocol(1, 1),
+        ViewProtocol(1, 1),
         batch_size=2,
         num_workers=0,
         device=CPU.device,
@@ -222,24 +247,24 @@ def test_every_architecture_is_trained_evaluated_explained_and_exported(
 
     if name == "r2plus1d_18":  # export/test_onnx_graph.py does it
         return
-    exported = from_checkpoint(best)
-    graph = FramesToProbabilities(exported.model, exported.resize_size, exported.crop_size).eval()
-    proto = export_graph(graph, exported.clip_len, 18, exported.metadata)
+    graph = FramesToProbabilities(subject.model, subject.geometry).eval()
+    proto = export_graph(graph, 18, {})
     generator = torch.Generator().manual_seed(0)
     shape = (num_frames, 24, 32, 3)
     frames = [
         torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator) for _ in range(5)
     ]
-    found = compare(open_session(proto), exported.eager(1), frames, frames_free(proto))
-    # A pixel on the edge of two grey levels weighs more in so small a clip.
-    require_parity(found, tolerance=5e-4)
+    eager = partial(run_eager, subject.model, subject.geometry)
+    cases = compare_outputs(open_session(proto), eager, frames, frames_free(proto))
+    # A pixel on the edge of two gray levels weighs more in so small a clip.
+    require_parity(cases, tolerance=5e-4)
 
 
 def _tell_clips_apart(checkpoint: Path, name: str) -> None:
-    """After one step the head hardly does: without this, a wrong graph would pass."""
+    """Enlarge the head: after one step all clips look alike, and a wrong graph would pass."""
     content = torch.load(checkpoint, weights_only=True)
     content["model"][f"{ARCHITECTURES[name].head}.weight"] *= 20
-    if name == "s3d":  # its BatchNorm learns by thousandths: what one step leaves fades away
+    if name == "s3d":  # its BatchNorm has momentum 0.001: after one step it scales features down
         for key, value in content["model"].items():
             if key.endswith("running_var"):
                 value /= 6

@@ -86,6 +86,17 @@ def test_unusable_files_are_one_clear_line(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"lr": -1}, r"\(lr: '-1' is not allowed"), ({"rate": 1}, r"\(rate: no")],
+)
+def test_a_config_that_is_not_ours_is_one_clear_line(changes: dict[str, Any], message: str) -> None:
+    checkpoint = content()
+    checkpoint["config"] |= changes
+    with pytest.raises(UserError, match=rf"^checkpoint: .* config is not ours {message}"):
+        model_of(checkpoint, "checkpoint")
+
+
 def test_other_classes_are_named() -> None:
     check_categories(content(), CATEGORIES)
     with pytest.raises(UserError, match="first 'd'"):

@@ -1,4 +1,4 @@
-"""Convolutions in 2D: torchvision's function, gradients and names, whatever the form."""
+"""Convolutions in 2D: torchvision's outputs, gradients and state_dict keys, in every layout."""
 
 from pathlib import Path
 
@@ -6,11 +6,11 @@ import pytest
 import torch
 from torchvision.models.video import r2plus1d_18
 
-from k400tiny_lib.models.conv2d import SpatialConv, TemporalConv, as_2d, fastest_form
+from k400tiny_lib.models.conv2d import SpatialConv, TemporalConv, decompose_conv3d, to_fast_layout
 from k400tiny_lib.models.weights import build_model
 from k400tiny_lib.training.loop import fit
 from k400tiny_lib.training.worker import make_trainer
-from tests.training.test_training import CPU, annotate, config
+from tests.helpers.training import CPU, annotate, config
 
 
 @pytest.mark.parametrize(
@@ -39,16 +39,16 @@ def test_a_convolution_in_2d_is_pytorchs_in_3d(
     theirs = torch.nn.Conv3d(4, 8, kernel, stride, padding, groups=groups)
     ours = torch.nn.Conv3d(4, 8, kernel, stride, padding, groups=groups)
     ours.load_state_dict(theirs.state_dict())
-    as_2d(ours).to(memory_format=memory)
+    decompose_conv3d(ours).to(memory_format=memory)
     assert type(ours) is form
     clips = torch.randn(2, 4, 5, 9, 10).to(memory_format=memory)
-    found, expected = ours(clips), theirs(clips)
-    torch.testing.assert_close(found, expected)
-    found.square().sum().backward()
+    convolved, expected = ours(clips), theirs(clips)
+    torch.testing.assert_close(convolved, expected)
+    convolved.square().sum().backward()
     expected.square().sum().backward()
     torch.testing.assert_close(ours.weight.grad, theirs.weight.grad, rtol=1e-4, atol=1e-4)
     if form is not torch.nn.Conv3d and memory is torch.channels_last_3d:
-        assert found.is_contiguous(memory_format=memory)  # the next one reads it as a view
+        assert convolved.is_contiguous(memory_format=memory)  # the next one reads it as a view
 
 
 def test_the_fast_form_is_torchvisions_model_in_outputs_gradients_and_names() -> None:
@@ -57,7 +57,7 @@ def test_the_fast_form_is_torchvisions_model_in_outputs_gradients_and_names() ->
     theirs = r2plus1d_18(weights=None, num_classes=5).double()
     ours = build_model("r2plus1d_18", 5).double()
     ours.load_state_dict(theirs.state_dict())
-    ours = fastest_form(ours, torch.device("cpu"), channels_last=True)
+    ours = to_fast_layout(ours, torch.device("cpu"), channels_last=True)
     forms = {type(m) for m in ours.modules() if isinstance(m, torch.nn.Conv3d)}
     assert forms == {SpatialConv, TemporalConv}
     clips, targets = torch.randn(3, 3, 8, 32, 32, dtype=torch.float64), torch.tensor([0, 1, 2])
@@ -77,7 +77,7 @@ def test_a_cpu_gets_torchvisions_own_form_unless_another_is_faster(
     has_amx: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has_amx})
-    model = fastest_form(build_model("r2plus1d_18", 3), torch.device("cpu"), "auto")
+    model = to_fast_layout(build_model("r2plus1d_18", 3), torch.device("cpu"), "auto")
     forms = {type(m) for m in model.modules() if isinstance(m, torch.nn.Conv3d)}
     assert forms == ({SpatialConv, TemporalConv} if has_amx else {torch.nn.Conv3d})
 
@@ -87,10 +87,10 @@ def test_checkpoints_have_torchvisions_names_whatever_the_form(
 ) -> None:
     compiled: list[torch.nn.Module] = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
-    settled = config(tiny_data[0], tmp_path, compile=True, channels_last=True, ema_decay=0.5)
+    resolved = config(tiny_data[0], tmp_path, compile=True, channels_last=True, ema_decay=0.5)
     annotations = annotate(tiny_data[0])
     annotations.splits["train"][4:] = []
-    trainer = make_trainer(settled, annotations, CPU)
+    trainer = make_trainer(resolved, annotations, CPU)
     assert compiled == [trainer.forward]
     fit(trainer, lambda *_: None)
     stock = r2plus1d_18(weights=None, num_classes=3)

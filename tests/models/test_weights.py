@@ -1,4 +1,4 @@
-"""Models: torchvision's own weights fit, whatever the head and the dropout."""
+"""Weights: torchvision's load into our models, mistakes are one line."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import torch
 from torchvision.models.video import R2Plus1D_18_Weights, r2plus1d_18
 
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.models.weights import build_model, load_backbone, pretrained_state
+from k400tiny_lib.models.weights import build_model, load_weights, pretrained_state
 
 KINETICS = "R2Plus1D_18_Weights.KINETICS400_V1"
 
@@ -15,7 +15,7 @@ KINETICS = "R2Plus1D_18_Weights.KINETICS400_V1"
 def test_the_model_computes_what_torchvisions_computes() -> None:
     theirs = r2plus1d_18(weights=None, num_classes=5).eval()
     ours = build_model("r2plus1d_18", num_classes=5, dropout=0.3).eval()
-    assert load_backbone(ours, theirs.state_dict(), "test")
+    assert load_weights(ours, theirs.state_dict(), "test")
     clips = torch.randn(2, 3, 4, 32, 32)
     with torch.inference_mode():
         torch.testing.assert_close(ours(clips), theirs(clips), rtol=0, atol=0)
@@ -23,7 +23,7 @@ def test_the_model_computes_what_torchvisions_computes() -> None:
 
 def test_weights_of_another_architecture_are_refused() -> None:
     with pytest.raises(UserError, match="of another architecture"):
-        load_backbone(build_model("r3d_18", 3), build_model("r2plus1d_18", 3).state_dict(), "w")
+        load_weights(build_model("r3d_18", 3), build_model("r2plus1d_18", 3).state_dict(), "w")
 
 
 def test_pretrained_weights_come_from_the_hub_cache(

@@ -4,26 +4,37 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Barrier
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from sklearn.metrics import accuracy_score, log_loss
 
 from k400tiny_lib.data.annotations import Annotations
+from k400tiny_lib.errors import UserError
 from k400tiny_lib.evaluation.predictions import probabilities_of
-from k400tiny_lib.export.test_clips import ClipFrames
-from k400tiny_lib.registry import registry
-from k400tiny_lib.registry.contest import Contest
-from k400tiny_lib.registry.promotion import judge, strength
-from k400tiny_lib.registry.registry import log_onnx, register
+from k400tiny_lib.export.scoring import ExportClips
+from k400tiny_lib.registry.promotion import (
+    Promotion,
+    PromotionDecision,
+    champion_of,
+    compare_to_champion,
+    promote,
+    ranking_key,
+)
+from k400tiny_lib.registry.registry import DECISION_TAG, log_onnx, register
+from k400tiny_lib.registry.video_model import follow_champion
 from tests.conftest import LABELS, REPOSITORY
 from tests.helpers.evaluation import random_table, write_annotated_clips
 from tests.helpers.export import METADATA, toy_graph
-from tests.helpers.race_worker import NAME, export
+from tests.helpers.race_worker import NAME, export, promotion_of
 
 
 def right_on(share: float) -> pd.DataFrame:
@@ -49,34 +60,34 @@ def test_models_are_ordered_by_accuracy_and_then_by_loss() -> None:
     sharper[names] = np.where(sharper[names] > 0.5, 0.76, 0.04)
     tables.append(sharper)
     for table in tables:
-        right, loss = strength(table)
+        right, loss = ranking_key(table)
         assert right / len(table) == accuracy_score(table["target"], table["predicted"])
         assert -loss == pytest.approx(
             log_loss(table["target"], probabilities_of(table), labels=range(7)), abs=1e-4
         )
-    verdicts = [[judge(a, b, "it").promoted for b in tables] for a in tables]
-    assert verdicts == [[False] * 3, [True, False, False], [True, True, False]]
-    assert "80.0 % against 50.0 %" in judge(tables[1], tables[0], "it").reason
+    promoted = [[compare_to_champion(a, b, "it").promoted for b in tables] for a in tables]
+    assert promoted == [[False] * 3, [True, False, False], [True, True, False]]
+    assert "80.0 % against 50.0 %" in compare_to_champion(tables[1], tables[0], "it").reason
 
 
 def test_a_better_version_takes_the_name_and_a_worse_one_does_not(store: str) -> None:
     client = MlflowClient()
     for share, expected in ((0.5, "1"), (0.8, "2"), (0.7, "2"), (0.8, "2"), (0.9, "5")):
-        verdict = export(right_on(share))
+        decision = export(promotion_of(right_on(share)))
         assert champion() == expected
         newest = client.get_model_version_by_alias(NAME, "challenger")
-        assert verdict.promoted == (
+        assert decision.promoted == (
             newest.version == client.get_model_version_by_alias(NAME, "champion").version
         )
-        assert newest.tags[registry.DECISION_TAG] == verdict.text
+        assert newest.tags[DECISION_TAG] == decision.text
     # After rolling back by hand, the next one is measured against what was chosen.
     rollback()
     assert champion() == "1"
-    assert export(right_on(0.6)).promoted
+    assert export(promotion_of(right_on(0.6))).promoted
 
 
 def rollback() -> None:
-    """The README's command for it, as it stands there but for the model's name."""
+    """The README's command for it, with another model name."""
     lines = (REPOSITORY / "README.md").read_text().splitlines()
     [command] = [line for line in lines if "set_registered_model_alias" in line]
     command = command.replace("k400tiny-r2plus1d_18", NAME).replace("python", sys.executable, 1)
@@ -88,8 +99,8 @@ def rollback() -> None:
 def test_two_exports_at_once_end_with_the_better_one_whatever_their_order(
     store: str, tmp_path: Path, first: str
 ) -> None:
-    """The worse one takes so long that, were they not in turn, it would have the last word."""
-    export(right_on(0.3))
+    """The worse one compares so long that it sets its alias last, if it does not look again."""
+    export(promotion_of(right_on(0.3)))
     workers = {}
     for name, share, seconds in (("better", 0.9, "0.5"), ("worse", 0.6, "2")):
         right_on(share).to_csv(tmp_path / f"{name}.csv", index=False)
@@ -118,51 +129,82 @@ def test_two_exports_at_once_end_with_the_better_one_whatever_their_order(
         (tmp_path / f"{name}.go").touch()
     for worker in workers.values():
         assert worker.wait(timeout=60) == 0
-    found = client.get_model_version(NAME, champion())
-    assert "90.0 % against" in found.tags[registry.DECISION_TAG]
+    tags = client.get_model_version(NAME, champion()).tags
+    assert "90.0 % against" in tags[DECISION_TAG]
 
 
-def test_an_export_that_was_killed_does_not_block_the_next_for_ever(
-    store: str, monkeypatch: pytest.MonkeyPatch
+@dataclass(frozen=True)
+class InStep(Promotion):
+    """Waits after its first decision, so that two exports set the alias at the same moment."""
+
+    barrier: Barrier = field(default_factory=lambda: Barrier(1))
+
+    def decide(self, champion: str | None) -> PromotionDecision:
+        decision = super().decide(champion)
+        if champion == "1":
+            self.barrier.wait(30)
+        return decision
+
+
+def test_two_exports_that_set_the_alias_at_the_same_moment_end_with_the_better_one(
+    store: str,
 ) -> None:
-    monkeypatch.setattr(registry, "_PATIENCE_S", 0.5)
-    export(right_on(0.5))
-    client = MlflowClient()
-    client.set_model_version_tag(NAME, "1", registry.DECISION_TAG, "pending")
-    assert export(right_on(0.6)).promoted
-    assert client.get_model_version(NAME, "1").tags[registry.DECISION_TAG] != "pending"
+    tables = [right_on(share) for share in (0.3, 0.9, 0.6)]
+    for table in tables:  # version 1 becomes champion, for there is none
+        export(promotion_of(table, "never"))
+    barrier = Barrier(2)
+    with ThreadPoolExecutor(2) as pool:
+        promotions = [InStep(**vars(promotion_of(table)), barrier=barrier) for table in tables[1:]]
+        better, _ = pool.map(promote, ("2", "3"), promotions)
+    assert champion() == "2"
+    assert better.promoted
 
 
-def test_an_export_that_is_interrupted_leaves_the_queue(store: str) -> None:
-    export(right_on(0.5))
-
-    def interrupted(version: str) -> None:
+class Interrupted(Promotion):
+    def decide(self, champion: str | None) -> PromotionDecision:
         raise KeyboardInterrupt
 
-    with mlflow.start_run(), pytest.raises(KeyboardInterrupt):
-        register(log_onnx(toy_graph(), METADATA), NAME, {}, "better", interrupted)
+
+def test_an_export_that_is_interrupted_does_not_block_the_next(store: str) -> None:
+    export(promotion_of(right_on(0.5)))
+    with pytest.raises(KeyboardInterrupt):
+        export(Interrupted(**vars(promotion_of(right_on(0.9)))))
     assert champion() == "1"
-    assert export(right_on(0.6)).promoted
+    assert export(promotion_of(right_on(0.6))).promoted
+
+
+def test_an_outage_is_not_taken_for_a_registry_without_a_champion(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert champion_of(NAME) is None
+    with pytest.raises(UserError, match="no champion to follow"):
+        follow_champion(NAME, "video")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    mlflow.set_tracking_uri("http://127.0.0.1:1")  # the fixture sets it back
+    for ask in (lambda: champion_of(NAME), lambda: follow_champion(NAME, "video")):
+        with pytest.raises(MlflowException, match="API request"):
+            ask()
 
 
 def test_a_champion_of_other_clips_is_scored_on_these_and_one_of_other_classes_stays(
     store: str, tmp_path: Path
 ) -> None:
     data_path, _, annotations = write_annotated_clips(tmp_path, num_clips=6)
-    frames = ClipFrames(annotations, data_path, 4, 1)
+    clips = ExportClips(annotations, data_path, 4, 1)
     with mlflow.start_run():
-        register(log_onnx(toy_graph(), METADATA), NAME, {"test_digest": "x"}, "better", str)
-    table = frames.predictions(lambda clip: np.eye(3, dtype=np.float32)[[0]] * 0.98 + 0.01)
+        uri = log_onnx(toy_graph(), METADATA)
+        register(uri, Promotion("better", NAME, clips), {"test_digest": "x"})
+    table = clips.predictions(lambda frames: np.eye(3, dtype=np.float32)[[0]] * 0.98 + 0.01)
     assert list(table["predicted"]) == [0] * 6
-    toy = frames.predictions(
-        lambda clip: np.exp(m := clip.mean((1, 2, 3))) / np.exp(m).sum(1, keepdims=True)
+    toy = clips.predictions(
+        lambda frames: np.exp(m := frames.numpy().mean((1, 2, 3))) / np.exp(m).sum(1, keepdims=True)
     )
-    verdict = Contest(NAME, frames, table, "").against("1")
+    decision = Promotion("better", NAME, clips, table).decide("1")
     theirs = 100 * (toy["predicted"] == toy["target"]).mean()
-    assert f"33.3 % against {theirs:.1f} % of version 1 on the same 6 clips" in verdict.reason
+    assert f"33.3 % against {theirs:.1f} % of version 1 on the same 6 clips" in decision.reason
 
     others = Annotations({f"x{label}": i for i, label in enumerate(LABELS)}, annotations.splits)
-    strange = Contest(NAME, ClipFrames(others, data_path, 4, 1), table, "").against("1")
+    strange = Promotion("better", NAME, ExportClips(others, data_path, 4, 1), table).decide("1")
     assert (strange.promoted, "does not know 'xgrowing'" in strange.reason) == (False, True)
-    unmeasured = Contest(NAME, frames, None, "there are no annotations").against("1")
-    assert unmeasured.text.startswith("challenger: there are no annotations")
+    unscored = Promotion("better", NAME, clips, None, "there are no annotations").decide("1")
+    assert unscored.text.startswith("challenger: there are no annotations")

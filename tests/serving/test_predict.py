@@ -1,4 +1,4 @@
-"""What `predict` makes of folders, videos and whatever else it is given."""
+"""`predict` on frame folders, videos and files that are neither."""
 
 import subprocess
 import sys
@@ -50,7 +50,16 @@ def test_a_label_does_not_wait_for_pytorch() -> None:
     assert done.stdout.strip() == "set()"
 
 
-def test_inputs_are_labelled_in_order_and_the_unreadable_reported(
+def test_serving_imports_neither_pytorch_nor_mlflow() -> None:
+    code = (
+        "import sys, k400tiny_lib.serving.onnx_classifier, k400tiny_lib.serving.predict\n"
+        "print({'torch', 'torchvision', 'mlflow', 'k400tiny_lib.data'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_inputs_are_labeled_in_order_and_the_unreadable_reported(
     model: OnnxClassifier, tiny_data: tuple[Path, Path], tmp_path: Path
 ) -> None:
     first, second = sorted(tiny_data[0].iterdir())[:2]
@@ -81,8 +90,8 @@ def test_probabilities_are_those_of_each_clip_alone(
     for path, rows in table.groupby("input"):
         frames = read_clip(tiny_data[0] / str(path), CLIP_LEN)
         [expected] = model.session.run(None, {"frames": frames[None]})
-        found = rows.set_index("label")["probability"][CLASSES]
-        np.testing.assert_allclose(found, expected[0], atol=1e-6)
+        actual = rows.set_index("label")["probability"][CLASSES]
+        np.testing.assert_allclose(actual, expected[0], atol=1e-6)
 
 
 def test_inputs_that_are_not_there_are_named(tmp_path: Path) -> None:

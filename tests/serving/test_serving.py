@@ -1,4 +1,4 @@
-"""The served video classifier: the same labels as elsewhere, and no request that kills it."""
+"""The served video classifier gives the labels of `predict` and survives any request."""
 
 import base64
 import json
@@ -26,9 +26,8 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from k400tiny_lib.registry.video_model import follow_champion, register_video_classifier
-from k400tiny_lib.serving.onnx_classifier import open_classifier
 from k400tiny_lib.serving.predict import label_inputs, read_clip
-from k400tiny_lib.tracking.models import model_file
+from k400tiny_lib.tracking.models import open_registered
 from tests.helpers.serving import CLASSES, CLIP_LEN, NAME, VIDEO_NAME, export_tiny, register_tiny
 from tests.media.test_video import write_video
 
@@ -45,15 +44,15 @@ class Registered:
 @pytest.fixture(scope="module")
 def registered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registered]:
     folder = tmp_path_factory.mktemp("serving")
-    found = Registered(folder, folder / "tiny.onnx", folder / "videos" / "x.mp4")
-    export_tiny(found.onnx_file)
-    write_video(found.video, num_frames=9)
+    content = Registered(folder, folder / "tiny.onnx", folder / "videos" / "x.mp4")
+    export_tiny(content.onnx_file)
+    write_video(content.video, num_frames=9)
     previous, where = mlflow.get_tracking_uri(), Path.cwd()
     os.chdir(folder)
     mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
     with mlflow.start_run():
-        register_video_classifier(*register_tiny(found.onnx_file), VIDEO_NAME)
-    yield found
+        register_video_classifier(*register_tiny(content.onnx_file), VIDEO_NAME)
+    yield content
     mlflow.set_tracking_uri(previous)
     os.chdir(where)
 
@@ -124,9 +123,7 @@ def in_base64(path: Path) -> str:
 def test_snippet_predict_and_server_give_the_same_labels_and_probabilities(
     registered: Registered, address: str
 ) -> None:
-    table, failures = label_inputs(
-        open_classifier(model_file("auto", NAME)), [registered.video], 4, top_k=3
-    )
+    table, failures = label_inputs(open_registered("auto", NAME), [registered.video], 4, top_k=3)
     assert failures == []
     frames = read_clip(registered.video, CLIP_LEN)
     snippet = mlflow.pyfunc.load_model(f"models:/{NAME}@champion")

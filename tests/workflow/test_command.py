@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from k400tiny_lib.config import STEPS
+from k400tiny_lib.config.steps import default_text
 from k400tiny_lib.workflow.command import click_command, parse_arguments
 
 
@@ -15,12 +16,26 @@ from k400tiny_lib.workflow.command import click_command, parse_arguments
 def test_help_names_every_parameter_with_its_default(step: str) -> None:
     result = CliRunner().invoke(click_command(step), ["--help"])
     assert result.exit_code == 0
-    for name in STEPS[step].params:
-        assert re.search(rf"--{name}[ ,]", result.output)
-    assert result.output.count("[default: ") + result.output.count("[required]") >= 1
+    options = re.split(r"\n  --(?=\w)", result.output)[1:]
+    helps = {re.split("[ ,]", text)[0]: " ".join(text.split()) for text in options}
+    del helps["help"]
+    assert list(helps) == list(STEPS[step].params)
+    for name, text in helps.items():
+        default = default_text(step, name)
+        note = "required" if default is None else f"default: {default}"
+        assert text.endswith(f"; {note}]"), text
 
 
-def test_arguments_become_a_settled_config() -> None:
+def test_the_dask_scheduler_has_a_short_name_where_it_is_the_only_scheduler() -> None:
+    config = parse_arguments("prepare_data", ["--scheduler", "tcp://host:1"])
+    assert config is not None
+    assert config.dask_scheduler == "tcp://host:1"
+    config = parse_arguments("main", ["--scheduler", "step"])
+    assert config is not None
+    assert (config.scheduler, config.dask_scheduler) == ("step", "none")
+
+
+def test_arguments_become_a_resolved_config() -> None:
     config = parse_arguments("train", ["--data_path", "d", "--annotations", "a", "--lr", "0.5"])
     assert config is not None
     assert (config.data_path, config.annotations, config.lr) == ("d", "a", 0.5)

@@ -9,10 +9,11 @@ import pandas as pd
 from k400tiny_lib.config import NONE
 from k400tiny_lib.data.sources.class_folders import class_folder_rows
 from k400tiny_lib.data.sources.ground_truth import LEAVES, Cleaned, Dropped, clean_rows, drop_rows
-from k400tiny_lib.data.sources.video_files import VIDEO_SUFFIXES, VideoFile, list_videos
+from k400tiny_lib.data.sources.video_files import VideoFile, list_videos
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.files import fetch, is_remote
 from k400tiny_lib.media.frames import FRAME_SUFFIXES, frame_files, natural_key
+from k400tiny_lib.media.video import VIDEO_SUFFIXES
 
 __all__ = ["FRAME_SUFFIXES", "SAMPLE", "Source", "frame_files", "natural_key", "read_source"]
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from k400tiny_lib.data.sources.video_files import is_video
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.files import is_remote, list_files, local_path
 from k400tiny_lib.media.frames import is_frame
+from k400tiny_lib.media.video import is_video
 
 _NEEDED = "Needed: gt_csv, or one folder per class with clip folders or videos inside."
 

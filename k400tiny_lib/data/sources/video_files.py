@@ -6,8 +6,7 @@ from pathlib import Path
 
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.files import is_remote, list_files, local_path
-
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mov")
+from k400tiny_lib.media.video import is_video
 
 
 @dataclass(frozen=True)
@@ -21,11 +20,6 @@ class VideoFile:
 
     uri: str
     stamp: str
-
-
-def is_video(name: str) -> bool:
-    """Whether a file name is that of a video; hidden files are not."""
-    return name.lower().endswith(VIDEO_SUFFIXES) and not name.rpartition("/")[2].startswith(".")
 
 
 def list_videos(data_path: str) -> dict[str, VideoFile]:

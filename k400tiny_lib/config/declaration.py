@@ -1,0 +1,106 @@
+"""How a parameter is declared, and what is derived from its declaration.
+
+`Config` declares each parameter once: type, default, steps, and a docstring as the help. Options,
+`--help`, `MLproject`, the cache key and the check on resume are derived from that.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, Field
+
+AUTO: Final = "auto"
+NONE: Final = "none"
+
+StepName = Literal["main", "prepare_data", "train", "evaluate", "export_onnx", "predict"]
+
+_NOUNS = {
+    "string": "text",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "True or False",
+}
+_BOUNDS = {
+    "minimum": "from",
+    "exclusiveMinimum": "above",
+    "maximum": "up to",
+    "exclusiveMaximum": "below",
+}
+_MLPROJECT_TYPES = {"string": "string", "integer": "int", "number": "float", "boolean": "bool"}
+
+
+def param(
+    default: Any,
+    *steps: StepName,
+    required_in: tuple[StepName, ...] = (),
+    affects_result: bool = True,
+    in_recipe: bool = True,
+    handed_over: bool = False,
+    also: str = "",
+) -> Any:
+    """Declare a field of `Config` as a parameter; see `Parameter` for the arguments."""
+    declared: dict[str, Any] = {
+        "steps": list(steps),
+        "required_in": list(required_in),
+        "affects_result": affects_result,
+        "in_recipe": in_recipe,
+        "handed_over": handed_over,
+        "also": also,
+    }
+    return Field(default, json_schema_extra={"declared": declared})
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter, as the command line and `MLproject` show it.
+
+    Attributes:
+        help: its docstring.
+        default: before `auto` is resolved.
+        allowed: the accepted values in words: "a number above 0", "sgd or adamw".
+        type: its type in `MLproject`.
+        steps: the steps that take it; `main` also takes those of the steps that it chains.
+        required_in: the steps that need it and have no default for it.
+        affects_result: False if it changes only the speed, the location or the display of a result:
+            a step is re-used, and a training resumed, whatever its value.
+        in_recipe: False if `main` decides it before the recipe is read.
+        handed_over: whether a step of the chain produces it, so that `main` does not take it.
+        also: a second name of the option in `steps`.
+    """
+
+    help: str
+    default: Any
+    allowed: str
+    type: str
+    steps: Sequence[StepName]
+    required_in: Sequence[StepName]
+    affects_result: bool
+    in_recipe: bool
+    handed_over: bool
+    also: str
+
+
+def declared_parameters(model: type[BaseModel]) -> dict[str, Parameter]:
+    """The parameters that a model's fields declare with `param`, by name, in their order."""
+    return {
+        name: Parameter(
+            help=" ".join(schema["description"].split()),
+            default=schema["default"],
+            allowed=_in_words(schema),
+            type=_MLPROJECT_TYPES[schema.get("anyOf", [schema])[0]["type"]],
+            **schema["declared"],
+        )
+        for name, schema in model.model_json_schema()["properties"].items()
+    }
+
+
+def _in_words(schema: dict[str, Any]) -> str:
+    if choices := schema.get("enum"):
+        return " or ".join(choices)
+    if alternatives := schema.get("anyOf"):
+        return " or ".join(_in_words(alternative) for alternative in alternatives)
+    if "const" in schema:
+        return str(schema["const"])
+    bounds = [f"{word} {schema[key]:g}" for key, word in _BOUNDS.items() if key in schema]
+    return " ".join([_NOUNS[schema["type"]], *bounds])

@@ -1,0 +1,174 @@
+"""From a loaded model to what gets registered: graph, parity check, variant, score, metadata."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pandas as pd
+from torch import nn
+
+from k400tiny_lib.config import NONE, Config
+from k400tiny_lib.errors import UserError
+from k400tiny_lib.export import parity
+from k400tiny_lib.export.onnx_graph import (
+    FramesToProbabilities,
+    describe,
+    export_graph,
+    frames_free,
+)
+from k400tiny_lib.export.scoring import ExportClips, read_evaluation
+from k400tiny_lib.export.variants import FLOAT32, Choice, Variant, choose_variant
+from k400tiny_lib.models.architectures import ARCHITECTURES
+from k400tiny_lib.models.loaded import LoadedModel
+
+SAMPLING = (
+    "uniform over the video, first and last frame included; several views are shifted against one "
+    "another within a stride and follow one another along T"
+)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A graph that passed the parity check, with everything that is known about it.
+
+    Attributes:
+        proto: the graph, float32 or the chosen variant.
+        metadata: as written into the graph.
+        parity: largest difference of a probability between float32 ONNX and PyTorch.
+        onnx_ms, torch_ms: median latency of one clip in float32.
+        variants: the rows of the table of variants; none without `quantize`.
+        clips: the data that the export used.
+        predictions: the graph's predictions table of the test clips, None where there is none.
+        not_scored: why there is none.
+        notes: about the export, to be shown to the user.
+    """
+
+    proto: onnx.ModelProto
+    metadata: dict[str, Any]
+    parity: float
+    onnx_ms: float
+    torch_ms: float
+    variants: Sequence[Variant]
+    clips: ExportClips
+    predictions: pd.DataFrame | None
+    not_scored: str
+    notes: Sequence[str]
+
+    @property
+    def summary(self) -> str:
+        """Parity and latencies in words."""
+        return (
+            f"largest difference from PyTorch {self.parity:.1e}; {self.onnx_ms:.0f} ms a clip "
+            f"(PyTorch {self.torch_ms:.0f} ms)"
+        )
+
+
+def export_model(
+    loaded: LoadedModel,
+    config: Config,
+    commit: str = "",
+    on_parity: Callable[[Sequence[parity.ParityCase]], None] = lambda cases: None,
+) -> Exported:
+    """Export a model, require parity with PyTorch, choose the variant and score it.
+
+    Args:
+        loaded: the model.
+        config: the parameters of export_onnx, with local paths in place of URIs.
+        commit: for the metadata.
+        on_parity: receives the parity cases before any of them is refused.
+
+    Raises:
+        UserError: if the graph differs from PyTorch by more than the tolerance, the data cannot be
+            read, or `quantize` lacks test clips.
+    """
+    views = config.views_in_graph
+    clips = ExportClips.of_config(config, loaded.geometry.clip_len)
+    not_scored = clips.reason_not_to_score(loaded.class_names)
+    if not_scored and config.quantize != NONE:
+        raise UserError(
+            f"quantize: {not_scored}. Needed: test clips to judge {config.quantize} on."
+        )
+    notes = []
+    eager = partial(parity.run_eager, loaded.model, loaded.geometry, views=views)
+    temperature, predictions = 1.0, None
+    if config.evaluation != NONE and not not_scored:
+        prior = read_evaluation(Path(config.evaluation), clips, eager)
+        if isinstance(prior, str):
+            notes.append(f"evaluation: not used, {prior}")
+        else:
+            temperature, predictions = prior.temperature, prior.table
+            eager = partial(eager, temperature=temperature)
+
+    metadata = describe_model(loaded) | {
+        "views_in_graph": views,
+        "temperature": temperature,
+        "commit": commit,
+    }
+
+    def graph_of(model: nn.Module) -> onnx.ModelProto:
+        module = FramesToProbabilities(model, loaded.geometry, views, temperature).eval()
+        return export_graph(module, config.opset, metadata)
+
+    optimize = ARCHITECTURES[loaded.architecture].optimize_for_export
+    proto = graph_of(optimize(loaded.model) if optimize else loaded.model)
+    if views == 1 and not frames_free(proto):
+        clip_len = loaded.geometry.clip_len
+        notes.append(f"frames: {loaded.architecture} exports with {clip_len} frames only")
+    session, parity_clips = parity.open_session(proto), clips.for_parity()
+    run = partial(parity.run_onnx, session)
+    cases = parity.compare_outputs(session, eager, parity_clips, frames_free(proto))
+    on_parity(cases)
+    difference = parity.require_parity(cases, config.tolerance)
+    onnx_ms, torch_ms = (parity.latency_ms(predict, parity_clips[0]) for predict in (run, eager))
+
+    if predictions is None and not not_scored:
+        predictions = clips.predictions(run)
+    choice = Choice(FLOAT32, proto, predictions)
+    if predictions is not None and config.quantize != NONE:
+        plain = graph_of(loaded.model) if optimize else proto
+        choice = choose_variant(
+            config.quantize, proto, plain, predictions, clips, config.max_accuracy_drop
+        )
+        rows = pd.DataFrame(choice.variants)
+        notes.append(rows.to_string(index=False, float_format=lambda value: f"{value:.2f}"))
+    metadata["quantize"] = NONE if choice.name == FLOAT32 else choice.name
+    metadata["frames_free"] = frames_free(choice.proto)
+    if choice.predictions is not None:
+        metadata |= clips.score(choice.predictions, loaded.geometry)
+    describe(choice.proto, metadata)
+    return Exported(
+        proto=choice.proto,
+        metadata=metadata,
+        parity=difference,
+        onnx_ms=onnx_ms,
+        torch_ms=torch_ms,
+        variants=choice.variants,
+        clips=clips,
+        predictions=choice.predictions,
+        not_scored=not_scored,
+        notes=notes,
+    )
+
+
+def describe_model(loaded: LoadedModel) -> dict[str, Any]:
+    """The facts about a model that are written into its graph.
+
+    `resize_size` is the short side as a number, or [height, width].
+    """
+    geometry, architecture = loaded.geometry, ARCHITECTURES[loaded.architecture]
+    short_side = len(geometry.resize) == 1
+    return {
+        "architecture": loaded.architecture,
+        "class_names": loaded.class_names,
+        "clip_len": geometry.clip_len,
+        "sampling": SAMPLING,
+        "resize_size": geometry.resize[0] if short_side else list(geometry.resize),
+        "antialias": geometry.antialias,
+        "crop_size": geometry.crop_size,
+        "mean": list(architecture.mean),
+        "std": list(architecture.std),
+        "training_run_id": loaded.run_id or (loaded.source if loaded.published else ""),
+    }
