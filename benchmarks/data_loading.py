@@ -1,4 +1,4 @@
-"""How fast clips come: a plain reference loader against `frame_cache=none` and `packed`.
+"""How fast clips are loaded: a plain reference loader, `frame_cache=none` and `packed`.
 
     python -m benchmarks.data_loading --data ../shared/data/k400tiny_images
 
@@ -29,8 +29,9 @@ from torchvision.transforms.v2 import functional as F
 from benchmarks.common import in_turns, markdown, write_result
 from k400tiny_lib.config import AUTO
 from k400tiny_lib.data.annotations import Annotations, Clip
-from k400tiny_lib.data.loading.frame_cache import PackedFrames, pack_clips
-from k400tiny_lib.data.loading.loader import ClipDataset, batches, one_thread, worker_count
+from k400tiny_lib.data.loading.dataset import ClipDataset
+from k400tiny_lib.data.loading.frame_cache import CachedFrames, write_cache
+from k400tiny_lib.data.loading.loader import batches, one_thread, worker_count
 from k400tiny_lib.data.loading.readers import ImageFiles
 from k400tiny_lib.data.loading.temporal_sampling import uniform_indices
 from k400tiny_lib.media.frames import decode_frame, frame_files
@@ -42,7 +43,7 @@ BATCH = 8
 
 
 class PlainClips(Dataset[Tensor]):
-    """The reference loader, written plainly: decode every frame, then take those of the clip."""
+    """The reference loader: decode every frame, then select those of the clip."""
 
     def __init__(self, clips: Sequence[Clip], data_path: Path) -> None:
         self.clips, self.data_path = clips, data_path
@@ -64,7 +65,7 @@ class PlainClips(Dataset[Tensor]):
 
 
 class BareDecoder(Dataset[int]):
-    """What no loader can beat: decode the frames that a clip needs, and drop them."""
+    """An upper bound for any loader: decode the frames of a clip and drop them."""
 
     def __init__(
         self, clips: Sequence[Clip], data_path: Path, flags: int, num_frames: int = CLIP_LEN
@@ -141,15 +142,15 @@ def decoder_rows(files: Sequence[Path], rounds: int) -> list[tuple[str, str]]:
     return [(name, f"{ms:.3f}") for name, ms in in_turns(sides, rounds).items()]
 
 
-def pack_rates(annotations: Annotations, data_path: Path, rounds: int) -> tuple[float, float]:
-    """Milliseconds per clip on all cores: (packing, decoding the same frames and dropping them)."""
+def cache_rates(annotations: Annotations, data_path: Path, rounds: int) -> tuple[float, float]:
+    """Milliseconds per clip on all cores: (writing the cache, decoding the same frames only)."""
     clips = list(annotations.clips)
     cores = available_cores()
 
-    def pack() -> float:
+    def write() -> float:
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            pack_clips(annotations, data_path, RESIZE, Path(folder, "pack"), cores)
+            write_cache(annotations, data_path, RESIZE, Path(folder, "cache"), cores)
             return 1000 * (time.perf_counter() - start) / len(clips)
 
     def decode() -> float:
@@ -160,14 +161,14 @@ def pack_rates(annotations: Annotations, data_path: Path, rounds: int) -> tuple[
             pass
         return 1000 * (time.perf_counter() - start) / len(clips)
 
-    times = in_turns({"pack": pack, "decode": decode}, rounds)
-    return times["pack"], times["decode"]
+    times = in_turns({"write": write, "decode": decode}, rounds)
+    return times["write"], times["decode"]
 
 
 def peak_megabytes(make: Callable[[], Any]) -> float:
     """Peak memory of a fresh fork that reads all clips once, without pages of mapped files.
 
-    Those belong to the system's cache, which drops them when somebody needs the memory.
+    Those belong to the system's cache, which drops them when memory runs out.
     """
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe()
@@ -201,10 +202,10 @@ def report(data_path: Path, num_clips: int, workers: int, rounds: int) -> str:
     files = ImageFiles(data_path, RESIZE)
     quarter = clips[: len(clips) // 4]
     with tempfile.TemporaryDirectory() as folder:
-        pack = Path(folder, "pack")
-        pack_clips(annotations, data_path, RESIZE, pack, available_cores())
-        size = sum(path.stat().st_size for path in pack.glob("*.arrow")) / len(clips)
-        packed = PackedFrames(pack)
+        cache = Path(folder, "cache")
+        write_cache(annotations, data_path, RESIZE, cache, available_cores())
+        size = sum(path.stat().st_size for path in cache.glob("*.safetensors")) / len(clips)
+        packed = CachedFrames(cache)
         memory = [
             [name, *(f"{peak_megabytes(partial(dataset, c, read)):.0f}" for c in (quarter, clips))]
             for name, read in (("none", files), ("packed", packed))
@@ -237,7 +238,7 @@ def report(data_path: Path, num_clips: int, workers: int, rounds: int) -> str:
             },
             rounds,
         )
-    packing_ms, decoding_ms = pack_rates(annotations, data_path, rounds)
+    writing_ms, decoding_ms = cache_rates(annotations, data_path, rounds)
 
     plain, bare = list(alone)[:2]
 
@@ -260,15 +261,15 @@ def report(data_path: Path, num_clips: int, workers: int, rounds: int) -> str:
             "# Loading clips",
             f"{cpu_name()}, {available_cores()} cores, load average {os.getloadavg()[0]:.1f} at "
             f"the end; Python {platform.python_version()}, PyTorch {torch.__version__}, OpenCV "
-            f"{cv2.__version__}, Arrow {version('pyarrow')}. {len(clips)} clips of "
+            f"{cv2.__version__}, safetensors {version('safetensors')}. {len(clips)} clips of "
             f"{clips[0].num_frames} frames {width}x{height}, {jpeg / 1e6:.2f} MB of JPEG a clip; "
             f"{CLIP_LEN} frames, short side {RESIZE}, crop {CROP}. Medians of {rounds} rounds in "
             "turns.",
             "## Loader",
             f"Alone: one process, one thread. In batches: batches of {BATCH}, {workers} worker(s); "
             "`packed` has a thread that reads ahead instead, as `num_workers=auto` chooses. "
-            "The reference hands over normalised floats; `none` and `packed` hand over uint8, "
-            'which the device normalises. "x bare" is the share of the bare decoder\'s rate.',
+            "The reference hands over normalized floats; `none` and `packed` hand over uint8, "
+            'which the device normalizes. "x bare" is the share of the bare decoder\'s rate.',
             markdown(
                 (
                     "",
@@ -281,14 +282,14 @@ def report(data_path: Path, num_clips: int, workers: int, rounds: int) -> str:
                 ),
                 rows,
             ),
-            "## Pack",
+            "## Frame cache",
             markdown(
                 ("", ""),
                 [
                     ("bytes a clip", f"{size:,.0f} ({size / jpeg:.1f} times its JPEGs)"),
-                    ("packing on all cores", f"{rate(packing_ms)} clips/s"),
+                    ("writing on all cores", f"{rate(writing_ms)} clips/s"),
                     ("decoding alone on all cores", f"{rate(decoding_ms)} clips/s"),
-                    ("packing's share of the decoder's rate", f"{decoding_ms / packing_ms:.2f}"),
+                    ("writing's share of the decoder's rate", f"{decoding_ms / writing_ms:.2f}"),
                 ],
             ),
             "## Peak memory of a loader process (MB)",

@@ -30,8 +30,9 @@ from benchmarks.learning_table import FOLDS, SIDES, Run, load_runs, percent, rep
 from k400tiny_lib.config import Config
 from k400tiny_lib.config.recipes import load_recipe
 from k400tiny_lib.data.annotations import Annotations, Clip
-from k400tiny_lib.data.loading.frame_cache import settle_frame_cache
-from k400tiny_lib.data.loading.loader import ClipDataset, make_loader
+from k400tiny_lib.data.loading.dataset import ClipDataset
+from k400tiny_lib.data.loading.frame_cache import resolve_frame_cache
+from k400tiny_lib.data.loading.loader import make_loader
 from k400tiny_lib.data.preparation.prepare import prepare
 from k400tiny_lib.data.sources.base import open_source
 from k400tiny_lib.distributed.process import Process
@@ -113,7 +114,7 @@ def train_and_predict(
     """Train on the split `train`, take the last weights, predict the split `test`."""
     recipe = recipe_of(data, side)
     config = base.replace(**recipe, seed=number, num_workers=0)
-    pack = settle_frame_cache(config, annotations)  # of all clips: one for all runs
+    pack = resolve_frame_cache(config, annotations)  # of all clips: one for all runs
     train, test = in_one_order(annotations.splits["train"], number), annotations.splits["test"]
     # Validation decides nothing here: the last weights count.
     splits = {"train": train, "val": train[:1], "test": test}

@@ -13,7 +13,7 @@ def train(config: Config) -> None:
     from pathlib import Path
 
     from k400tiny_lib.data.annotations import check_annotations, read_annotations
-    from k400tiny_lib.data.loading.frame_cache import settle_frame_cache
+    from k400tiny_lib.data.loading.frame_cache import resolve_frame_cache
     from k400tiny_lib.data.preparation.plots import plot_augmented_clips
     from k400tiny_lib.distributed.launch import launch
     from k400tiny_lib.models.checkpoint import BEST
@@ -31,7 +31,7 @@ def train(config: Config) -> None:
     link_run(resumed_run, config.parent_run)
 
     folder = Path(config.checkpoint_dir)
-    frame_cache = settle_frame_cache(config, annotations)
+    frame_cache = resolve_frame_cache(config, annotations)
     job = TrainingJob(config, folder / f"metrics-{run_id}", run_id, frame_cache)
     log = TrainingLog(run_id, job.metrics_log)
     clips = training_clips(config, annotations, frame_cache)

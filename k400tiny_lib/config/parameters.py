@@ -23,6 +23,9 @@ from k400tiny_lib.config.declaration import AUTO, NONE, declared_parameters, par
 from k400tiny_lib.models.architectures import ARCHITECTURES  # imports no torch
 
 _DEFAULT_MODEL = "r2plus1d_18"
+# Values of `augmentation` that mix the clips of a batch: rows of data.loading.augmentation's table,
+# which imports torch, with a `per_batch`.
+MIXING_AUGMENTATIONS = ("strong",)
 
 
 def _known(architecture: str) -> str:

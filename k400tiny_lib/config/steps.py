@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from k400tiny_lib.config.declaration import AUTO, NONE
-from k400tiny_lib.config.parameters import PARAMETERS, Config
+from k400tiny_lib.config.parameters import MIXING_AUGMENTATIONS, PARAMETERS, Config
 from k400tiny_lib.config.recipes import load_recipe
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.models.architectures import ARCHITECTURES
@@ -141,8 +141,11 @@ def _check_together(config: Config, step: str) -> None:
             f"val_fraction: {config.val_fraction} and test_fraction {config.test_fraction} leave "
             "nothing to train on. Needed: a sum below 1."
         )
-    if config.augmentation == "strong" and config.batch_size == 1:
-        raise UserError("batch_size: 1, but augmentation=strong mixes clips. Needed: at least 2.")
+    if config.augmentation in MIXING_AUGMENTATIONS and config.batch_size == 1:
+        raise UserError(
+            f"batch_size: 1, but augmentation={config.augmentation} mixes clips. "
+            "Needed: at least 2."
+        )
     if config.num_crops == 2:
         raise UserError("num_crops: 2 is not allowed. Needed: 1 (center) or 3 (both ends too).")
     if config.node_rank >= config.nnodes:

@@ -12,7 +12,7 @@ from k400tiny_lib.data.annotations import Clip
 from k400tiny_lib.data.loading.pytorchvideo_transforms import uniform_crop
 from k400tiny_lib.data.loading.readers import read_frames
 from k400tiny_lib.data.loading.temporal_sampling import view_indices
-from k400tiny_lib.data.loading.transforms import centre_crop, resize_exactly
+from k400tiny_lib.data.loading.transforms import center_crop, resize_exactly
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.models.loaded import Geometry
 
@@ -117,7 +117,7 @@ def crop_views(frames: Tensor, geometry: Geometry, num_crops: int) -> list[Tenso
     """
     size = geometry.crop_size
     video = resize_exactly(frames, geometry.resize, geometry.antialias)
-    center = centre_crop(video, size)
+    center = center_crop(video, size)
     if num_crops == 1:
         return [center]
     return [uniform_crop(video, size, 0), center, uniform_crop(video, size, 2)]

@@ -1,6 +1,6 @@
 """Frame folders: which files are the frames of a clip, their order, pixels and digests.
 
-Free of PyTorch: `predict` and the served model read frames too.
+Without PyTorch: `predict` and the served model read frames too.
 """
 
 import re
@@ -20,7 +20,7 @@ _DIGITS = re.compile(r"(\d+)")
 # OpenCV, torchvision and simplejpeg all wrap libjpeg-turbo and take the same time for a full
 # frame (benchmarks/data_loading.py); OpenCV also decodes at a fraction of the size.
 _FULL = cv2.IMREAD_COLOR_RGB
-# OpenCV has a flag for each fraction in BGR only: grey bit off, BGR bit off, RGB bit on.
+# OpenCV names the reduced flags for gray and BGR only; replace the color bit by that of RGB.
 FRACTIONS = {
     1: _FULL,
     2: (cv2.IMREAD_REDUCED_COLOR_2 & ~cv2.IMREAD_COLOR) | _FULL,
@@ -36,12 +36,12 @@ def natural_key(name: str) -> tuple[str | int, ...]:
 
 
 def frame_order(name: str) -> tuple[tuple[str | int, ...], str]:
-    """Natural order, and one order for names like frame1 and frame01 too."""
+    """Sort key of frame names: natural order, ties such as frame1 and frame01 by the name."""
     return natural_key(name), name
 
 
 def is_frame(name: str) -> bool:
-    """Whether a file name is that of a frame; hidden files are not."""
+    """Whether a file name is that of a frame; hidden files are none."""
     return name.lower().endswith(FRAME_SUFFIXES) and not name.startswith(".")
 
 
@@ -65,8 +65,8 @@ def clip_digest(folder: Path) -> str:
 def data_digest(data_path: Path) -> str:
     """Digest of all clips below a directory: folder names, frame names, bytes.
 
-    Clips lie in it or one folder deeper, as `class/clip`; without any bad clip the annotations of
-    prepare_data have this digest.
+    Clips are in the directory itself or one folder deeper, as `class/clip`. If no clip is dropped,
+    prepare_data writes the same digest into the annotations.
     """
     folders = [path for path in data_path.glob("*") if _is_folder(path)]
     nested = [path for folder in folders for path in folder.glob("*") if _is_folder(path)]
@@ -86,20 +86,8 @@ def _has_frames(folder: Path) -> bool:
     return any(is_frame(path.name) for path in folder.iterdir())
 
 
-def decode_frame(path: Path) -> npt.NDArray[np.uint8]:
-    """Decode one image file at its full size.
-
-    Returns:
-        uint8 (H, W, 3), RGB in [0, 255].
-
-    Raises:
-        UserError: if the file is missing or no image; the message names it.
-    """
-    return decode_at(path)
-
-
 def read_images(folder: Path, indices: Sequence[int]) -> npt.NDArray[np.uint8]:
-    """Decode some frames of a clip at their full size; one that occurs twice is decoded once.
+    """Decode some frames of a clip at their full size; a repeated one is decoded once.
 
     Args:
         folder: the clip's folder.
@@ -123,7 +111,7 @@ def select_files(folder: Path, indices: Sequence[int]) -> dict[int, Path]:
     """The files of some frames by position, each once.
 
     Raises:
-        UserError: if the folder has not as many frames.
+        UserError: if the folder has too few frames.
     """
     files = frame_files(folder) if folder.is_dir() else []
     if not files or max(indices) >= len(files):
@@ -141,16 +129,23 @@ def _read_bytes(path: Path) -> bytes:
         raise UserError(f"data_path: {path} cannot be read: {error.strerror}.") from None
 
 
-def decode_at(path: Path, fraction: int = 1) -> npt.NDArray[np.uint8]:
-    """Decode one image file at 1/fraction of its size, uint8 (h, w, 3).
+def decode_frame(path: Path, fraction: int = 1) -> npt.NDArray[np.uint8]:
+    """Decode one image file.
+
+    Args:
+        path: the file.
+        fraction: 1, 2, 4 or 8, to decode a JPEG at 1/fraction of its size.
+
+    Returns:
+        uint8 (H, W, 3), RGB in [0, 255].
 
     Raises:
-        UserError: if the file is missing or no image.
+        UserError: if the file is missing or no image; the message names it.
     """
     encoded = np.frombuffer(_read_bytes(path), np.uint8)
     try:
         image = cv2.imdecode(encoded, FRACTIONS[fraction]) if encoded.size else None
-    except cv2.error:  # such as more pixels than OpenCV is willing to decode
+    except cv2.error:  # such as an image of more pixels than OpenCV decodes
         image = None
     if image is None:
         raise UserError(f"data_path: {path} is no image. Run prepare_data again, or mend the file.")

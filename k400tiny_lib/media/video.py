@@ -1,9 +1,10 @@
-"""Video files, decoded with PyAV; no PyTorch, so that a served model starts quickly."""
+"""Video files, decoded with PyAV and without PyTorch, so that a served model starts quickly."""
 
 import io
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,18 +12,18 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from k400tiny_lib.errors import UserError
+from k400tiny_lib.errors import UserError, one_line
 from k400tiny_lib.media.sampling import view_positions
 
 Image = npt.NDArray[np.uint8]
 Result = TypeVar("Result")
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mov")
-# FFmpeg also reads playlists, which name other files and addresses: bytes from a stranger must not
-# make it open those.
+# FFmpeg also reads playlists, which name other files and addresses; untrusted bytes must not make
+# it open those.
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg"
-# Decoding from the start to the end takes about as long as seeking for shorter videos, and knows
-# of frames that have no packet of their own.
+# Packets. For shorter videos decoding everything takes about as long as seeking, and it also finds
+# frames that share a packet with another frame.
 _SEEK_BEYOND = 3000
 _MARGIN = 1 << 18  # pixels
 
@@ -34,7 +35,7 @@ def is_video(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Limits:
-    """What one video may cost: its frames (of which few are kept) and the pixels of a frame."""
+    """The largest video that is accepted: its number of frames, and the pixels of a frame."""
 
     frames: int
     pixels: int
@@ -50,7 +51,7 @@ def read_video(
         num_frames: frames of a view, at least 1; a shorter video repeats frames.
         views: temporal views, one after the other; a single one begins with the first frame of
             the video and ends with the last.
-        limits: what the video may cost at most.
+        limits: the largest video to accept; None for any.
 
     Returns:
         uint8 (views * num_frames, H, W, 3), RGB in [0, 255].
@@ -71,82 +72,98 @@ def sample_video(
     views: int = 1,
     limits: Limits | None = None,
 ) -> list[Result]:
-    """Decode frames spread evenly over a video and hand each one on at once.
+    """Decode frames spread evenly over a video and process each one as it is decoded.
 
-    What containers say of their length is often wrong or missing, so the packets are counted, which
-    is cheap, and the frames that came out of them too. Where the two differ (frames without a
-    packet of their own, packets without a frame) the video is decoded once more. In a long video
-    each frame is sought. One frame is in memory at a time, beside what `process` keeps.
+    The length that a container states is often wrong or missing, so the packets are counted, which
+    is cheap. In a long video each frame is sought; a shorter one is decoded from start to end. One
+    frame is in memory at a time, in addition to what `process` returns.
 
     Args:
         source: the file, or its content.
         num_frames: frames of a view, at least 1; a shorter video repeats frames.
         process: called once for each distinct frame with uint8 (H, W, 3), RGB, upright.
         views: temporal views, one after the other.
-        limits: what the video may cost at most.
+        limits: the largest video to accept; None for any.
 
     Returns:
-        What `process` returned, views * num_frames of them, each view in order of time.
+        Results of `process`, views * num_frames of them, each view in order of time.
 
     Raises:
         UserError: if the file cannot be decoded, is truncated, holds no video or exceeds a limit.
     """
     try:
-        packets = _list_packets(source, limits)
-        expected = len(packets)
-        found: dict[int, Result] | None = None
-        indices = view_positions(expected, num_frames, views) if expected else []
-        if expected > _SEEK_BEYOND:
-            found = _seek_frames(source, indices, packets, process)
-        # A second pass has the true count; a third would only meet a decoder of many minds.
-        for _ in range(0 if found else 2):
-            indices = view_positions(expected, num_frames, views) if expected else []
-            total, found = _process_frames(source, set(indices), process, limits)
-            if total == expected:
-                break
-            expected = total
-        if not expected or not found or set(indices) - found.keys():
-            raise UserError(f"{_name(source)} holds no frames.")
+        packets = list_packets(source, limits)
+        sample = partial(view_positions, clip_len=num_frames, num_views=views)
+        results: list[Result] = []
+        if len(packets) > _SEEK_BEYOND:
+            results = sample_by_seeking(source, sample(len(packets)), packets, process)
+        if packets and not results:
+            results = _sample_by_decoding(source, sample, len(packets), process, limits)
     except (av.FFmpegError, OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        reason = getattr(error, "strerror", None) or one_line(error)
         raise UserError(f"{_name(source)} cannot be decoded: {reason}.") from None
-    return [found[index] for index in indices]
+    if not results:
+        raise UserError(f"{_name(source)} holds no frames.")
+    return results
 
 
 @dataclass(frozen=True)
-class _Packet:
-    """When a packet's frame is shown, in the stream's unit of time; whether it is a key frame."""
+class Packet:
+    """When a packet's frame is shown, in the stream's time unit, and whether it is a key frame."""
 
     pts: int | None
     is_key: bool
 
 
-def _process_frames(
+def _sample_by_decoding(
     source: Path | bytes,
-    wanted: set[int],
+    sample: Callable[[int], list[int]],
+    count: int,
     process: Callable[[Image], Result],
     limits: Limits | None,
-) -> tuple[int, dict[int, Result]]:
-    results: dict[int, Result] = {}
-    position = -1
-    with _open(source) as container:
-        for position, frame in enumerate(container.decode(_stream(source, container, limits))):
-            if position in wanted:
-                results[position] = process(_upright(frame))
-    return position + 1, results
+) -> list[Result]:
+    """Decode from start to end; no results if there are no frames.
+
+    Packets without a frame, or frames that share a packet, make the number of frames differ from
+    `count`, the number of packets. A second pass then uses the true number; a third would not help
+    if the decoder is non-deterministic.
+    """
+    for _ in range(2):
+        indices = sample(count)
+        results: dict[int, Result] = {}
+        decoded = 0
+        with _open(source) as container:
+            for frame in container.decode(_stream(source, container, limits)):
+                if decoded in indices:
+                    results[decoded] = process(_upright(frame))
+                decoded += 1
+        if decoded in (0, count):
+            break
+        count = decoded
+    return [results[index] for index in indices] if results.keys() >= set(indices) else []
 
 
-def _seek_frames(
+def sample_by_seeking(
     source: Path | bytes,
     indices: Sequence[int],
-    packets: Sequence[_Packet],
+    packets: Sequence[Packet],
     process: Callable[[Image], Result],
-) -> dict[int, Result] | None:
-    """Decode from the key frame before each frame; None where times do not tell frames apart."""
+) -> list[Result]:
+    """Decode each frame from the key frame before it.
+
+    Args:
+        source: the file, or its content.
+        indices: which frames, counted in order of time.
+        packets: of the whole video.
+        process: as for `sample_video`.
+
+    Returns:
+        Results of `process` in the order of `indices`; none if times do not identify the frames.
+    """
     times = sorted(packet.pts for packet in packets if packet.pts is not None)
     keys = sorted(packet.pts for packet in packets if packet.is_key and packet.pts is not None)
     if len(set(times)) < len(packets) or not keys or keys[0] > times[0]:
-        return None
+        return []
     results: dict[int, Result] = {}
     with _open(source) as container:
         stream = _stream(source, container, None)
@@ -157,32 +174,37 @@ def _seek_frames(
             if key != last_key:
                 container.seek(key, stream=stream)
                 frames, last_key = container.decode(stream), key
-            found = next((f for f in frames if f.pts is None or f.pts >= times[index]), None)
-            if found is None or found.pts != times[index]:
-                return None
-            results[index] = process(_upright(found))
-    return results
+            frame = next((f for f in frames if f.pts is None or f.pts >= times[index]), None)
+            if frame is None or frame.pts != times[index]:
+                return []
+            results[index] = process(_upright(frame))
+    return [results[index] for index in indices]
 
 
 def _upright(frame: Any) -> Image:
     image = frame.to_ndarray(format="rgb24")
-    # Telephones store upright videos lying down, with a note to turn them.
+    # Phones store portrait videos rotated, with a display-matrix flag.
     return np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90) % 4))
 
 
-def _list_packets(source: Path | bytes, limits: Limits | None) -> list[_Packet]:
+def list_packets(source: Path | bytes, limits: Limits | None = None) -> list[Packet]:
+    """The packets of a video, without decoding it.
+
+    Raises:
+        UserError: if the file is empty or truncated, holds no video or exceeds a limit.
+    """
     size = len(source) if isinstance(source, bytes) else source.stat().st_size
     if not size:
         raise UserError(f"{_name(source)} is empty.")
     packets = []
     with _open(source) as container:
         stream = _stream(source, container, limits)
-        # Half a download decodes without complaint, to half the video.
+        # Half a file would decode to half the video without an error.
         end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
         truncated = end > size
         for packet in container.demux(stream):
             if packet.size:
-                packets.append(_Packet(packet.pts, packet.is_keyframe))
+                packets.append(Packet(packet.pts, packet.is_keyframe))
                 truncated = truncated or packet.is_corrupt
             if limits and len(packets) > limits.frames:
                 raise UserError(
@@ -209,7 +231,7 @@ def _stream(source: Path | bytes, container: Any, limits: Limits | None) -> Any:
                 f"{_name(source)} has frames of {context.width}x{context.height}. Needed: at most "
                 f"{limits.pixels} pixels."
             )
-        # The size may change on the way; the decoder, which counts a margin too, then refuses.
+        # The frame size may change later in the stream; the decoder, which adds a margin, refuses.
         context.options = {"max_pixels": str(2 * limits.pixels + _MARGIN)}
     stream.thread_type = "AUTO"
     return stream

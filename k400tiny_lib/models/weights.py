@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_weight
 
-from k400tiny_lib.data.loading.transforms import normalise
+from k400tiny_lib.data.loading.transforms import normalize
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.models.architectures import ARCHITECTURES, Architecture
 
@@ -46,7 +46,7 @@ def model_input(model: nn.Module, clips: Tensor) -> Tensor:
         float32 (N, C, T, H, W).
     """
     architecture = architecture_of_model(model)
-    return normalise(clips, architecture.mean, architecture.std)
+    return normalize(clips, architecture.mean, architecture.std)
 
 
 def find_weights(weights_name: str, model_name: str) -> WeightsEnum:

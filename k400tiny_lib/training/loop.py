@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from k400tiny_lib.data.loading.augmentation import MIXING, mix_batch, seeded
-from k400tiny_lib.data.loading.loader import ClipDataset, batches
+from k400tiny_lib.data.loading.augmentation import AUGMENTATIONS, seeded
+from k400tiny_lib.data.loading.dataset import ClipDataset
+from k400tiny_lib.data.loading.loader import batches
 from k400tiny_lib.distributed.process import TrainSampler, average_buffers
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.models.weights import architecture_of_model, model_input
@@ -78,7 +79,7 @@ def train_epoch(state: TrainState, save: Save) -> dict[str, float]:
     assert isinstance(dataset, ClipDataset)
     sampler.begin(state.epoch, state.batch * config.batch_size)
     dataset.epoch = state.epoch
-    mix = mix_batch if config.augmentation == MIXING else None
+    mix = AUGMENTATIONS[config.augmentation].per_batch
     loader, num_batches = batches(state.train_loader), len(state.train_loader)
     state.forward.train()
     if config.freeze_epochs:

@@ -7,7 +7,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from k400tiny_lib.data.loading.loader import ClipDataset
+from k400tiny_lib.data.loading.dataset import ClipDataset
 from k400tiny_lib.data.loading.temporal_sampling import uniform_indices
 from k400tiny_lib.models.weights import model_input
 from k400tiny_lib.training.state import TrainState

@@ -18,8 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 from k400tiny_lib.config import AUTO, NONE, Config
 from k400tiny_lib.data.annotations import Annotations, read_annotations
 from k400tiny_lib.data.loading.augmentation import no_flip_targets
+from k400tiny_lib.data.loading.dataset import ClipDataset
 from k400tiny_lib.data.loading.frame_cache import open_frames
-from k400tiny_lib.data.loading.loader import ClipDataset, make_loader, worker_count
+from k400tiny_lib.data.loading.loader import make_loader, worker_count
 from k400tiny_lib.distributed.launch import Job
 from k400tiny_lib.distributed.process import Process, TrainSampler, process_group
 from k400tiny_lib.distributed.signals import EXIT_CODE, StopSignal

@@ -9,8 +9,8 @@ import torch
 
 from k400tiny_lib.data.loading.temporal_sampling import uniform_indices
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.media import video
-from k400tiny_lib.media.video import read_video
+from k400tiny_lib.media.sampling import uniform_positions
+from k400tiny_lib.media.video import list_packets, read_video, sample_by_seeking
 from tests.helpers.videos import write_video, write_videos
 
 
@@ -36,16 +36,27 @@ def test_frames_agree_with_decoding_everything(videos: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["v0.mp4", "v1.avi", "v2.mkv", "v3.mov"])
-def test_frames_that_are_sought_are_those_of_decoding_everything(
-    videos: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expected = [read_video(videos / name, clip_len) for clip_len in (1, 3, 7)]
-    monkeypatch.setattr(video, "_SEEK_BEYOND", 0)
-    monkeypatch.setattr(video, "_process_frames", None)
-    for frames in expected:
-        np.testing.assert_array_equal(read_video(videos / name, len(frames)), frames)
-        content = (videos / name).read_bytes()
-        np.testing.assert_array_equal(read_video(content, len(frames)), frames)
+def test_frames_that_are_sought_are_those_of_decoding_everything(videos: Path, name: str) -> None:
+    path = videos / name
+    for source in (path, path.read_bytes()):
+        packets = list_packets(source)
+        for clip_len in (1, 3, 7):
+            indices = uniform_positions(len(packets), clip_len)
+            frames = sample_by_seeking(source, indices, packets, lambda image: image)
+            np.testing.assert_array_equal(frames, read_video(path, clip_len))
+
+
+def test_a_long_video_gives_the_frames_of_decoding_everything(tmp_path: Path) -> None:
+    path = tmp_path / "long.mp4"
+    write_video(path, num_frames=3100, size=(16, 16))
+    indices = uniform_indices(3100, 5).tolist()
+    with av.open(str(path)) as container:
+        expected = [
+            frame.to_ndarray(format="rgb24")
+            for number, frame in enumerate(container.decode(video=0))
+            if number in indices
+        ]
+    np.testing.assert_array_equal(read_video(path, 5), expected)
 
 
 def test_a_video_shorter_than_the_clip_repeats_frames(videos: Path) -> None:

@@ -1,8 +1,13 @@
-"""What training does to clips so that no epoch sees the same pixels twice."""
+"""Random augmentation of training clips, per clip and per batch.
+
+To add one, write its function and its row of `AUGMENTATIONS` here, and add its name to the choices
+of the parameter `augmentation` (`config/parameters.py`).
+"""
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,13 +16,10 @@ from torchvision.transforms import v2
 
 from k400tiny_lib.config import NONE
 from k400tiny_lib.data.loading.pytorchvideo_transforms import MixVideo, RandAugment
-from k400tiny_lib.data.loading.transforms import centre_crop
+from k400tiny_lib.data.loading.transforms import center_crop
 from k400tiny_lib.errors import UserError
 
-MIXING = "strong"  # the augmentation that also mixes the clips of a batch
-LIGHT = ("none", "flip")  # they draw from the generator that they are given, nothing else
-
-# Less of the frame goes than the 92 % of ImageNet recipes: the actor may stand at its edge.
+# ImageNet recipes crop down to 8 % of a frame; the actor may be at the edge, so keep 35 %.
 _CROP_AREA = (0.35, 1.0)
 _JITTER = v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2)
 _RAND_AUGMENT = RandAugment(magnitude=9, num_layers=2, prob=0.5)  # pytorchvideo's defaults
@@ -26,11 +28,11 @@ _MIXUP_ALPHA, _CUTMIX_ALPHA = 0.8, 1.0  # of MViT's Kinetics recipe (arXiv:2104.
 
 @contextmanager
 def seeded(*numbers: int) -> Iterator[torch.Generator]:
-    """Make torch's CPU randomness in the block a function of some numbers, then put it back.
+    """Seed torch's CPU generator with some numbers for a block, then restore its state.
 
     Args:
         numbers: such as seed, epoch, position. They are hashed, not added: the streams of
-            neighbouring clips and epochs must not overlap.
+            neighboring clips and epochs must not overlap.
 
     Yields:
         torch's default generator, which the transforms of torchvision and pytorchvideo draw from.
@@ -44,10 +46,10 @@ def seeded(*numbers: int) -> Iterator[torch.Generator]:
         torch.set_rng_state(state)
 
 
-def own_generator(*numbers: int) -> torch.Generator:
-    """A generator with the stream that `seeded` gives torch's, which stays untouched.
+def seeded_generator(*numbers: int) -> torch.Generator:
+    """A new generator with the stream of `seeded(*numbers)`.
 
-    Threads may draw from their own generators side by side.
+    Threads may draw from separate generators at the same time.
     """
     return torch.Generator().manual_seed(_hashed(numbers))
 
@@ -56,47 +58,36 @@ def _hashed(numbers: tuple[int, ...]) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
-def augment(
-    images: Tensor,
-    crop_size: int,
-    augmentation: str,
-    may_flip: bool = True,
-    generator: torch.Generator = torch.default_generator,
+def crop_only(images: Tensor, crop_size: int, may_flip: bool, generator: torch.Generator) -> Tensor:
+    """No randomness: the center crop, as in validation."""
+    return center_crop(images, crop_size)
+
+
+def crop_and_flip(
+    images: Tensor, crop_size: int, may_flip: bool, generator: torch.Generator
 ) -> Tensor:
-    """Crop a clip for training, the same way in all its frames.
-
-    Args:
-        images: uint8 (T, C, H, W), RGB in [0, 255], the short side at least crop_size.
-        crop_size: side of the square that comes out, in pixels.
-        augmentation: `none` (centre crop), `flip` (and mirrored, or not), `standard` (random
-            resized crop, flip, colour jitter) or `strong` (and RandAugment).
-        may_flip: False keeps the clip from being mirrored.
-        generator: decides about mirroring. Beyond LIGHT it must be torch's default one, which the
-            transforms of torchvision and pytorchvideo draw from.
-
-    Returns:
-        uint8 (T, C, crop_size, crop_size).
-    """
-    if augmentation in LIGHT:
-        images = centre_crop(images, crop_size)
-    else:
-        images = v2.RandomResizedCrop(crop_size, scale=_CROP_AREA, antialias=True)(images)
-    # Drawn even where it may not flip: what follows does not depend on the class.
-    mirrored = augmentation != "none" and bool(torch.rand((), generator=generator) < 0.5)
-    if mirrored and may_flip:
-        images = images.flip(-1)
-    if augmentation in ("standard", MIXING):
-        images = _JITTER(images)
-    if augmentation == MIXING:
-        floats: Tensor = _RAND_AUGMENT(images / 255)  # it wants RGB in [0, 1]
-        images = (floats * 255).round().clamp(0, 255).to(torch.uint8)
-    return images
+    """Center crop, mirrored in half of the clips."""
+    return _random_flip(center_crop(images, crop_size), may_flip, generator)
 
 
-def mix_batch(clips: Tensor, targets: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+def standard(images: Tensor, crop_size: int, may_flip: bool, generator: torch.Generator) -> Tensor:
+    """Random resized crop, flip and color jitter."""
+    images = v2.RandomResizedCrop(crop_size, scale=_CROP_AREA, antialias=True)(images)
+    jittered: Tensor = _JITTER(_random_flip(images, may_flip, generator))
+    return jittered
+
+
+def strong(images: Tensor, crop_size: int, may_flip: bool, generator: torch.Generator) -> Tensor:
+    """`standard`, then RandAugment."""
+    images = standard(images, crop_size, may_flip, generator)
+    floats: Tensor = _RAND_AUGMENT(images / 255)  # expects RGB in [0, 1]
+    return (floats * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def mix(clips: Tensor, targets: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     """Blend each clip with another of its batch (MixUp) or paste a box of it (CutMix).
 
-    One of the two per batch, on the device of the clips; randomness is torch's on the CPU.
+    One of the two per batch, on the device of the clips.
 
     Args:
         clips: float32 (N, C, T, H, W), N at least 2; overwritten.
@@ -104,11 +95,48 @@ def mix_batch(clips: Tensor, targets: Tensor, num_classes: int) -> tuple[Tensor,
         num_classes: K.
 
     Returns:
-        The mixed clips, and float32 (N, K) targets whose rows sum to 1.
+        The mixed clips, and float32 (N, K) targets; each row sums to 1.
     """
-    mix = MixVideo(mixup_alpha=_MIXUP_ALPHA, cutmix_alpha=_CUTMIX_ALPHA, num_classes=num_classes)
-    mixed, soft = mix(clips, targets)
+    mix_video = MixVideo(
+        mixup_alpha=_MIXUP_ALPHA, cutmix_alpha=_CUTMIX_ALPHA, num_classes=num_classes
+    )
+    mixed, soft = mix_video(clips, targets)
     return mixed, soft.float()
+
+
+def _random_flip(images: Tensor, may_flip: bool, generator: torch.Generator) -> Tensor:
+    # Draw even if the class must not be mirrored: later draws must not depend on the class.
+    flip = bool(torch.rand((), generator=generator) < 0.5)
+    return images.flip(-1) if flip and may_flip else images
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What training does to a clip and to a batch.
+
+    Attributes:
+        per_clip: (images, crop_size, may_flip, generator) -> images: uint8 (T, C, H, W), RGB in
+            [0, 255], short side at least crop_size, to uint8 (T, C, crop_size, crop_size). All
+            frames of a clip are changed alike. Without `may_flip` a clip is not mirrored.
+            `generator` is torch's default one, seeded, unless `is_light`.
+        per_batch: (clips, targets, num_classes) -> (clips, soft targets), as `mix`, with
+            randomness from torch's default CPU generator; None to leave batches as they are.
+        is_light: `per_clip` draws from `generator` only and takes about as long as copying the
+            clip. A thread can then run it, which is faster than a worker process.
+    """
+
+    per_clip: Callable[[Tensor, int, bool, torch.Generator], Tensor]
+    per_batch: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] | None = None
+    is_light: bool = False
+
+
+# By the value of the parameter `augmentation`.
+AUGMENTATIONS = {
+    "none": Augmentation(crop_only, is_light=True),
+    "flip": Augmentation(crop_and_flip, is_light=True),
+    "standard": Augmentation(standard),
+    "strong": Augmentation(strong, per_batch=mix),
+}
 
 
 def no_flip_targets(no_flip_classes: str, categories: Mapping[str, int]) -> frozenset[int]:

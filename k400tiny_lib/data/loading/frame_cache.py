@@ -1,15 +1,15 @@
-"""The packed frame cache: every clip decoded once, at the working short side, in mapped files.
+"""The frame cache: every clip decoded once, at the working short side, in memory-mapped files.
 
-A pack is a directory named by the digest of what it holds. `clips.npy` lists its clips in sorted
-order; file number i holds the clips from 16 i on, one Arrow record batch each, uncompressed, so
-that reading a frame is reading memory. A file gets its name when it is complete: a killed packing
-leaves whole files, which the next one keeps, and scraps, which it removes.
+A cache is a directory named by the digest of its content. `clips.npy` lists the names of its clips,
+sorted; each safetensors file holds the next CLIPS_PER_FILE of them, one uint8 (T, 3, h, w) a name.
+Reading a frame is copying memory. A file gets its name when it is complete, so that a killed run
+leaves only whole files, which the next one keeps.
 
-Training and its validation read packs. Evaluation does not: it resizes as the exported graph does.
+Training and its validation read the cache. Evaluation does not: it resizes as the exported graph
+does.
 """
 
 import functools
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,52 +17,56 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from k400tiny_lib.config import AUTO, NONE, Config
 from k400tiny_lib.data.annotations import Annotations, Clip
-from k400tiny_lib.data.loading.loader import FrameReader, batches, one_thread
-from k400tiny_lib.data.loading.readers import ImageFiles
+from k400tiny_lib.data.loading.loader import batches, one_thread
+from k400tiny_lib.data.loading.readers import FrameReader, ImageFiles
 from k400tiny_lib.errors import UserError, one_line
-from k400tiny_lib.files import combine_digests
+from k400tiny_lib.files import atomic_write, combine_digests
 from k400tiny_lib.media.frames import clip_digest
 from k400tiny_lib.system import available_cores
 
-FORMAT = 1  # count it up when the files change
-CLIPS_PER_FILE = 16
+FORMAT = 2  # increase it when the files change
+CLIPS_PER_FILE = 8  # the writer holds as many in memory
 INDEX = "clips.npy"
-PARTIAL = ".part"
-_MAPPED_FILES = 256  # of 30 MB each; a process may have 65,000
-_SCHEMA = pa.schema([("frames", pa.binary()), ("shape", pa.list_(pa.int32(), 4))])
-_ROOM = 0.5  # share of the free disk that `auto` takes at most
-_PROBES = 16  # clips looked at to estimate the size of a pack
+_MAPPED_FILES = 1024  # a process may have 65,000 mappings
+_MAX_DISK_SHARE = 0.5  # of the free disk, for `auto`
+_SAMPLED_CLIPS = 16  # to estimate the size of a cache
 _GIGABYTE = 1e9
 
 
-def pack_folder(annotations: Annotations, data_path: Path, resize_size: int, root: Path) -> Path:
-    """Where the pack of these clips is, or would be: below `root`, named by their content.
+def cache_folder(annotations: Annotations, data_path: Path, resize_size: int, root: Path) -> Path:
+    """The directory of the cache of these clips, below `root`, whether it exists or not.
 
-    Splits and labels do not matter, so another seed uses the same pack. The decoder's and the
-    resizer's versions do.
+    The name depends on the frames and on the versions of decoder and resizer, not on splits and
+    labels: another seed uses the same cache.
     """
-    names = _index_of(annotations)
     content = annotations.data_digest or combine_digests(
         clip_digest(data_path / video) for video in sorted({c.video for c in annotations.clips})
     )
     digest = combine_digests(
-        [str(FORMAT), cv2.__version__, torch.__version__, str(resize_size), content]
-        + [name.decode() for name in names]
+        (
+            str(FORMAT),
+            cv2.__version__,
+            torch.__version__,
+            str(resize_size),
+            content,
+            *_by_name(annotations),
+        )
     )
     return root.absolute() / digest
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a pack has all of its files."""
+    """Whether a cache has all of its files."""
     try:
         count = len(np.load(folder / INDEX, mmap_mode="r"))
     except (OSError, ValueError):
@@ -70,18 +74,18 @@ def is_complete(folder: Path) -> bool:
     return all(_file(folder, number).exists() for number in range(_num_files(count)))
 
 
-def pack_clips(
+def write_cache(
     annotations: Annotations, data_path: Path, resize_size: int, folder: Path, num_workers: int
 ) -> None:
-    """Write what a pack lacks; processes that want the same pack wait for the first.
+    """Write the missing files of a cache; processes that want the same cache wait for the first.
 
-    The frames are those that `ImageFiles` reads: a pack changes no pixel.
+    The frames are those of `ImageFiles`: the cache changes no pixel.
 
     Args:
-        annotations: whose clips to pack, with all frames of their segments.
+        annotations: the clips; all frames of their segments are cached.
         data_path: directory of the clip folders.
-        resize_size: short side of the packed frames.
-        folder: the pack, of `pack_folder`.
+        resize_size: short side of the cached frames.
+        folder: the cache, as `cache_folder` gives it.
         num_workers: processes that decode; 0 for this one.
 
     Raises:
@@ -90,162 +94,148 @@ def pack_clips(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
-            for scrap in folder.glob(f"*{PARTIAL}"):
-                scrap.unlink(missing_ok=True)
-            _write_index(_index_of(annotations), folder)
-            files = _PackFiles(annotations, ImageFiles(data_path, resize_size), folder)
-            missing = [n for n in range(len(files)) if not _file(folder, n).exists()]
+            writer = _Writer(annotations, ImageFiles(data_path, resize_size), folder)
+            missing = [n for n in range(len(writer)) if not _file(folder, n).exists()]
             loader = DataLoader(
-                files,
+                writer,
                 sampler=missing,
                 batch_size=None,
                 num_workers=min(num_workers, len(missing)),
                 worker_init_fn=one_thread,
             )
-            progress = tqdm(batches(loader), "packing", len(missing), unit="file", disable=None)
+            progress = tqdm(batches(loader), "frame cache", len(missing), unit="file", disable=None)
             for _ in progress:
                 pass
     except OSError as error:
-        raise UserError(f"cache_dir: {folder} cannot be written: {error.strerror}.") from None
+        raise _not_written(folder, error) from None
 
 
-def settle_frame_cache(config: Config, annotations: Annotations) -> Path | None:
-    """Decide where frames come from, pack them if that is the decision, and print it.
+def resolve_frame_cache(
+    config: Config, annotations: Annotations, free_bytes: int | None = None
+) -> Path | None:
+    """Decide where training reads frames from, print it, and write the cache if it is to be used.
 
     Args:
         config: the parameters of train.
         annotations: the clips.
+        free_bytes: on the disk of `cache_dir`; None to ask the system.
 
     Returns:
-        The complete pack, or None to decode image files.
+        The complete cache, or None to decode image files.
 
     Raises:
-        UserError: if packing is asked for and not possible.
+        UserError: if `frame_cache=packed` and the disk is too small.
     """
     if config.frame_cache == NONE:
         return None
     data_path, resize_size = Path(config.data_path), config.resize_size
-    folder = pack_folder(annotations, data_path, resize_size, Path(config.cache_dir))
+    folder = cache_folder(annotations, data_path, resize_size, Path(config.cache_dir))
     if is_complete(folder):
-        print(f"frame_cache: packed frames of {folder} are used again", flush=True)
+        print(f"frame_cache: {folder} is used again", flush=True)
         return folder
     if config.frame_cache == AUTO and config.num_epochs < 2:
-        print("frame_cache: none, since one epoch is not worth packing", flush=True)
+        print("frame_cache: none, since one epoch does not repay it", flush=True)
         return None
     needed = estimated_bytes(annotations, data_path, resize_size)
-    free = _free_bytes(folder)
+    free = _free_bytes(folder) if free_bytes is None else free_bytes
     sizes = f"{needed / _GIGABYTE:.2f} GB of {free / _GIGABYTE:.2f} GB free in {config.cache_dir}"
-    if config.frame_cache == AUTO and needed > _ROOM * free:
-        print(f"frame_cache: none, since packing needs {sizes}, more than half", flush=True)
+    if config.frame_cache == AUTO and needed > _MAX_DISK_SHARE * free:
+        print(f"frame_cache: none, since it needs {sizes}, more than half", flush=True)
         return None
     if needed > free:
-        raise UserError(f"frame_cache: packing needs {sizes}. Needed: room, or frame_cache=none.")
-    print(f"frame_cache: packing once, {sizes}, to {folder}", flush=True)
+        raise UserError(f"frame_cache: needs {sizes}. Needed: room, or frame_cache=none.")
+    print(f"frame_cache: decoding all clips once, {sizes}, to {folder}", flush=True)
     workers = available_cores() if config.num_workers == AUTO else int(config.num_workers)
-    pack_clips(annotations, data_path, resize_size, folder, workers)
+    write_cache(annotations, data_path, resize_size, folder, workers)
     return folder
 
 
 def estimated_bytes(annotations: Annotations, data_path: Path, resize_size: int) -> int:
-    """Size of a pack, from the frames of a few clips.
+    """Size of a cache, from one frame of each of a few clips.
 
     Raises:
         UserError: if a frame of these clips cannot be read.
     """
     clips = list(annotations.clips)
-    probes = clips[:: -(-len(clips) // _PROBES)]
+    sampled = clips[:: -(-len(clips) // _SAMPLED_CLIPS)]
     read = ImageFiles(data_path, resize_size)
-    per_frame = sum(read(clip, [0]).numel() for clip in probes) / max(len(probes), 1)
+    per_frame = sum(read(clip, [0]).numel() for clip in sampled) / max(len(sampled), 1)
     return round(per_frame * sum(clip.num_frames for clip in clips))
 
 
 def open_frames(folder: Path | None, data_path: Path, resize_size: int) -> FrameReader:
-    """The reader of a pack, or of image files where there is none.
+    """The reader of a cache, or of image files without one.
 
     Args:
-        folder: what `settle_frame_cache` returned.
+        folder: the result of `resolve_frame_cache`.
         data_path, resize_size: as for `ImageFiles`.
     """
-    return PackedFrames(folder) if folder else ImageFiles(data_path, resize_size)
+    return CachedFrames(folder) if folder else ImageFiles(data_path, resize_size)
 
 
-class PackedFrames:
-    """Reads clips from a pack.
+class CachedFrames:
+    """Reads clips from a frame cache.
 
-    It keeps the files mapped that it read last, since opening one costs ten times a read; their
-    pages belong to the system's cache, not to the process.
+    The files read last stay mapped, since mapping one takes ten times as long as reading a clip.
+    Their pages belong to the system's cache, not to the process.
     """
 
     copies = True
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._start()
-
-    def _start(self) -> None:
         self._index: npt.NDArray[np.bytes_] | None = None
-        self._open = functools.lru_cache(_MAPPED_FILES)(_map_file)
+        self._map = functools.lru_cache(_MAPPED_FILES)(map_file)
 
     def __call__(self, clip: Clip, offsets: Sequence[int]) -> Tensor:
         """Read frames of a clip.
 
         Args:
-            clip: whose frames.
+            clip: the clip.
             offsets: positions within the clip's segment.
 
         Returns:
             uint8 (T, 3, h, w), RGB in [0, 255], T = len(offsets), min(h, w) = resize_size.
 
         Raises:
-            UserError: if the pack lacks the clip or is damaged.
+            UserError: if the cache lacks the clip or is damaged.
         """
-        number, record = divmod(self._find(clip), CLIPS_PER_FILE)
-        path = _file(self.folder, number)
+        path = _file(self.folder, self._position(clip) // CLIPS_PER_FILE)
         try:
-            frames = self._open(path)[record]
-            return torch.from_numpy(frames[list(offsets)])  # a copy: the mapping may end
-        except (OSError, pa.ArrowInvalid, ValueError) as error:
+            # A copy, since the mapping may end. NumPy copies rows ten times as fast as torch.
+            return torch.from_numpy(self._map(path)[_name(clip)][list(offsets)])
+        except (OSError, SafetensorError, LookupError) as error:
             raise UserError(
                 f"frame_cache: {path} cannot be read ({one_line(error)}). Needed: delete it, and "
-                "the next run packs it again."
+                "the next run writes it again."
             ) from None
 
-    def _find(self, clip: Clip) -> int:
-        if self._index is None:  # mapped in each process anew, so that workers share it
+    def _position(self, clip: Clip) -> int:
+        if self._index is None:  # map it in each process, so that workers share its memory
             self._index = np.load(self.folder / INDEX, mmap_mode="r")
-        name = _name(clip)
+        name = _name(clip).encode()
         position = int(np.searchsorted(self._index, name))
         if position == len(self._index) or self._index[position] != name:
             raise UserError(f"frame_cache: {self.folder} lacks clip {clip.video}. Delete it.")
         return position
 
-    def __getstate__(self) -> Path:
-        return self.folder
-
-    def __setstate__(self, folder: Path) -> None:
-        self.folder = folder
-        self._start()
+    def __reduce__(self) -> tuple[type["CachedFrames"], tuple[Path]]:
+        return CachedFrames, (self.folder,)  # mappings cannot be sent to another process
 
 
-def _map_file(path: Path) -> list[npt.NDArray[np.uint8]]:
-    """The clips of a file, each uint8 (T, 3, h, w), without reading one."""
-    reader = pa.ipc.open_file(pa.memory_map(str(path)))
-    records = [reader.get_batch(number) for number in range(reader.num_record_batches)]
-    # The third buffer of a binary column holds its bytes; asking for its value would copy them.
-    return [
-        np.frombuffer(record.column("frames").buffers()[2], np.uint8).reshape(
-            record.column("shape")[0].as_py()
-        )
-        for record in records
-    ]
+def map_file(path: Path) -> dict[str, npt.NDArray[np.uint8]]:
+    """The clips of a cache file by name, each uint8 (T, 3, h, w), mapped: no frame is read yet."""
+    return {name: frames.numpy() for name, frames in load_file(path).items()}
 
 
-class _PackFiles(Dataset[int]):
-    """The files of a pack; getting item i writes file i. Workers of a DataLoader thus pack."""
+class _Writer(Dataset[int]):
+    """Item i of this data set writes file i, so that the workers of a DataLoader write a cache."""
 
     def __init__(self, annotations: Annotations, read: ImageFiles, folder: Path) -> None:
-        by_name = {_name(clip): clip for clip in annotations.clips}
-        self.clips = [by_name[name] for name in _index_of(annotations)]
+        by_name = _by_name(annotations)
+        with atomic_write(folder / INDEX) as partial, partial.open("wb") as file:
+            np.save(file, np.array([name.encode() for name in by_name], dtype=np.bytes_))
+        self.clips = list(by_name.values())
         self.read = read
         self.folder = folder
 
@@ -253,44 +243,37 @@ class _PackFiles(Dataset[int]):
         return _num_files(len(self.clips))
 
     def __getitem__(self, number: int) -> int:
-        path = _file(self.folder, number)
-        partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
         clips = self.clips[number * CLIPS_PER_FILE : (number + 1) * CLIPS_PER_FILE]
-        with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
-            for clip in clips:
-                frames = self.read(clip, range(clip.num_frames)).contiguous().numpy()
-                ends = pa.py_buffer(np.array([0, frames.nbytes], np.int32))
-                columns = [  # pa.array would copy the frames
-                    pa.BinaryArray.from_buffers(pa.binary(), 1, [None, ends, pa.py_buffer(frames)]),
-                    pa.array([frames.shape], _SCHEMA.field("shape").type),
-                ]
-                writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
-        partial.replace(path)
+        frames = {_name(c): self.read(c, range(c.num_frames)).contiguous() for c in clips}
+        path = _file(self.folder, number)
+        try:
+            with atomic_write(path) as partial:
+                save_file(frames, partial)
+        except (OSError, SafetensorError) as error:
+            raise _not_written(path, error) from None
         return number
 
 
-def _name(clip: Clip) -> bytes:
-    return f"{clip.video}:{clip.segment[0]}-{clip.segment[1]}".encode()
+def _name(clip: Clip) -> str:
+    return f"{clip.video}:{clip.segment[0]}-{clip.segment[1]}"
 
 
-def _index_of(annotations: Annotations) -> npt.NDArray[np.bytes_]:
-    """The clips in the order of a pack, sorted and each once."""
-    return np.unique(np.array([_name(clip) for clip in annotations.clips], dtype=np.bytes_))
-
-
-def _write_index(index: npt.NDArray[np.bytes_], folder: Path) -> None:
-    partial = folder / f"{INDEX}.{os.getpid()}{PARTIAL}"
-    with partial.open("wb") as file:
-        np.save(file, index)
-    partial.replace(folder / INDEX)
+def _by_name(annotations: Annotations) -> dict[str, Clip]:
+    """The clips in the order of a cache; one that is in several splits is cached once."""
+    return dict(sorted({_name(clip): clip for clip in annotations.clips}.items()))
 
 
 def _file(folder: Path, number: int) -> Path:
-    return folder / f"{number:06d}.arrow"
+    return folder / f"{number:06d}.safetensors"
 
 
 def _num_files(num_clips: int) -> int:
     return -(-num_clips // CLIPS_PER_FILE)
+
+
+def _not_written(path: Path, error: Exception) -> UserError:
+    reason = getattr(error, "strerror", None) or one_line(error)
+    return UserError(f"cache_dir: {path} cannot be written: {reason}.")
 
 
 def _free_bytes(path: Path) -> int:

@@ -1,7 +1,7 @@
-"""pytorchvideo's transforms, importable.
+"""pytorchvideo's transforms, importable with current versions of torchvision.
 
 pytorchvideo 0.1.5 imports `torchvision.transforms.functional_tensor`, a module that torchvision
-0.17 made private (pytorchvideo#258). Its new name is put in place before the import.
+0.17 made private (pytorchvideo#258). Register it under its former name before the import.
 """
 
 import sys

@@ -1,38 +1,51 @@
-"""From image files to pixels: which decoder, which files, at which size."""
+"""Readers of clips from image files: which files, decoded at which size."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from k400tiny_lib.data.annotations import Clip
 from k400tiny_lib.data.loading.transforms import resize_short_side
-from k400tiny_lib.media.frames import FRACTIONS, decode_at, mixed_sizes, read_images, select_files
+from k400tiny_lib.media.frames import (
+    FRACTIONS,
+    decode_frame,
+    mixed_sizes,
+    read_images,
+    select_files,
+)
 
-_RESIZED_AT_ONCE = 8  # frames: few calls, and little memory where frames are large
+# Reads frames of a clip by their offsets in its segment: uint8 (T, 3, h, w), RGB in [0, 255],
+# min(h, w) = resize_size. `ImageFiles` and `frame_cache.CachedFrames` are such readers. One with a
+# true attribute `copies` only copies memory.
+FrameReader = Callable[[Clip, Sequence[int]], Tensor]
+
+_RESIZED_AT_ONCE = 8  # frames: few calls, yet little memory for large frames
 
 
 def read_frames(folder: Path, indices: Sequence[int]) -> Tensor:
-    """`images.read_images` as a tensor, uint8 (T, H, W, 3), RGB; it raises the same UserError."""
+    """`media.frames.read_images` as a tensor: uint8 (T, H, W, 3), RGB. Raises the same errors."""
     return torch.from_numpy(read_images(folder, indices))
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Reads clips for training from their image files, decoding only the frames asked for.
+    """Reads clips for training from their image files, decoding only the requested frames.
 
     JPEGs are decoded in the DCT domain at the smallest fraction (1/2, 1/4, 1/8) whose short side
-    still is at least `resize_size`. It saves a third of the time and moves pixels by less than a
-    grey level on average, but by more than evaluation and the exported graph may differ: these
-    take whole frames (`read_frames`).
+    still is at least `resize_size`. It saves a third of the time and changes pixels by less than
+    one level on average. That is more than evaluation and the exported graph may differ, so these
+    decode whole frames (`read_frames`).
 
     Attributes:
         data_path: directory of the clip folders.
-        resize_size: short side of the frames handed out.
+        resize_size: short side of the returned frames.
     """
 
     data_path: Path
@@ -42,7 +55,7 @@ class ImageFiles:
         """Read frames of a clip.
 
         Args:
-            clip: whose frames.
+            clip: the clip.
             offsets: positions within the clip's segment.
 
         Returns:
@@ -53,28 +66,28 @@ class ImageFiles:
         """
         indices = [clip.segment[0] + offset for offset in offsets]
         files = select_files(self.data_path / clip.video, indices)
-        paths = list(files.values())
-        fraction = _fraction(paths[0], self.resize_size)
-        parts: list[Tensor] = []
-        shape: tuple[int, ...] = ()
-        for start in range(0, len(paths), _RESIZED_AT_ONCE):
-            some = paths[start : start + _RESIZED_AT_ONCE]
-            for place, path in enumerate(some):
-                frame = decode_at(path, fraction)
-                shape = shape or frame.shape
-                if frame.shape != shape:
-                    raise mixed_sizes(path, paths[0])
-                if not place:
-                    frames = np.empty((len(some), *shape), np.uint8)
-                # Copied while it is in the processor's cache; its memory takes the next frame.
-                frames[place] = frame
-            images = torch.from_numpy(frames).permute(0, 3, 1, 2)  # (T, H, W, C) -> (T, C, H, W)
+        frames = _decode_alike(list(files.values()), self.resize_size)
+        parts = []
+        while chunk := list(islice(frames, _RESIZED_AT_ONCE)):
+            images = torch.from_numpy(np.stack(chunk)).permute(0, 3, 1, 2)  # (T, C, H, W)
             parts.append(resize_short_side(images, self.resize_size))
-        unique = torch.cat(parts)
-        if len(paths) == len(indices):
-            return unique
-        places = {index: place for place, index in enumerate(files)}
-        return unique[[places[index] for index in indices]]
+        resized = torch.cat(parts)
+        if len(files) == len(indices):
+            return resized
+        row = {index: number for number, index in enumerate(files)}
+        return resized[[row[index] for index in indices]]
+
+
+def _decode_alike(paths: Sequence[Path], resize_size: int) -> Iterator[npt.NDArray[np.uint8]]:
+    """Decode frames of a clip at the fraction that fits the first; all must have one size."""
+    fraction = _fraction(paths[0], resize_size)
+    shape: tuple[int, ...] | None = None
+    for path in paths:
+        frame = decode_frame(path, fraction)
+        shape = shape or frame.shape
+        if frame.shape != shape:
+            raise mixed_sizes(path, paths[0])
+        yield frame
 
 
 def _fraction(path: Path, resize_size: int) -> int:
@@ -83,5 +96,5 @@ def _fraction(path: Path, resize_size: int) -> int:
         with Image.open(path) as image:  # reads the header only
             short = min(image.size) if image.format == "JPEG" else 0
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError):
-        return 1  # decoding will say what is wrong
+        return 1  # decoding reports what is wrong
     return max((f for f in FRACTIONS if short // f >= resize_size), default=1)

@@ -1,4 +1,4 @@
-"""What is done to the pixels of every clip: resize, crop, normalise."""
+"""Deterministic transforms of frames: resize, center crop, normalize."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from torchvision.transforms.v2 import functional as F
 
 
 def resize_short_side(images: Tensor, resize_size: int) -> Tensor:
-    """Resize the short side as training does, with torchvision's uint8 kernel and antialiasing.
+    """Resize the short side with torchvision's uint8 kernel and antialiasing, as training does.
 
     Args:
         images: uint8 (T, C, H, W), RGB in [0, 255].
@@ -22,7 +22,7 @@ def resize_short_side(images: Tensor, resize_size: int) -> Tensor:
 
 
 def resize_and_crop(frames: Tensor, resize_size: int, crop_size: int) -> Tensor:
-    """Resize the short side, bilinear with antialiasing, and crop the centre.
+    """Resize the short side, bilinear with antialiasing, and crop the center.
 
     Args:
         frames: uint8 (T, H, W, C), RGB in [0, 255].
@@ -33,16 +33,16 @@ def resize_and_crop(frames: Tensor, resize_size: int, crop_size: int) -> Tensor:
         uint8 (C, T, crop_size, crop_size).
     """
     images = frames.permute(0, 3, 1, 2)  # (T, H, W, C) -> (T, C, H, W)
-    images = centre_crop(resize_short_side(images, resize_size), crop_size)
+    images = center_crop(resize_short_side(images, resize_size), crop_size)
     return images.transpose(0, 1)  # (T, C, H, W) -> (C, T, H, W)
 
 
 def resize_exactly(frames: Tensor, size: Sequence[int], antialias: bool = True) -> Tensor:
     """Resize as the exported graph does: bilinear in float32, rounded at the end.
 
-    torchvision's uint8 kernel, which training uses, is 13 times faster, but moves one pixel in
-    eight by a grey level and with them the probabilities by about 1e-4. A number in a report
-    should be that of the model which is registered.
+    torchvision's uint8 kernel, which training uses, is 13 times faster, but changes one pixel in
+    eight by one level and the probabilities by about 1e-4. Evaluation uses this function, so that
+    its scores are those of the registered model.
 
     Args:
         frames: uint8 (T, H, W, C), RGB in [0, 255].
@@ -57,24 +57,24 @@ def resize_exactly(frames: Tensor, size: Sequence[int], antialias: bool = True) 
     return resized.to(torch.uint8).transpose(0, 1)  # (T, C, H, W) -> (C, T, H, W)
 
 
-def centre_crop(clip: Tensor, crop_size: int) -> Tensor:
-    """Crop the centre of (..., h, w) to (..., crop_size, crop_size), in pixels."""
+def center_crop(clip: Tensor, crop_size: int) -> Tensor:
+    """Crop the center of (..., h, w) to (..., crop_size, crop_size), in pixels."""
     cropped: Tensor = F.center_crop(clip, [crop_size, crop_size])
     return cropped
 
 
-def normalise(clips: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Bring pixels to zero mean and unit variance per channel.
+def normalize(clips: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Scale pixels to [0, 1] and standardize each channel.
 
-    It runs on the device of the clips: uint8 is a quarter of the bytes to send there.
+    Call it on the training device: uint8 clips are a quarter of the bytes to send there.
 
     Args:
         clips: uint8 (N, C, T, H, W), RGB in [0, 255].
-        mean, std: of each channel in [0, 1], as the architecture states (`model.model_input`).
+        mean, std: of each channel in [0, 1], as the architecture has them.
 
     Returns:
         float32 (N, C, T, H, W).
     """
-    centre = torch.tensor(mean, device=clips.device).view(1, -1, 1, 1, 1)
-    spread = torch.tensor(std, device=clips.device).view(1, -1, 1, 1, 1)
-    return (clips.float() / 255 - centre) / spread
+    center = torch.tensor(mean, device=clips.device).view(1, -1, 1, 1, 1)
+    scale = torch.tensor(std, device=clips.device).view(1, -1, 1, 1, 1)
+    return (clips.float() / 255 - center) / scale

@@ -8,8 +8,8 @@ import torch
 from matplotlib.figure import Figure
 
 from k400tiny_lib.data.annotations import SPLITS, Annotations
-from k400tiny_lib.data.loading.augmentation import MIXING, mix_batch, seeded
-from k400tiny_lib.data.loading.loader import ClipDataset
+from k400tiny_lib.data.loading.augmentation import seeded
+from k400tiny_lib.data.loading.dataset import ClipDataset
 from k400tiny_lib.data.loading.readers import read_frames
 from k400tiny_lib.data.loading.temporal_sampling import uniform_indices
 
@@ -86,9 +86,10 @@ def plot_augmented_clips(dataset: ClipDataset, annotations: Annotations) -> Figu
     shown = [dataset[position * len(dataset) // count] for position in range(count)]
     clips = torch.stack([clip for clip, _, _ in shown]) / 255  # (N, C, T, H, W)
     targets = torch.tensor([target for _, target, _ in shown])
-    if dataset.augmentation == MIXING and count > 1:
+    mix = dataset.augmentation.per_batch
+    if mix is not None and count > 1:
         with seeded(dataset.seed):
-            clips, soft = mix_batch(clips, targets, annotations.num_classes)
+            clips, soft = mix(clips, targets, annotations.num_classes)
     else:
         soft = torch.nn.functional.one_hot(targets, annotations.num_classes).float()
     columns = uniform_indices(clips.shape[2], min(_SHEET_FRAMES, clips.shape[2])).tolist()

@@ -1,5 +1,6 @@
-"""Batches: the same whatever the workers, never twice the same, and errors in one line."""
+"""Batches: independent of the workers, different in every epoch, with errors as one line."""
 
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,8 @@ from torch.utils.data import Dataset
 
 from k400tiny_lib.config import Config
 from k400tiny_lib.data.annotations import Annotations, Clip
-from k400tiny_lib.data.loading.loader import (
-    ClipDataset,
-    ClipTable,
-    batches,
-    make_loader,
-    worker_count,
-)
+from k400tiny_lib.data.loading.dataset import ClipDataset, ClipTable
+from k400tiny_lib.data.loading.loader import batches, make_loader, worker_count
 from k400tiny_lib.data.loading.readers import ImageFiles, read_frames
 from k400tiny_lib.data.loading.temporal_sampling import uniform_indices
 from k400tiny_lib.data.loading.transforms import resize_and_crop
@@ -51,7 +47,7 @@ def pixels(dataset: Dataset[Any], num_workers: int, batch_size: int = 4) -> torc
     return torch.cat([clips for clips, _, _ in batches(loader)])
 
 
-def test_a_validation_clip_is_what_the_plain_path_makes_of_it(frames: Path) -> None:
+def test_a_validation_clip_is_the_resized_and_cropped_uniform_frames(frames: Path) -> None:
     clip, target, position = dataset_of(frames)[4]
     whole = read_frames(frames / "clip4", uniform_indices(NUM_FRAMES, 4).tolist())
     assert torch.equal(clip, resize_and_crop(whole, 28, 24))
@@ -153,7 +149,23 @@ def test_other_errors_of_a_worker_keep_their_traceback() -> None:
         list(batches(loader))
 
 
-def test_auto_workers_share_the_cores_of_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("k400tiny_lib.data.loading.loader.available_cores", lambda: 12)
-    assert [worker_count("auto", processes) for processes in (1, 2, 4, 16)] == [8, 6, 3, 1]
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_no_worker_outlives_an_error_whose_traceback_is_kept(num_workers: int) -> None:
+    """At exit Python would wait for it forever, since it ignores SIGTERM."""
+
+    class Wrong(Dataset[Any]):
+        def __getitem__(self, position: int) -> Any:
+            raise ValueError(position)
+
+    before = multiprocessing.active_children()
+    loader: Any = make_loader(Wrong(), range(9), batch_size=1, num_workers=num_workers)
+    with pytest.raises(ValueError, match="Traceback") as caught:
+        list(batches(loader))
+    assert set(multiprocessing.active_children()) <= set(before)
+    assert caught.tb is not None
+
+
+def test_auto_workers_share_the_cores_of_a_node() -> None:
+    counts = [worker_count("auto", processes, cores=12) for processes in (1, 2, 4, 16)]
+    assert counts == [8, 6, 3, 1]
     assert worker_count(0, 4) == 0

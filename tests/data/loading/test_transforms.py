@@ -1,11 +1,11 @@
-"""Resize, crop, normalise: against torchvision's own presets."""
+"""Resize, crop, normalize: against torchvision's own presets."""
 
 import pytest
 import torch
 from torchvision.models.video import R2Plus1D_18_Weights
 from torchvision.transforms.v2 import functional as F
 
-from k400tiny_lib.data.loading.transforms import normalise, resize_and_crop, resize_short_side
+from k400tiny_lib.data.loading.transforms import normalize, resize_and_crop, resize_short_side
 from k400tiny_lib.models.architectures import ARCHITECTURES
 
 
@@ -25,7 +25,7 @@ def test_a_clip_gets_the_pixels_of_torchvisions_preset() -> None:
     """
     frames = torch.randint(0, 256, (4, 128, 171, 3), dtype=torch.uint8)
     design = ARCHITECTURES["r2plus1d_18"]
-    ours = normalise(resize_and_crop(frames, 128, 112)[None], design.mean, design.std)[0]
+    ours = normalize(resize_and_crop(frames, 128, 112)[None], design.mean, design.std)[0]
     preset = R2Plus1D_18_Weights.KINETICS400_V1.transforms()(frames.permute(0, 3, 1, 2))
     assert ours.shape == preset.shape == (3, 4, 112, 112)
     torch.testing.assert_close(ours, preset, atol=1e-5, rtol=0)  # float32 rounding
@@ -40,5 +40,5 @@ def test_frames_are_resized_alone_as_in_a_batch() -> None:
 def test_resizing_uint8_is_resizing_floats_to_a_grey_level() -> None:
     frames = torch.randint(0, 256, (2, 3, 90, 120), dtype=torch.uint8)
     exact = F.resize(frames.float(), [40], antialias=True)
-    # Two passes with 8-bit intermediates: at most one grey level each.
+    # Two passes with 8-bit intermediates: at most one gray level each.
     assert (resize_short_side(frames, 40).float() - exact).abs().max() <= 2
