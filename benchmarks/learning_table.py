@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from benchmarks.common import markdown
-from k400tiny_lib.evaluation.comparison import compare_tables
+from k400tiny_lib.evaluation.comparison import compare_predictions
 from k400tiny_lib.evaluation.metrics import accuracy_interval
 from k400tiny_lib.system import available_cores, cpu_name
 
@@ -91,7 +91,7 @@ def section(data: str, runs: Sequence[Run]) -> list[str]:
         return []
     tables = {side: pooled(sides[side]) for side in SIDES}
     ours, reference = tables["ours"], tables["reference"]
-    difference = compare_tables(ours, reference)
+    difference = compare_predictions(ours, ours["predicted"], reference["predicted"])
     rows = []
     for side in SIDES:
         done = sorted(sides[side], key=lambda run: run.number)

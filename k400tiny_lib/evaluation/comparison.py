@@ -1,6 +1,6 @@
 """Compares two models on the same clips: is the difference more than chance?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -10,13 +10,13 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.stats import binomtest
 
-from k400tiny_lib.data.annotations import Clip, unknown_labels
+from k400tiny_lib.config import Config
+from k400tiny_lib.data.annotations import Annotations, Clip, unknown_labels
 from k400tiny_lib.data.loading.readers import read_frames
 from k400tiny_lib.data.loading.temporal_sampling import view_indices
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.evaluation.metrics import cluster_bootstrap
 from k400tiny_lib.evaluation.predictions import table_of_probabilities
-from k400tiny_lib.evaluation.views import ViewProtocol
 
 _NEEDED = ("video", "target", "predicted")
 
@@ -45,19 +45,12 @@ class PairedComparison:
 
 
 class Classifier(Protocol):
-    """A model that takes whole frames, as the registry holds them.
-
-    Attributes:
-        class_names: labels by class id.
-        clip_len: frames of a view.
-    """
+    """A model that takes whole frames and crops the center itself, as the registry holds them."""
 
     @property
     def class_names(self) -> list[str]: ...
-
     @property
     def clip_len(self) -> int: ...
-
     def predict(self, frames: npt.NDArray[np.uint8], /) -> npt.NDArray[np.float32]:
         """uint8 (N, T, H, W, 3), RGB, to probabilities (N, K)."""
 
@@ -88,25 +81,18 @@ def align(other: pd.DataFrame, clips: Sequence[Clip]) -> pd.DataFrame:
     return aligned
 
 
-def compare_tables(table: pd.DataFrame, other: pd.DataFrame) -> PairedComparison:
-    """Compare two predictions tables with the same clips in the same order; see `align`."""
-    this_correct = (table["predicted"] == table["target"]).to_numpy()
-    other_correct = (other["predicted"] == other["target"]).to_numpy()
-    return compare_paired(this_correct, other_correct, table["group"])
-
-
-def compare_paired(
-    this_correct: npt.NDArray[np.bool_],
-    other_correct: npt.NDArray[np.bool_],
-    groups: "pd.Series[str]",
+def compare_predictions(
+    table: pd.DataFrame, predicted: "pd.Series[int]", other: "pd.Series[int]"
 ) -> PairedComparison:
-    """Compare which clips two models label correctly.
+    """Compare two sets of predictions, clip by clip.
 
     Args:
-        this_correct, other_correct: bool (N,), in the same order of clips.
-        groups: the source of each clip.
+        table: target and group of each clip.
+        predicted, other: the predicted class of each clip, in the order of the table.
     """
-    gain = pd.Series(this_correct.astype(np.float64) - other_correct, index=groups.index)
+    groups, targets = table["group"], table["target"].to_numpy()
+    this_correct, other_correct = predicted.to_numpy() == targets, other.to_numpy() == targets
+    gain = pd.Series(this_correct.astype(np.float64) - other_correct, groups.index)
     only_this = int((this_correct & ~other_correct).sum())
     only_other = int((other_correct & ~this_correct).sum())
     per_group = gain.groupby(groups).mean()
@@ -131,36 +117,30 @@ def compare_paired(
 
 
 def predict_frames(
-    classifier: Classifier,
-    clips: Sequence[Clip],
-    categories: Mapping[str, int],
-    data_path: Path,
-    protocol: ViewProtocol,
+    classifier: Classifier, annotations: Annotations, config: Config
 ) -> pd.DataFrame:
-    """The predictions table of a model that takes whole frames and crops the center itself.
+    """The predictions table of another model for the split and the views of an evaluation.
 
     Args:
-        classifier: the model.
-        clips: the split.
-        categories: label to class id of the data.
-        data_path: directory of the clip folders.
-        protocol: the views to average.
+        classifier: the other model.
+        annotations: the data.
+        config: of the evaluation.
 
     Raises:
-        UserError: if the model has other classes, or the protocol more than the center crop.
+        UserError: if the model has other classes, or there are views beyond the center crop.
     """
-    if unknown := unknown_labels(categories, classifier.class_names):
+    if unknown := unknown_labels(annotations.categories, classifier.class_names):
         raise UserError(
             f"compare_with: the model does not know {unknown[0]!r} by the data's id. "
             "Needed: a model of the same classes."
         )
-    if protocol.num_crops != 1:
+    if config.num_crops != 1:
         raise UserError("num_crops: a registered model crops the center itself. Needed: 1.")
-    averaged = []
+    averaged, clips = [], annotations.splits[config.split]
     for clip in clips:
-        times = view_indices(clip.num_frames, classifier.clip_len, protocol.num_clips)
+        times = view_indices(clip.num_frames, classifier.clip_len, config.num_clips)  # (V, T)
         indices = (times + clip.segment[0]).flatten().tolist()
-        frames = read_frames(data_path / clip.video, indices)
+        frames = read_frames(Path(config.data_path, clip.video), indices)
         views = frames.unflatten(0, times.shape).numpy()  # (V, T, H, W, C)
         averaged.append(np.concatenate([classifier.predict(view[None]) for view in views]).mean(0))
     return table_of_probabilities(clips, np.stack(averaged).astype(np.float64))
@@ -168,24 +148,18 @@ def predict_frames(
 
 @dataclass(frozen=True)
 class OtherModel:
-    """The model that `compare_with` names: a table of its predictions, or the model itself.
+    """The model that `compare_with` names.
 
     Attributes:
         name: for the report.
-        source: the predictions of an earlier evaluation, or a model to predict with.
+        source: its predictions in an earlier evaluation, or the model itself.
     """
 
     name: str
     source: pd.DataFrame | Classifier
 
-    def predictions(
-        self,
-        clips: Sequence[Clip],
-        categories: Mapping[str, int],
-        data_path: Path,
-        protocol: ViewProtocol,
-    ) -> pd.DataFrame:
-        """Its predictions table for these clips, in their order; see `align`, `predict_frames`."""
+    def predictions(self, annotations: Annotations, config: Config) -> pd.DataFrame:
+        """Its predictions table for an evaluation; raises like `align` and `predict_frames`."""
         if isinstance(self.source, pd.DataFrame):
-            return align(self.source, clips)
-        return predict_frames(self.source, clips, categories, data_path, protocol)
+            return align(self.source, annotations.splits[config.split])
+        return predict_frames(self.source, annotations, config)

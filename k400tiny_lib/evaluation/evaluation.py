@@ -17,12 +17,7 @@ from k400tiny_lib.config import Config
 from k400tiny_lib.data.annotations import Annotations, check_annotations, read_annotations
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.evaluation.calibration import Calibration, calibrate, scale
-from k400tiny_lib.evaluation.comparison import (
-    OtherModel,
-    PairedComparison,
-    compare_paired,
-    compare_tables,
-)
+from k400tiny_lib.evaluation.comparison import OtherModel, PairedComparison, compare_predictions
 from k400tiny_lib.evaluation.gradcam import Gallery, make_gallery
 from k400tiny_lib.evaluation.metrics import confused_pairs, per_class, reliability, score
 from k400tiny_lib.evaluation.predictions import probabilities_of
@@ -131,9 +126,7 @@ def evaluate_split(
     protocol = ViewProtocol(config.num_clips, config.num_crops)
     check_annotations(annotations, data_path, model.geometry.clip_len)
     check_views(clips, protocol)
-    other_table = (
-        other.predictions(clips, annotations.categories, data_path, protocol) if other else None
-    )
+    other_table = other.predictions(annotations, config) if other else None
     tables, corrupted = predict_splits(config, annotations, start_workers)
     return evaluate_predictions(
         split,
@@ -180,11 +173,11 @@ def evaluate_predictions(
     if fitting is not None and split != CALIBRATION_SPLIT:
         calibration = calibrate(fitting, table)
         bins_calibrated = reliability(scale(probabilities, calibration.temperature), targets)
-    correct, clip_correct = (
-        (table[name] == table["target"]).to_numpy() for name in ("predicted", "clip_predicted")
-    )
-    averaged = protocol.num_views > 1
-    comparison = compare_tables(table, other) if other is not None else None
+    views = comparison = None
+    if protocol.num_views > 1:
+        views = compare_predictions(table, table["predicted"], table["clip_predicted"])
+    if other is not None:
+        comparison = compare_predictions(table, table["predicted"], other["predicted"])
     corruptions = compare_corrupted(corrupted) if corrupted is not None else {}
     further = _further_scores(calibration, comparison, corruptions)
     return Evaluation(
@@ -200,7 +193,7 @@ def evaluate_predictions(
         bins=reliability(probabilities, targets),
         bins_calibrated=bins_calibrated,
         calibration=calibration,
-        views=compare_paired(correct, clip_correct, table["group"]) if averaged else None,
+        views=views,
         comparison=comparison,
         compared_with=compared_with,
         corrupted=corrupted,
@@ -216,18 +209,14 @@ def _further_scores(
 ) -> dict[str, float]:
     scores: dict[str, float] = {}
     if calibration is not None:
-        scores |= {
-            "temperature": calibration.temperature,
-            "ece_calibrated": calibration.ece_after,
-            "loss_calibrated": calibration.loss_after,
-        }
+        scores["temperature"] = calibration.temperature
+        scores["ece_calibrated"] = calibration.ece_after
+        scores["loss_calibrated"] = calibration.loss_after
     if comparison is not None:
-        scores |= {
-            "acc1_difference": comparison.difference,
-            "acc1_difference_ci_low": comparison.low,
-            "acc1_difference_ci_high": comparison.high,
-            "mcnemar_p": comparison.mcnemar_p,
-        }
+        scores["acc1_difference"] = comparison.difference
+        scores["acc1_difference_ci_low"] = comparison.low
+        scores["acc1_difference_ci_high"] = comparison.high
+        scores["mcnemar_p"] = comparison.mcnemar_p
     for name, corruption in corruptions.items():
         slug = re.sub(r"\W+", "_", name.lower())
         scores[f"robustness_{slug}_acc1"] = corruption.acc1

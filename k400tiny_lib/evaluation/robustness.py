@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as F
 
 from k400tiny_lib.data.annotations import Clip
-from k400tiny_lib.evaluation.comparison import PairedComparison, compare_paired
+from k400tiny_lib.evaluation.comparison import PairedComparison, compare_predictions
 from k400tiny_lib.evaluation.predictions import clip_loader, probabilities_of_views
 from k400tiny_lib.evaluation.views import ViewDataset, ViewProtocol
 from k400tiny_lib.models.loaded import Geometry
@@ -130,8 +130,6 @@ def compare_corrupted(table: pd.DataFrame) -> dict[str, PairedComparison]:
     Args:
         table: from `corruption_table`.
     """
-    recorded = (table[UNCORRUPTED] == table["target"]).to_numpy()
     return {
-        name: compare_paired((table[name] == table["target"]).to_numpy(), recorded, table["group"])
-        for name in CORRUPTIONS
+        name: compare_predictions(table, table[name], table[UNCORRUPTED]) for name in CORRUPTIONS
     }

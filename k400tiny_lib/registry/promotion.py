@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.evaluation.calibration import loss_at
-from k400tiny_lib.evaluation.comparison import align, compare_tables
+from k400tiny_lib.evaluation.comparison import align, compare_predictions
 from k400tiny_lib.evaluation.predictions import probabilities_of, read_predictions
 from k400tiny_lib.export.parity import Probabilities
 from k400tiny_lib.export.scoring import ExportClips
@@ -119,7 +119,7 @@ def compare_to_champion(
         table, champion: predictions tables of the two, of the same clips in the same order.
         name: of the champion, for the reason.
     """
-    paired = compare_tables(table, champion)
+    paired = compare_predictions(table, table["predicted"], champion["predicted"])
     ours, theirs = ranking_key(table), ranking_key(champion)
     reason = (
         f"top-1 {paired.acc1:.1f} % against {paired.other_acc1:.1f} % of {name} on the same "

@@ -8,34 +8,33 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from k400tiny_lib.config import Config
 from k400tiny_lib.data.loading.readers import read_frames
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.evaluation.comparison import (
     OtherModel,
     align,
-    compare_paired,
-    compare_tables,
+    compare_predictions,
     predict_frames,
 )
-from k400tiny_lib.evaluation.views import ViewProtocol
 from tests.helpers.evaluation import clips_of, random_table, write_annotated_clips
 
 
 def test_the_difference_and_its_interval_are_of_the_same_clips_in_any_order() -> None:
     table, other = random_table(seed=0), random_table(seed=1)
     clips = clips_of(table)
-    comparison = compare_tables(table, align(other, clips))
-    shuffled = compare_tables(table, align(other.sample(frac=1, random_state=0), clips))
-    assert comparison == shuffled
+    aligned = align(other, clips)
+    comparison = compare_predictions(table, table["predicted"], aligned["predicted"])
+    pd.testing.assert_frame_equal(align(other.sample(frac=1, random_state=0), clips), aligned)
     rates = [100 * (t["predicted"] == t["target"]).mean() for t in (table, other)]
     assert comparison.difference == pytest.approx(rates[0] - rates[1])
     assert comparison.low < comparison.difference < comparison.high
 
 
 def test_the_mcnemar_test_is_the_exact_one() -> None:
-    this = np.array([True] * 9 + [False] * 2 + [True] * 20)
-    other = np.array([False] * 9 + [True] * 2 + [True] * 20)
-    comparison = compare_paired(this, other, pd.Series(np.arange(31).astype(str)))
+    table = pd.DataFrame({"target": 1, "group": np.arange(31).astype(str)})
+    this, other = pd.Series([1] * 9 + [0] * 2 + [1] * 20), pd.Series([0] * 9 + [1] * 2 + [1] * 20)
+    comparison = compare_predictions(table, this, other)
     assert (comparison.only_this, comparison.only_other) == (9, 2)
     # Twice the tail of a fair coin: P(at most 2 of 11).
     expected = 2 * sum(math.comb(11, k) for k in range(3)) / 2**11
@@ -44,7 +43,7 @@ def test_the_mcnemar_test_is_the_exact_one() -> None:
 
 def test_a_model_does_not_differ_from_itself() -> None:
     table = random_table()
-    comparison = compare_tables(table, table)
+    comparison = compare_predictions(table, table["predicted"], table["predicted"])
     assert (comparison.difference, comparison.low, comparison.high) == (0, 0, 0)
     assert comparison.mcnemar_p == 1
 
@@ -77,15 +76,14 @@ class Recorder:
 
 def test_a_registered_model_sees_the_frames_of_the_same_views(tmp_path: Path) -> None:
     data_path, _, annotations = write_annotated_clips(tmp_path, num_clips=3)
-    clips, categories = annotations.splits["test"], annotations.categories
-    model = Recorder(list(categories))
-    one_view = ViewProtocol(1, 1)
-    table = OtherModel("it", model).predictions(clips, categories, data_path, one_view)
+    config = Config(data_path=str(data_path))
+    model = Recorder(list(annotations.categories))
+    table = OtherModel("it", model).predictions(annotations, config)
     assert list(table["predicted"]) == [1, 1, 1]
-    expected = read_frames(data_path / clips[0].video, range(6)).numpy()
+    expected = read_frames(data_path / annotations.splits["test"][0].video, range(6)).numpy()
     assert np.array_equal(model.frames[0][0], expected)
-    stranger = Recorder(list(categories)[:1])
+    stranger = Recorder(model.class_names[:1])
     with pytest.raises(UserError, match=r"^compare_with: the model does not know 'growing'"):
-        predict_frames(stranger, clips, categories, data_path, one_view)
+        predict_frames(stranger, annotations, config)
     with pytest.raises(UserError, match=r"^num_crops: "):
-        predict_frames(model, clips, categories, data_path, ViewProtocol(1, 3))
+        predict_frames(model, annotations, config.replace(num_crops=3))
