@@ -5,8 +5,8 @@
 Forward and backward of the same clips, the sides in turns in one process; medians are printed and
 written to `benchmarks/results/`, in a file named by the hardware. `ours` is what
 `channels_last=auto` and `amp=auto` choose: bf16 and 2D convolutions on a CPU with matrix
-instructions for bf16 (AMX), torchvision's own form in float32 on another. On a GPU the stock model
-in float32 stands against what is added to it one by one: bf16, channels-last memory with 2D
+instructions for bf16 (AMX), torchvision's form in float32 on another. On a GPU the stock model
+in float32 is compared with additions one by one: bf16, channels-last memory with 2D
 convolutions, torch.compile; `ours` is all of it. The GPU's side has not been run yet.
 """
 
@@ -95,13 +95,13 @@ def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def stock(device: torch.device) -> nn.Module:
-    """torchvision's model as it comes."""
+    """torchvision's model unchanged."""
     model: nn.Module = r2plus1d_18(weights=None, num_classes=NUM_CLASSES).to(device)
     return model
 
 
 def ours(device: torch.device, channels_last: bool | str, compiled: bool = False) -> nn.Module:
-    """The model as `training.worker` makes it."""
+    """The model as `training.worker` builds it."""
     model = fastest_form(build_model("r2plus1d_18", NUM_CLASSES), device, channels_last)
     if compiled:
         model.compile()
@@ -137,7 +137,7 @@ def peak(device: torch.device, bf16: bool) -> tuple[float, str]:
 def table(shape: Shape, device: torch.device, rounds: int, steps: int) -> str:
     """Measure all sides on one size of clips."""
     sides = sides_on(device)
-    found = in_turns(
+    times = in_turns(
         {
             name: partial(seconds, model, shape, device, bf16, steps)
             for name, (model, bf16) in sides.items()
@@ -151,11 +151,11 @@ def table(shape: Shape, device: torch.device, rounds: int, steps: int) -> str:
         rows.append(
             (
                 name,
-                f"{1000 * found[name]:.1f}",
-                f"{shape[0] / found[name]:.2f}",
-                f"{found[STOCK] / found[name]:.2f}",
-                f"{work / found[name] / 1e12:.3f}",
-                f"{work / found[name] / best:.0%} ({source})",
+                f"{1000 * times[name]:.1f}",
+                f"{shape[0] / times[name]:.2f}",
+                f"{times[STOCK] / times[name]:.2f}",
+                f"{work / times[name] / 1e12:.3f}",
+                f"{work / times[name] / best:.0%} ({source})",
             )
         )
     header = ("", "ms a step", "clips/s", "x torchvision", "TFLOP/s", "share of the peak")
