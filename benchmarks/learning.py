@@ -89,10 +89,10 @@ def in_one_order(clips: Sequence[Clip], seed: int) -> list[Clip]:
 
 
 def make_reference(state: TrainState) -> None:
-    """Take from a state what the reference does not have.
+    """Change a state into that of the reference recipe.
 
-    Its SGD is PyTorch's plain one on all parameters alike, its clips come in the same order in
-    every epoch, none is left out, and each is always the same frames.
+    SGD treats all parameters alike, the clips have the same order in every epoch, none is dropped,
+    and each is always the same frames.
     """
     config, loader = state.config, state.train_loader
     assert isinstance(loader.dataset, ClipDataset)
@@ -181,7 +181,7 @@ def fold_of(annotations: Annotations, number: int) -> Annotations:
 
 
 def numbers_of(text: str) -> list[int]:
-    """Seeds or folds as they stand on the command line: 0,1,2."""
+    """Seeds or folds as on the command line: 0,1,2."""
     return [int(part) for part in text.split(",")]
 
 

@@ -87,10 +87,10 @@ def test_two_processes_follow_the_losses_and_scores_of_one(trained: dict[str, An
     # Sums in another order: float32 rounding, carried along by the updates.
     assert len(one["losses"]) == len(two["losses"]) > 4
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-3)
-    for found, expected in zip(two["scores"], one["scores"], strict=True):
+    for scores, expected in zip(two["scores"], one["scores"], strict=True):
         for name in ("train_loss", "val_loss", "val_acc1"):
             # With a clip of the five counted twice the loss would be off by more.
-            assert found[name] == pytest.approx(expected[name], rel=1e-3), name
+            assert scores[name] == pytest.approx(expected[name], rel=1e-3), name
 
 
 def break_on_rank_1(process: Process, folder: Path, data_path: Path) -> None:

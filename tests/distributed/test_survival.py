@@ -52,22 +52,22 @@ DELICATE: dict[str, Any] = {
 
 def assert_same_end(folder: Path, reference: Path) -> None:
     """Every tensor of the last checkpoints is the same to the bit, and so are the metrics."""
-    found, expected = (read_training_state(f / "last.pt") for f in (folder, reference))
+    actual, expected = (read_training_state(f / "last.pt") for f in (folder, reference))
     for part in ("model", "raw_model", "average"):
-        assert_equal_states(found[part], expected[part])
-    assert found["updates"] == expected["updates"]
+        assert_equal_states(actual[part], expected[part])
+    assert actual["updates"] == expected["updates"]
     assert_equal_states(
-        {str(k): v["momentum_buffer"] for k, v in found["optimizer"]["state"].items()},
+        {str(k): v["momentum_buffer"] for k, v in actual["optimizer"]["state"].items()},
         {str(k): v["momentum_buffer"] for k, v in expected["optimizer"]["state"].items()},
     )
     for name in ("train_loss", "train_acc1", "val_loss", "val_acc1", "lr"):
-        assert curve(found, name) == curve(expected, name)
+        assert curve(actual, name) == curve(expected, name)
 
 
-def assert_equal_states(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    assert found.keys() == expected.keys()
+def assert_equal_states(actual: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    assert actual.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert torch.equal(found[name], tensor), name
+        assert torch.equal(actual[name], tensor), name
 
 
 def curve(checkpoint: Mapping[str, Any], name: str) -> list[float]:
@@ -83,7 +83,7 @@ def train(job: TrainingJob) -> None:
 
 
 def listens(process: BaseProcess) -> bool:
-    """Whether a process has a handler of its own for SIGTERM by now."""
+    """Whether a process has a handler for SIGTERM by now."""
     caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text())
     return bool(caught and int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
 
@@ -170,7 +170,7 @@ def test_a_worker_killed_under_torchrun_is_restarted_and_changes_no_bit(
                     process.kill()
                     killed.append(process.pid)
 
-    settled = config(
+    settings = config(
         tiny_data[0],
         tmp_path,
         nproc_per_node=2,
@@ -178,7 +178,7 @@ def test_a_worker_killed_under_torchrun_is_restarted_and_changes_no_bit(
         save_every_minutes=EACH_UPDATE,
         **DELICATE,
     )
-    job = make_job(settled, annotate(tiny_data[0], num_val=2, num_train=16))
+    job = make_job(settings, annotate(tiny_data[0], num_val=2, num_train=16))
     launch(job, kill_rank_1, module="tests.helpers.training", poll_seconds=0.02)
     assert killed
     assert_same_end(tmp_path, survivors / "two undisturbed")

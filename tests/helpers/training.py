@@ -125,8 +125,8 @@ def run_group(world_size: int, function: Callable[..., None], folder: Path, *arg
     group, receivers = [], []
     for rank in range(world_size):
         receiver, sender = multiprocessing.get_context("fork").Pipe(duplex=False)
-        place = (rank, world_size, store)
-        group.append(start(_report_failure, sender, _in_group, *place, function, folder, *args))
+        member = (rank, world_size, store)
+        group.append(start(_report_failure, sender, _in_group, *member, function, folder, *args))
         sender.close()
         receivers.append(receiver)
     failures = [_received(receiver) for receiver in receivers]

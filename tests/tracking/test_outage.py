@@ -25,7 +25,7 @@ from tests.helpers.training import annotate
 
 
 class Server:
-    """`mlflow server` on a port and a store of its own; the store outlives it."""
+    """`mlflow server` on a free port with a new store, which outlives it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -123,8 +123,8 @@ def train(server: Server, data_path: Path, folder: Path) -> "subprocess.Popen[st
     )
 
 
-def steps_of(client: MlflowClient, run_id: str, metric: str) -> list[int]:
-    return sorted(found.step for found in client.get_metric_history(run_id, metric))
+def steps_of(client: MlflowClient, run_id: str, name: str) -> list[int]:
+    return sorted(metric.step for metric in client.get_metric_history(run_id, name))
 
 
 @pytest.mark.slow
@@ -182,8 +182,8 @@ def test_a_server_that_is_killed_costs_no_metric_and_no_checkpoint(
         for folder in ("images", "checkpoints")
         for file in client.list_artifacts(trained.info.run_id, folder)
     ]
-    wanted = {"images/augmented_clips.png", "images/learning_curves.png", "checkpoints/best.pt"}
-    assert wanted <= set(files)
+    expected = {"images/augmented_clips.png", "images/learning_curves.png", "checkpoints/best.pt"}
+    assert expected <= set(files)
     series = [file for file in files if "sample_predictions+step+" in file]
     assert sorted(file.split("+")[2] for file in series if file.endswith(".png")) == ["1"]
     assert "evaluate" in trained.data.tags["mlflow.note.content"]

@@ -21,15 +21,15 @@ from k400tiny_lib.tracking.system_metrics import SystemSampler
 from k400tiny_lib.tracking.uploader import MetricsUploader
 
 
-def test_a_finished_step_has_tags_parameters_and_the_settled_config(store: str) -> None:
+def test_a_finished_step_has_tags_parameters_and_the_resolved_config(store: str) -> None:
     with step_run("predict", Config(input="x")) as run:
         pass
-    found = MlflowClient().get_run(run.info.run_id)
-    assert found.info.status == "FINISHED"
-    assert found.data.tags["k400tiny.step"] == "predict"
-    assert found.data.params["top_k"] == "5"
-    settled = mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/config/resolved.yaml")
-    assert yaml.safe_load(settled)["input"] == "x"
+    finished = MlflowClient().get_run(run.info.run_id)
+    assert finished.info.status == "FINISHED"
+    assert finished.data.tags["k400tiny.step"] == "predict"
+    assert finished.data.params["top_k"] == "5"
+    resolved = mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/config/resolved.yaml")
+    assert yaml.safe_load(resolved)["input"] == "x"
 
 
 @pytest.mark.parametrize(
@@ -41,9 +41,9 @@ def test_a_step_that_raises_is_failed_with_its_reason(
 ) -> None:
     with pytest.raises(type(error)), step_run("predict", Config()) as run:
         raise error
-    found = MlflowClient().get_run(run.info.run_id)
-    assert found.info.status == "FAILED"
-    assert found.data.tags[ERROR_TAG] == reason
+    finished = MlflowClient().get_run(run.info.run_id)
+    assert finished.info.status == "FAILED"
+    assert finished.data.tags[ERROR_TAG] == reason
 
 
 def test_a_step_whose_server_is_gone_fails_at_once_and_leaves_no_run_to_be_ended_at_exit(
@@ -112,8 +112,8 @@ def test_a_line_that_is_still_being_written_waits(tmp_path: Path) -> None:
 
 
 def history(run_id: str, name: str) -> list[tuple[int, float]]:
-    found = MlflowClient().get_metric_history(run_id, name)
-    return sorted((metric.step, metric.value) for metric in found)
+    metrics = MlflowClient().get_metric_history(run_id, name)
+    return sorted((metric.step, metric.value) for metric in metrics)
 
 
 def test_metrics_logged_while_the_server_is_unreachable_arrive_once_when_it_is_back(
@@ -142,11 +142,11 @@ def test_metrics_logged_while_the_server_is_unreachable_arrive_once_when_it_is_b
 def test_another_process_goes_on_where_a_killed_one_stopped(store: str, tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "metrics.jsonl")
     run_id = MlflowClient().create_run("0").info.run_id
-    picture = tmp_path / "a.png"
-    Image.new("RGB", (20, 10)).save(picture)
-    log.append({"loss": 2.0}, 1, {"samples": picture})
+    image = tmp_path / "a.png"
+    Image.new("RGB", (20, 10)).save(image)
+    log.append({"loss": 2.0}, 1, {"samples": image})
     assert MetricsUploader(run_id, log.path).send() is None
-    log.append({"loss": 1.0}, 2, {"samples": picture})
+    log.append({"loss": 1.0}, 2, {"samples": image})
     assert MetricsUploader(run_id, log.path).send() is None
     (tmp_path / "metrics" / "sent.json").unlink()  # killed before it was noted
     assert MetricsUploader(run_id, log.path).send() is None

@@ -48,27 +48,27 @@ def test_biases_and_norms_have_no_weight_decay() -> None:
 
 
 def test_warm_up_is_linear_and_ends_at_the_peak() -> None:
-    found = rates(5, num_epochs=10, warmup_epochs=2.0, scheduler="constant")
-    assert found[:10] == pytest.approx([(i + 1) / 11 for i in range(10)])
-    assert found[10:] == pytest.approx([1.0] * 40)
+    values = rates(5, num_epochs=10, warmup_epochs=2.0, scheduler="constant")
+    assert values[:10] == pytest.approx([(i + 1) / 11 for i in range(10)])
+    assert values[10:] == pytest.approx([1.0] * 40)
 
 
 def test_cosine_follows_its_formula() -> None:
-    found = rates(4, num_epochs=10, warmup_epochs=0.0, scheduler="cosine")
-    assert found == pytest.approx([(1 + math.cos(math.pi * i / 40)) / 2 for i in range(40)])
+    values = rates(4, num_epochs=10, warmup_epochs=0.0, scheduler="cosine")
+    assert values == pytest.approx([(1 + math.cos(math.pi * i / 40)) / 2 for i in range(40)])
 
 
 def test_step_divides_by_ten_where_torchvisions_recipe_does() -> None:
-    found = rates(1, num_epochs=45, warmup_epochs=10.0, scheduler="step")
+    values = rates(1, num_epochs=45, warmup_epochs=10.0, scheduler="step")
     for epoch, rate in ((10, 1.0), (19, 1.0), (20, 0.1), (29, 0.1), (30, 0.01), (40, 0.001)):
-        assert found[epoch] == pytest.approx(rate)
+        assert values[epoch] == pytest.approx(rate)
 
 
 def test_exponential_ends_near_a_hundredth() -> None:
-    found = rates(4, num_epochs=10, warmup_epochs=0.0, scheduler="exponential")
-    ratios = [b / a for a, b in itertools.pairwise(found)]
+    values = rates(4, num_epochs=10, warmup_epochs=0.0, scheduler="exponential")
+    ratios = [b / a for a, b in itertools.pairwise(values)]
     assert ratios == pytest.approx([ratios[0]] * len(ratios))
-    assert found[-1] * ratios[0] == pytest.approx(0.01)
+    assert values[-1] * ratios[0] == pytest.approx(0.01)
 
 
 def torch_scheduler(optimizer: Optimizer, config: Config, updates_per_epoch: int) -> LRScheduler:

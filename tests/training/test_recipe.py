@@ -89,10 +89,10 @@ def test_mixed_precision_follows_full_precision_within_its_rounding(
     full = trained(state_for(tiny_data[0], tmp_path, amp="off"))
     mixed = state_for(tiny_data[0], tmp_path, amp=amp)
     assert mixed.scaler.is_enabled() is (amp == "fp16")
-    found = trained(mixed)
+    in_mixed = trained(mixed)
     moved, off = (
         torch.cat([(a[n] - b[n]).flatten() for n, _ in mixed.model.named_parameters()]).norm()
-        for a, b in ((full, start), (found, full))
+        for a, b in ((full, start), (in_mixed, full))
     )
     # bf16 rounds to 8 bits, a gradient is a sum of many such numbers.
     assert 0 < off < 0.05 * moved
@@ -176,7 +176,7 @@ def test_a_wrapped_model_can_be_frozen_and_thawed(one_process_group: None) -> No
 
 
 def test_there_is_nothing_to_freeze_without_weights_to_start_from() -> None:
-    given = {"data_path": "frames", "annotations": "a.json", "freeze_epochs": "2"}
+    parameters = {"data_path": "frames", "annotations": "a.json", "freeze_epochs": "2"}
     with pytest.raises(UserError, match=r"^freeze_epochs: 2, but the backbone starts from scratch"):
-        resolve("train", given)
-    assert resolve("train", given | {"load_model": "best.pt"}).freeze_epochs == 2
+        resolve("train", parameters)
+    assert resolve("train", parameters | {"load_model": "best.pt"}).freeze_epochs == 2

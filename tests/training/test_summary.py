@@ -100,12 +100,12 @@ def test_right_and_wrong_predictions_are_titled_as_such() -> None:
 
 def test_the_summary_names_the_best_epoch_and_commands_that_exist(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "metrics-1.jsonl")
-    settled = Config(data_path="frames", annotations="a.json", num_epochs=9, patience=1)
-    assert summarize(log.path, settled, "1") is None
+    settings = Config(data_path="frames", annotations="a.json", num_epochs=9, patience=1)
+    assert summarize(log.path, settings, "1") is None
     for epoch, accuracy in ((1, 40.0), (2, 60.0), (3, 60.0), (4, 50.0)):
         log.append(METRICS | {"val_acc1": accuracy}, epoch)
     assert len(list(read_entries(log.path))) == 4
-    results = summarize(log.path, settled, "1")
+    results = summarize(log.path, settings, "1")
     assert results is not None
     assert results.metrics == {"best_epoch": 3, "best_val_acc1": 60.0}
     assert "val top-1 60.0 % after epoch 3; 4 of 9 epochs" in results.headline
@@ -118,8 +118,8 @@ def test_the_summary_names_the_best_epoch_and_commands_that_exist(tmp_path: Path
     ):
         words = line.split()
         assert words[words.index("-e") + 1] == step
-        given = [words[i + 1].split("=", 1) for i, word in enumerate(words) if word == "-P"]
-        assert resolve(step, dict(given)).checkpoint == "runs:/1/checkpoints/best.pt"
+        parameters = [words[i + 1].split("=", 1) for i, word in enumerate(words) if word == "-P"]
+        assert resolve(step, dict(parameters)).checkpoint == "runs:/1/checkpoints/best.pt"
     assert read_results(log.path) is None
     write_results(results, log.path)
     assert read_results(log.path) == results

@@ -21,13 +21,13 @@ from k400tiny_lib.training.worker import make_train_state
 from tests.helpers.training import CPU, annotate, config, make_job
 
 
-def test_a_single_batch_is_learnt_by_heart(tiny_data: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_single_batch_is_learned_by_heart(tiny_data: tuple[Path, Path], tmp_path: Path) -> None:
     annotations = annotate(tiny_data[0])
     six = [
         clip for target in range(3) for clip in annotations.splits["train"] if clip.target == target
     ][::3][:6]
     few = Annotations(annotations.categories, {"train": six, "val": six, "test": six})
-    settled = config(
+    settings = config(
         tiny_data[0],
         tmp_path,
         batch_size=6,
@@ -37,7 +37,7 @@ def test_a_single_batch_is_learnt_by_heart(tiny_data: tuple[Path, Path], tmp_pat
         lr=1e-3,
         scheduler="constant",
     )
-    state = make_train_state(settled, few, CPU)
+    state = make_train_state(settings, few, CPU)
     seen: list[dict[str, float]] = []
     fit(state, lambda _, metrics, best: seen.append(metrics))
     assert seen[-1]["train_acc1"] == 100.0
@@ -48,12 +48,12 @@ def test_two_processes_count_each_validation_clip_once(
     tiny_data: tuple[Path, Path], tmp_path: Path
 ) -> None:
     annotations = annotate(tiny_data[0], num_val=5)  # odd: padding to even would count one twice
-    settled = config(tiny_data[0], tmp_path, nproc_per_node=2, num_epochs=1, batch_size=2)
-    job = make_job(settled, annotations)
+    settings = config(tiny_data[0], tmp_path, nproc_per_node=2, num_epochs=1, batch_size=2)
+    job = make_job(settings, annotations)
     launch(job)
     entries = [entry for entry, _ in read_entries(job.metrics_log)]
     assert [entry.step for entry in entries] == [1]
-    alone = make_train_state(settled.replace(batch_size=5), annotations, CPU)
+    alone = make_train_state(settings.replace(batch_size=5), annotations, CPU)
     alone.model.load_state_dict(read_checkpoint(tmp_path / "best.pt", "checkpoint")["model"])
     for name, value in validate(alone).items():
         # The same float32 forward passes in batches of other sizes.
@@ -64,29 +64,29 @@ def test_two_processes_count_each_validation_clip_once(
 def test_a_mistake_found_by_a_worker_reaches_the_launcher_as_its_line(
     tiny_data: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    settled = config(tiny_data[0], tmp_path, batch_size=1000)
+    settings = config(tiny_data[0], tmp_path, batch_size=1000)
     with pytest.raises(UserError, match=r"^batch_size: 1000 on 1 process"):
-        launch(make_job(settled, annotate(tiny_data[0])))
+        launch(make_job(settings, annotate(tiny_data[0])))
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_epoch_the_batch_and_its_clips(
     tiny_data: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    settled = config(tiny_data[0], tmp_path, lr=1e30, optimizer="sgd", scheduler="constant")
+    settings = config(tiny_data[0], tmp_path, lr=1e30, optimizer="sgd", scheduler="constant")
     annotations = annotate(tiny_data[0])
-    state = make_train_state(settled, annotations, CPU)
+    state = make_train_state(settings, annotations, CPU)
     with pytest.raises(UserError) as caught:
         fit(state, lambda *_: None)
-    found = re.match(
+    match = re.match(
         r"lr: the loss is (nan|inf) in epoch 1, batch (\d+), of the clips (.*?)\.",
         str(caught.value),
     )
-    assert found
-    # The order of PyTorch's own sampler under the same seed and epoch.
+    assert match
+    # The order of PyTorch's sampler under the same seed and epoch.
     clips = annotations.splits["train"]
     sampler: DistributedSampler[Any] = DistributedSampler(clips, 1, 0, seed=0)  # type: ignore
-    batch = list(sampler)[4 * (int(found[2]) - 1) :][:4]
-    assert found[3].split(", ") == [clips[position].video for position in batch]
+    batch = list(sampler)[4 * (int(match[2]) - 1) :][:4]
+    assert match[3].split(", ") == [clips[position].video for position in batch]
 
 
 def test_sync_bn_on_a_cpu_is_refused(tiny_data: tuple[Path, Path], tmp_path: Path) -> None:
@@ -101,11 +101,11 @@ def test_a_checkpoint_starts_a_model_with_another_head(
     write_checkpoint(
         {"model": source, "epoch": 1, "config": {}, "categories": {}}, tmp_path / "best.pt"
     )
-    settled = config(tiny_data[0], tmp_path, load_model=str(tmp_path / "best.pt"))
-    state = make_train_state(settled, annotate(tiny_data[0]), CPU)
-    own = state.model.state_dict()
-    assert own["fc.weight"].shape == (3, 512)
-    assert torch.equal(own["layer4.1.conv2.0.0.weight"], source["layer4.1.conv2.0.0.weight"])
+    settings = config(tiny_data[0], tmp_path, load_model=str(tmp_path / "best.pt"))
+    state = make_train_state(settings, annotate(tiny_data[0]), CPU)
+    weights = state.model.state_dict()
+    assert weights["fc.weight"].shape == (3, 512)
+    assert torch.equal(weights["layer4.1.conv2.0.0.weight"], source["layer4.1.conv2.0.0.weight"])
 
 
 def test_meters_agree_with_scikit_learn_over_uneven_batches() -> None:
@@ -116,11 +116,11 @@ def test_meters_agree_with_scikit_learn_over_uneven_batches() -> None:
     for part in (slice(0, 8), slice(8, 16), slice(16, 17)):
         loss = torch.nn.functional.cross_entropy(logits[part], targets[part])
         meters.update(loss, logits[part], targets[part])
-    found = meters.compute("val")
+    metrics = meters.compute("val")
     probabilities = logits.double().softmax(1).numpy()
-    assert found["val_loss"] == pytest.approx(
+    assert metrics["val_loss"] == pytest.approx(
         log_loss(targets, probabilities, labels=range(7)), rel=1e-5
     )
-    assert found["val_acc1"] == pytest.approx(100 * accuracy_score(targets, logits.argmax(1)))
+    assert metrics["val_acc1"] == pytest.approx(100 * accuracy_score(targets, logits.argmax(1)))
     top5 = top_k_accuracy_score(targets, probabilities, k=5, labels=range(7))
-    assert found["val_acc5"] == pytest.approx(100 * top5)
+    assert metrics["val_acc5"] == pytest.approx(100 * top5)
