@@ -249,6 +249,8 @@ class _Writer(Dataset[int]):
         try:
             with atomic_write(path) as partial:
                 save_file(frames, partial)
+                # safetensors makes files that only their owner may read; a cache may be shared.
+                partial.chmod((self.folder / INDEX).stat().st_mode)
         except (OSError, SafetensorError) as error:
             raise _not_written(path, error) from None
         return number
