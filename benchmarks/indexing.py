@@ -62,12 +62,13 @@ def measure(root: Path) -> dict[str, float]:
     """Prepare in this process: seconds without imports, and the peak of memory in MB."""
     from k400tiny_lib.config import Config
     from k400tiny_lib.data.preparation.prepare import prepare
+    from k400tiny_lib.data.sources.base import open_source
 
     config = Config(
         data_path=str(root / "clips"), gt_csv=str(root / "labels.csv"), output_dir=str(root / "out")
     )
     start = time.perf_counter()
-    prepared = prepare(config)
+    prepared = prepare(config, open_source(config))
     (root / "annotations.json").write_text(prepared.annotations.to_json())
     (root / "data_report.json").write_text(json.dumps(prepared.report))
     seconds = time.perf_counter() - start

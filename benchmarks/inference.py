@@ -1,11 +1,11 @@
 """How fast labels come: the eager torchvision model against the exported one, and its int8 variant.
 
     python -m benchmarks.inference --data ../shared/data/k400tiny_images \\
-        [--checkpoint best.pt --labelled_data frames --gt_csv labels.csv]
+        [--checkpoint best.pt --labeled_data frames --gt_csv labels.csv]
 
 From folders of JPEG frames to labels, all sides on the same clips in one run, in turns; then the
 time from the start of a process to its first label. With a checkpoint, what int8 costs in accuracy
-on labelled clips that training did not see, with the checkpoint's own clip geometry. Medians are
+on labeled clips that training did not see, with the checkpoint's own clip geometry. Medians are
 printed and written to `benchmarks/results/`, in a file named by the processor.
 
 The committed table has the best.pt of `mlflow run . -e main` and the clips of
@@ -275,25 +275,25 @@ def accuracy_report(checkpoint: Path, data: Path, gt_csv: Path) -> str:
 @click.command()
 @click.option("--data", required=True, help="Directory of frame folders to time with.")
 @click.option("--checkpoint", type=Path, help="best.pt, to see what int8 costs in accuracy.")
-@click.option("--labelled_data", type=Path, help="Directory of clips that it was not trained on.")
+@click.option("--labeled_data", type=Path, help="Directory of clips that it was not trained on.")
 @click.option("--gt_csv", type=Path, help="folder_name,label of these clips.")
 @click.option("--clips", default=8, help="Clips of a round.")
 @click.option("--rounds", default=5, help="Rounds, of which medians are taken.")
 def main(
     data: str,
     checkpoint: Path | None,
-    labelled_data: Path | None,
+    labeled_data: Path | None,
     gt_csv: Path | None,
     clips: int,
     rounds: int,
 ) -> None:
     """Measure, print and write the table."""
-    if len({option is None for option in (checkpoint, labelled_data, gt_csv)}) > 1:
-        raise click.UsageError("checkpoint, labelled_data and gt_csv are needed together.")
+    if len({option is None for option in (checkpoint, labeled_data, gt_csv)}) > 1:
+        raise click.UsageError("checkpoint, labeled_data and gt_csv are needed together.")
     torch.set_num_threads(available_cores())
     text = report(Path(data).resolve(), clips, rounds)
-    if checkpoint and labelled_data and gt_csv:
-        text += "\n\n" + accuracy_report(checkpoint, labelled_data, gt_csv)
+    if checkpoint and labeled_data and gt_csv:
+        text += "\n\n" + accuracy_report(checkpoint, labeled_data, gt_csv)
     write_result("inference", cpu_name(), text)
 
 

@@ -34,15 +34,16 @@ from k400tiny_lib.data.loading.dataset import ClipDataset
 from k400tiny_lib.data.loading.frame_cache import resolve_frame_cache
 from k400tiny_lib.data.loading.loader import make_loader
 from k400tiny_lib.data.preparation.prepare import prepare
-from k400tiny_lib.data.sources.origin import clip_directory
+from k400tiny_lib.data.sources.base import open_source
 from k400tiny_lib.distributed.process import Process
 from k400tiny_lib.evaluation.predictions import make_table, predict_clips
 from k400tiny_lib.evaluation.views import ViewProtocol
 from k400tiny_lib.models.loaded import Geometry
 from k400tiny_lib.system import cpu_name
-from k400tiny_lib.training.loop import Trainer, fit
+from k400tiny_lib.training.loop import fit
 from k400tiny_lib.training.optim import make_scheduler
-from k400tiny_lib.training.worker import make_trainer
+from k400tiny_lib.training.state import TrainState
+from k400tiny_lib.training.worker import make_train_state
 
 CPU = Process(rank=0, world_size=1, local_world_size=1, device=torch.device("cpu"), restarts=0)
 # Our recipe for each data set, as it ships.
@@ -87,24 +88,24 @@ def in_one_order(clips: Sequence[Clip], seed: int) -> list[Clip]:
     return [clips[i] for i in np.random.default_rng(seed).permutation(len(clips))]
 
 
-def make_reference(trainer: Trainer) -> None:
-    """Take from a trainer what the reference does not have.
+def make_reference(state: TrainState) -> None:
+    """Take from a state what the reference does not have.
 
     Its SGD is PyTorch's plain one on all parameters alike, its clips come in the same order in
     every epoch, none is left out, and each is always the same frames.
     """
-    config, loader = trainer.config, trainer.train_loader
+    config, loader = state.config, state.train_loader
     assert isinstance(loader.dataset, ClipDataset)
     assert isinstance(loader.sampler, DistributedSampler)
     loader.dataset.training = False
     loader.sampler.shuffle = False
-    trainer.train_loader = make_loader(
+    state.train_loader = make_loader(
         loader.dataset, loader.sampler, batch_size=config.batch_size, num_workers=0
     )
-    trainer.optimizer = SGD(
-        trainer.model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay
+    state.optimizer = SGD(
+        state.model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay
     )
-    trainer.scheduler = make_scheduler(trainer.optimizer, config, len(trainer.train_loader))
+    state.scheduler = make_scheduler(state.optimizer, config, len(state.train_loader))
 
 
 def train_and_predict(
@@ -118,25 +119,25 @@ def train_and_predict(
     # Validation decides nothing here: the last weights count.
     splits = {"train": train, "val": train[:1], "test": test}
     annotations = dataclasses.replace(annotations, splits=splits)
-    trainer = make_trainer(config, annotations, CPU, pack)
+    state = make_train_state(config, annotations, CPU, pack)
     if side == "reference":
-        make_reference(trainer)
+        make_reference(state)
     history: list[dict[str, float]] = []
 
-    def on_epoch(trainer: Trainer, metrics: dict[str, float], is_best: bool) -> None:
+    def on_epoch(state: TrainState, metrics: dict[str, float], is_best: bool) -> None:
         history.append(metrics)
         print(
-            f"{data} {side} {number} epoch {trainer.epoch:2d} train loss "
+            f"{data} {side} {number} epoch {state.epoch:2d} train loss "
             f"{metrics['train_loss']:.3f} acc1 {metrics['train_acc1']:5.1f} "
             f"{metrics['clips_per_second']:.1f} clips/s",
             flush=True,
         )
 
     start = time.perf_counter()
-    fit(trainer, on_epoch)
+    fit(state, on_epoch)
     minutes = (time.perf_counter() - start) / 60
     rows = predict_clips(
-        trainer.evaluated_model.eval(),
+        state.evaluated_model.eval(),
         test,
         range(len(test)),
         Path(config.data_path),
@@ -146,7 +147,7 @@ def train_and_predict(
         num_workers=0,
         device=CPU.device,
     )
-    loader = trainer.train_loader
+    loader = state.train_loader
     per_epoch = len(loader) * config.batch_size if loader.drop_last else len(train)
     return Run(
         data,
@@ -168,8 +169,8 @@ def prepare_clips(
     base = Config(output_dir=str(folder / "data"), cache_dir=str(folder / "frames"))
     if data == "real":
         base = base.replace(data_path=data_path, gt_csv=gt_csv)
-    annotations = prepare(base).annotations
-    return base.replace(data_path=str(clip_directory(base))), annotations
+    prepared = prepare(base, open_source(base))
+    return base.replace(data_path=str(prepared.directory)), prepared.annotations
 
 
 def fold_of(annotations: Annotations, number: int) -> Annotations:

@@ -1,15 +1,19 @@
-"""Files: atomic writes, content digests, and local copies of what lies on another machine.
+"""Files: atomic writes, content digests, and local copies of remote files through fsspec.
 
-A local path, or `file://`, is used where it is. Anything else (`s3://`, `gs://`, `memory://`) has a
-local copy below `.k400tiny/remote`, because frames are read far too often to leave them far away.
+A local path, or `file://`, is used directly. Anything else (`s3://`, `gs://`, `memory://`) gets a
+local copy below `.k400tiny/remote`, because every epoch reads the frames again.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import fsspec
@@ -20,6 +24,9 @@ _blake2b = partial(hashlib.blake2b, digest_size=16)  # 128 bits
 
 _COPIES = Path(".k400tiny", "remote")
 _MANIFEST = ".fetched.json"
+_ASYNC_CALLS = 64  # at the same time, over the connections of one client
+_CONNECTIONS = 16  # of a file system that is not asynchronous
+_CHUNK = 1024  # files
 
 
 @contextmanager
@@ -45,7 +52,7 @@ def bytes_digest(content: bytes) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """BLAKE2b of a file's bytes, 128 bits in hex; a video may be larger than the memory."""
+    """BLAKE2b of a file's bytes, 128 bits in hex; reads it in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, _blake2b).hexdigest()
 
@@ -64,7 +71,7 @@ def combine_named_digests(digests: Mapping[str, str]) -> str:
 
 
 def is_remote(uri: str) -> bool:
-    """Whether a text names something beyond the local file system."""
+    """Whether a path or URI is not on the local file system."""
     return "://" in uri and not uri.startswith(("file://", "local://"))
 
 
@@ -74,42 +81,52 @@ def absolute(uri: str) -> str:
 
 
 def local_path(uri: str) -> Path:
-    """The absolute local path: of the thing itself, or of the copy of something remote."""
+    """The absolute path of a local file or directory, or of the local copy of a remote one."""
     if is_remote(uri):
         digest = hashlib.blake2b(uri.rstrip("/").encode(), digest_size=4).hexdigest()
         return (_COPIES / digest / uri.rstrip("/").rpartition("/")[2]).absolute()
     return Path(uri.removeprefix("file://").removeprefix("local://")).absolute()
 
 
+def file_stamp(stat: os.stat_result) -> str:
+    """A text that changes when a local file does: its size, time and inode."""
+    return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
+
+
 def list_files(uri: str, parameter: str) -> dict[str, str]:
     """The files below a remote directory.
 
     Returns:
-        Relative path and a text that changes with the file, sorted by path; the file itself under
-        the empty path where the URI names a file.
+        Relative path -> stamp, a text that changes when the file does, sorted by path. If the URI
+        names a file, its only entry is the empty path.
 
     Raises:
         UserError: if it cannot be listed or nothing is there.
     """
     files, root = _filesystem(uri, parameter)
     try:
-        found: dict[str, dict[str, Any]] = files.find(root, detail=True)
+        infos: dict[str, dict[str, Any]] = files.find(root, detail=True)
     except Exception as error:  # every file system raises its own
         raise _failure(uri, parameter, error) from None
-    if not found:
+    if not infos:
         raise UserError(f"{parameter}: {uri} does not exist or is empty.")
-    prefix = root.rstrip("/")
     return {
-        path[len(prefix) :].lstrip("/"): _stamp(info)
-        for path, info in sorted(found.items())
+        path[len(root) :].lstrip("/"): _stamp(info)
+        for path, info in sorted(infos.items())
         if not path.endswith("/")
     }
 
 
-def fetch(uri: str, parameter: str) -> Path:
+def fetch(uri: str, parameter: str, stamps: Mapping[str, str] | None = None) -> Path:
     """Bring the local copy of a remote file or directory up to date.
 
-    Files whose size and time (or entity tag) are those of the last time are not fetched again.
+    Files whose stamp has not changed since they were fetched are not fetched again. An interrupted
+    fetch continues with the files that have not arrived yet.
+
+    Args:
+        uri: what to copy.
+        parameter: the parameter that named it, for the message.
+        stamps: what `list_files` returned for the URI, if it has been listed already.
 
     Returns:
         The local path; for a local `uri` that path, untouched and perhaps missing.
@@ -120,58 +137,118 @@ def fetch(uri: str, parameter: str) -> Path:
     target = local_path(uri)
     if not is_remote(uri):
         return target
-    files, root = _filesystem(uri, parameter)
-    stamps = list_files(uri, parameter)
+    _, root = _filesystem(uri, parameter)
+    stamps = list_files(uri, parameter) if stamps is None else stamps
     manifest = target.parent / _MANIFEST
-    known = json.loads(manifest.read_text()) if manifest.is_file() else {}
-    for name, stamp in stamps.items():
-        local = target / name if name else target
-        if known.get(name) == stamp and local.is_file():
-            continue
+    known = _read_manifest(manifest)
+
+    def get(files: Any, name: str) -> None:
+        local = target / name
         local.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with atomic_write(local) as partial_path:
-                files.get_file(f"{root.rstrip('/')}/{name}".rstrip("/"), str(partial_path))
-        except Exception as error:
-            raise _failure(uri, parameter, error) from None
+        with atomic_write(local) as partial_path:
+            files.get_file(f"{root}/{name}".rstrip("/"), str(partial_path))
+
+    changed = [n for n, s in stamps.items() if known.get(n) != s or not (target / n).is_file()]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with manifest.open("a", buffering=1) as log:  # a line is written when its file is
+            for name in _run_concurrently(get, uri, changed):
+                log.write(json.dumps({name: stamps[name]}) + "\n")
+    except Exception as error:
+        raise _failure(uri, parameter, error) from None
     for name in known.keys() - stamps.keys():
         (target / name).unlink(missing_ok=True)
-    manifest.write_text(json.dumps(stamps))
+    with atomic_write(manifest) as partial_path:
+        partial_path.write_text(json.dumps(dict(stamps)) + "\n")
     return target
 
 
 def fetch_file(uri: str, target: Path) -> None:
-    """Copy one remote file; errors are those of the file system."""
+    """Copy one remote file.
+
+    Raises:
+        Exception: whatever the file system raises.
+    """
     files, path = fsspec.core.url_to_fs(uri)
     files.get_file(path, str(target))
 
 
 def upload(folder: Path, uri: str, parameter: str) -> None:
-    """Copy a local directory, hidden files left out, to a remote one.
+    """Copy a local directory, except hidden files, to a remote one.
 
-    A file that is there with the same size is not sent again: what we upload lies in directories
-    named after their settings and does not change.
+    A file that exists there with the same size is not sent again: the directories that we upload
+    are named after the settings that made their files, so these do not change.
 
     Raises:
         UserError: if it cannot be written.
     """
     files, root = _filesystem(uri, parameter)
+
+    def make_directory(files: Any, path: str) -> None:
+        files.makedirs(path, exist_ok=True)
+
+    def put(files: Any, name: str) -> None:
+        files.put_file(str(folder / name), f"{root}/{name}")
+
     try:
-        found = files.find(root, detail=True) if files.exists(root) else {}
+        remote = files.find(root, detail=True) if files.exists(root) else {}
+        changed = []
         for path in sorted(folder.rglob("*")):
             name = path.relative_to(folder)
             if not path.is_file() or any(part.startswith(".") for part in name.parts):
                 continue
-            target = f"{root.rstrip('/')}/{name.as_posix()}"
-            if found.get(target, {}).get("size") != path.stat().st_size:
-                files.makedirs(target.rpartition("/")[0], exist_ok=True)
-                files.put_file(str(path), target)
+            if remote.get(f"{root}/{name.as_posix()}", {}).get("size") != path.stat().st_size:
+                changed.append(name.as_posix())
+        directories = sorted({f"{root}/{name}".rpartition("/")[0] for name in changed})
+        list(_run_concurrently(make_directory, uri, directories))
+        list(_run_concurrently(put, uri, changed))
     except Exception as error:
         raise _failure(uri, parameter, error) from None
 
 
+def _run_concurrently(
+    work: Callable[[Any, str], None], uri: str, items: Iterable[str]
+) -> Iterator[str]:
+    """Call work(file system, item) in threads; yields each item when it is done.
+
+    `fs.get` and `fs.put` with lists of files do this too, but only for asynchronous file systems,
+    and do not tell which files have arrived when one of them fails.
+    """
+
+    connecting = Lock()
+
+    def call(item: str) -> str:
+        # fsspec gives all threads one asynchronous client, and each thread its own of the others,
+        # which need not be thread-safe. SSH servers refuse to connect many at the same time.
+        with connecting:
+            files = fsspec.core.url_to_fs(uri)[0]
+        work(files, item)
+        return item
+
+    is_async = fsspec.core.url_to_fs(uri)[0].async_impl
+    remaining = iter(items)
+    with ThreadPoolExecutor(_ASYNC_CALLS if is_async else _CONNECTIONS) as pool:
+        try:
+            while chunk := list(islice(remaining, _CHUNK)):
+                for future in as_completed([pool.submit(call, item) for item in chunk]):
+                    yield future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)  # else Ctrl-C waits for the whole chunk
+
+
+def _read_manifest(path: Path) -> dict[str, str]:
+    """Relative path -> stamp of the files that were fetched; a later line of JSON has priority."""
+    stamps: dict[str, str] = {}
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            stamps |= json.loads(line)
+        except ValueError:  # the last line of a fetch that was killed
+            continue
+    return stamps
+
+
 def _stamp(info: dict[str, Any]) -> str:
-    # Object stores name the version in ETag or md5Hash, file systems the time.
+    # Object stores identify the version in ETag or md5Hash, file systems the time.
     keys = ("size", "ETag", "etag", "md5Hash", "mtime", "LastModified", "updated", "created")
     return " ".join(str(info[key]) for key in keys if info.get(key) is not None)
 
@@ -182,7 +259,7 @@ def _filesystem(uri: str, parameter: str) -> tuple[Any, str]:
     except Exception as error:  # an unknown protocol, or one whose package is missing
         raise _failure(uri, parameter, error) from None
     files.invalidate_cache()
-    return files, root
+    return files, root.rstrip("/")
 
 
 def _failure(uri: str, parameter: str, error: Exception) -> UserError:

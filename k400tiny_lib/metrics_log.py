@@ -1,7 +1,7 @@
-"""What happened in training, as lines of JSON that another process can follow.
+"""Metrics of a training run as lines of JSON, which another process can follow.
 
-Rank 0 appends; the step that launched it reads along and sends the lines to MLflow. Training
-therefore knows no tracking server and never waits for one, and what was not sent is still there.
+Rank 0 appends, and the step that launched it sends the lines to MLflow. Training thus needs no
+tracking server and never waits for one, and a line that could not be sent is not lost.
 """
 
 import json
@@ -14,13 +14,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Entry:
-    """Metrics and pictures of one moment.
+    """One line of a metrics log.
 
     Attributes:
         step: the epoch, from 1.
         timestamp: milliseconds since 1970.
         metrics: values by name.
-        images: picture files by name; the pictures of one name are a series over the steps.
+        images: image files by name; the images of one name are a series over the steps.
     """
 
     step: int
@@ -29,16 +29,16 @@ class Entry:
     images: dict[str, Path] = field(default_factory=dict)
 
 
-class Journal:
+class MetricsLog:
     """Appends entries to a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def log_metrics(
+    def append(
         self, metrics: Mapping[str, float], step: int, images: Mapping[str, Path] | None = None
     ) -> None:
-        """Append the metrics of an epoch, and its pictures: files beside the journal or below."""
+        """Append the metrics of a step, and its images: files in the directory of the log."""
         record: dict[str, Any] = {
             "step": step,
             "timestamp": int(time.time() * 1000),
@@ -51,15 +51,15 @@ class Journal:
             file.write(json.dumps(record) + "\n")
 
 
-def companion_folder(journal: Path) -> Path:
-    """The folder of what belongs to a journal and is no line of it, created where needed."""
-    folder = journal.with_suffix("")
+def attachments_dir(metrics_log: Path) -> Path:
+    """The directory of the files that belong to a metrics log; created if it is missing."""
+    folder = metrics_log.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def read_entries(path: Path, offset: int = 0) -> Iterator[tuple[Entry, int]]:
-    """Read complete lines from a byte offset; yields each entry and the offset behind it."""
+    """Read complete lines from a byte offset; yields each entry and the offset of its end."""
     if not path.exists():
         return
     with path.open("rb") as file:

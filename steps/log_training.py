@@ -1,6 +1,6 @@
-"""Log a training afterwards, from its folder, where the tracking server was away to the end.
+"""Upload a finished training run's local logs after the tracking server was unreachable.
 
-python -m steps.log_training checkpoints/<run id>/journal-<run id>
+python -m steps.log_training checkpoints/<run id>/metrics-<run id>
 """
 
 import sys
@@ -13,11 +13,11 @@ from k400tiny_lib.errors import UserError
 @click.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False))
 def log_training(folder: str) -> None:
-    """Send what a training left in FOLDER to its MLflow run, and end the run.
+    """Send the local logs of a training run to its MLflow run, and end the run.
 
-    FOLDER is journal-<run id> in its checkpoint_dir. What had arrived already is not sent twice. A
-    training that did not come to its end is logged as far as it came, and its run ends as FAILED.
-    Not for a training that is still running.
+    FOLDER is metrics-<run id> (before: journal-<run id>) in its checkpoint_dir. What has arrived
+    already is not sent twice. A training run that did not finish is logged as far as it came, and
+    ends as FAILED. Not for a training run that is still running.
     """
     try:
         print(_log(folder))
@@ -27,33 +27,34 @@ def log_training(folder: str) -> None:
 
 
 def _log(folder: str) -> str:
+    import json
     from pathlib import Path
 
+    from k400tiny_lib.config import Config
     from k400tiny_lib.models.checkpoint import BEST
     from k400tiny_lib.tracking.training_log import TrainingLog
-    from k400tiny_lib.training.summary import learning_curves, read_results, summarise
-    from k400tiny_lib.training.worker import Job
+    from k400tiny_lib.training.summary import learning_curves, read_results, summarize
 
-    job_file = Path(folder, "job.json")
-    if not job_file.exists():
+    attachments = Path(folder).resolve()
+    if not (attachments / "job.json").exists():
         raise UserError(
-            f"FOLDER: {folder} holds no job.json. Needed: journal-<run id> of a checkpoint_dir."
+            f"FOLDER: {folder} has no job.json. Needed: metrics-<run id> of a checkpoint_dir."
         )
-    job = Job.read(job_file)
-    checkpoints = Path(folder).resolve().parent  # it may have been moved
-    journal = checkpoints / job.journal.name
-    log = TrainingLog(job.run_id, journal)
-    done = read_results(journal)
-    results = done or summarise(journal, job.config, job.run_id)
+    # Its paths may be those of another machine.
+    job = json.loads((attachments / "job.json").read_text())
+    metrics_log = Path(f"{attachments}.jsonl")
+    log = TrainingLog(job["run_id"], metrics_log)
+    finished = read_results(metrics_log)
+    results = finished or summarize(metrics_log, Config(**job["config"]), job["run_id"])
     if results is None:
         log.close()
     else:
-        log.add_picture(learning_curves(journal), "learning_curves.png")
-        log.close(results.metrics, results.note, checkpoints / BEST)
-    if done:
+        log.add_figure(learning_curves(metrics_log), "learning_curves.png")
+        log.close(results.metrics, results.note, attachments.parent / BEST)
+    if finished:
         return log.end_run()
-    error = checkpoints / job.error.name
-    return log.end_run(error.read_text() if error.exists() else "it did not come to its end")
+    error = attachments / "error.txt"
+    return log.end_run(error.read_text() if error.exists() else "it did not finish")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""annotations.json: which clip belongs to which split, with which frames and which target.
+"""annotations.json: the clips of each split, with their frames and targets.
 
-The layout is the one that K400-Tiny users know; `group` and `data_digest` stand beside its keys:
+The layout is that of K400-Tiny, with the additional keys `group` and `data_digest`:
 
     {"categories": {label: id},
      "train": [{"video": folder, "segment": [first, last], "target": id, "group": source}, ...],
@@ -28,7 +28,7 @@ class Clip:
         video: name of the folder below `data_path`.
         segment: first and last frame index, inclusive, in natural order of the file names.
         target: class id.
-        group: the source (YouTube id) that the clip was cut from.
+        group: the source video (YouTube id) that the clip was cut from.
     """
 
     video: str
@@ -37,7 +37,7 @@ class Clip:
     group: str
 
     def to_dict(self) -> dict[str, Any]:
-        """The clip as it stands in the file."""
+        """The clip's entry in the file."""
         return {
             "video": self.video,
             "segment": list(self.segment),
@@ -52,13 +52,13 @@ class Clip:
 
 
 def class_names_by_id(categories: Mapping[str, int], num_classes: int) -> list[str]:
-    """Labels in the order of their ids; an id without a label gets its number."""
+    """Labels in the order of their ids; an id without a label gets its number as label."""
     by_id = {index: label for label, index in categories.items()}
     return [by_id.get(index, str(index)) for index in range(num_classes)]
 
 
 def unknown_labels(categories: Mapping[str, int], class_names: Sequence[str]) -> list[str]:
-    """The data's labels that a model does not have under the same id, sorted.
+    """Labels of the data that a model does not have under the same id, sorted.
 
     Args:
         categories: class ids of the data by label.
@@ -83,12 +83,12 @@ class Annotations:
 
     @property
     def num_classes(self) -> int:
-        """Size of the head that the targets need: the largest id and one."""
+        """Size of the head that the targets need: the largest id plus one."""
         return max(self.categories.values()) + 1
 
     @property
     def class_names(self) -> list[str]:
-        """Labels in the order of their ids; an id without a label gets its number."""
+        """Labels in the order of their ids; see `class_names_by_id`."""
         return class_names_by_id(self.categories, self.num_classes)
 
     def split_digest(self, split: str) -> str:
@@ -97,18 +97,18 @@ class Annotations:
         return combine_digests([self.data_digest, *clips])
 
     def to_json(self) -> str:
-        """The file's text; the same annotations give the same bytes."""
+        """The content of the file; the same annotations give the same text."""
         content: dict[str, Any] = {"categories": self.categories}
         content |= {name: [clip.to_dict() for clip in self.splits[name]] for name in SPLITS}
         return json.dumps(content | {"data_digest": self.data_digest})
 
     @classmethod
-    def from_json(cls, text: str, source: str) -> "Annotations":
-        """Read and check the file's text.
+    def from_json(cls, text: str, path: str) -> "Annotations":
+        """Parse and check the content of the file.
 
         Args:
             text: the JSON.
-            source: where it came from, for the message.
+            path: where it was read, for the message.
 
         Raises:
             UserError: if it is not an annotations file.
@@ -119,7 +119,7 @@ class Annotations:
             splits = {name: [_clip(entry) for entry in content[name]] for name in SPLITS}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"annotations: {source} is not an annotations file "
+                f"annotations: {path} is not an annotations file "
                 f"({type(error).__name__}: {error}). Needed: what prepare_data writes."
             ) from None
         known = set(categories.values())
@@ -127,12 +127,12 @@ class Annotations:
             for clip in splits[name]:
                 if clip.target not in known or clip.segment[0] < 0 or clip.num_frames < 1:
                     raise UserError(
-                        f"annotations: {source} gives clip {clip.video} the target {clip.target} "
+                        f"annotations: {path} gives clip {clip.video} the target {clip.target} "
                         f"and the segment {list(clip.segment)}. Needed: a category's id, "
                         "first <= last."
                     )
         if not known:
-            raise UserError(f"annotations: {source} names no categories.")
+            raise UserError(f"annotations: {path} names no categories.")
         return cls(categories, splits, str(content.get("data_digest", "")))
 
 
@@ -159,7 +159,7 @@ def read_annotations(path: Path) -> Annotations:
 def check_annotations(
     annotations: Annotations, data_path: Path, clip_len: int, num_classes: int | str = AUTO
 ) -> None:
-    """Refuse, before hours of work, data that is missing and parameters that do not fit it.
+    """Refuse missing data and parameters that do not fit it, before hours of work.
 
     Args:
         annotations: all splits.

@@ -6,11 +6,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Self
 
 import psutil
 import torch
+from pydantic import TypeAdapter
 
 from k400tiny_lib.config import AUTO, Config
 from k400tiny_lib.errors import UserError
@@ -18,29 +20,46 @@ from k400tiny_lib.system import available_cores
 
 TRAINING = "k400tiny_lib.training.worker"
 
-_POLL_SECONDS = 1.0
 _STOP_SECONDS = 60.0
 _LOG_LINES = 40
-_NOBODY_CAME = ("RendezvousTimeoutError", "RendezvousConnectionError")
+_RENDEZVOUS_FAILED = ("RendezvousTimeoutError", "RendezvousConnectionError")
 
 
-class Job(Protocol):
-    """What workers are told, as a file."""
+@dataclass(frozen=True)
+class Job:
+    """The job description that worker processes read from a JSON file.
+
+    Attributes:
+        config: the parameters of the step, with local paths in place of URIs; the launch parameters
+            are among them.
+        folder: for the files of the workers: job description, log, message to the user, results.
+    """
+
+    config: Config
+    folder: Path
 
     @property
-    def config(self) -> Config:
-        """The parameters of the step; the launch parameters are among them."""
+    def file(self) -> Path:
+        """The job description."""
+        return self.folder / "job.json"
 
     @property
     def error(self) -> Path:
-        """Where a worker writes a message for the user before it gives up."""
+        """The message to the user that a worker writes before it exits."""
+        return self.folder / "error.txt"
 
-    def write(self, path: Path) -> None:
-        """Write the job file."""
+    def write(self) -> None:
+        """Write the job description to its file."""
+        self.file.write_bytes(TypeAdapter(type(self)).dump_json(self))
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a job description."""
+        return TypeAdapter(cls).validate_json(path.read_bytes())
 
 
 class WorkerFailed(Exception):
-    """The workers failed for a reason that is not the user's; the message ends their log."""
+    """The workers failed for a reason that is not the user's; the message ends with their log."""
 
 
 def processes_per_node(config: Config) -> int:
@@ -52,14 +71,14 @@ def processes_per_node(config: Config) -> int:
     gpus = torch.cuda.device_count()
     if config.nproc_per_node == AUTO:
         return max(gpus, 1)
-    wanted = int(config.nproc_per_node)
-    if gpus and wanted > gpus:
-        raise UserError(f"nproc_per_node: {wanted}, but this node has {gpus} GPU(s).")
-    return wanted
+    processes = int(config.nproc_per_node)
+    if gpus and processes > gpus:
+        raise UserError(f"nproc_per_node: {processes}, but this node has {gpus} GPU(s).")
+    return processes
 
 
 def torchrun_command(config: Config, job_file: Path, module: str) -> list[str]:
-    """The torchrun command line of a worker module; one process and many go the same way."""
+    """The torchrun command line of a worker module, the same for one process and for many."""
     command = [
         sys.executable,
         "-m",
@@ -87,16 +106,16 @@ def torchrun_command(config: Config, job_file: Path, module: str) -> list[str]:
 
 
 def local_address(rdzv_endpoint: str) -> str:
-    """The address of this node on the way to the place where the nodes meet.
+    """The address of this node on its route to the rendezvous.
 
     Raises:
-        UserError: if that place has no address or there is no way to it.
+        UserError: if the endpoint's name cannot be resolved or has no route.
     """
     host, _, port = rdzv_endpoint.rpartition(":")
     try:
         family, _, _, _, address = socket.getaddrinfo(host.strip("[]"), int(port))[0]
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect(address)  # sends nothing: the system only chooses the way
+            probe.connect(address)  # sends nothing, only chooses the route
             return str(probe.getsockname()[0])
     except (OSError, ValueError) as error:
         raise UserError(
@@ -117,14 +136,14 @@ def _environment(config: Config) -> dict[str, str]:
     environment = dict(os.environ)
     threads = max(1, available_cores() // processes_per_node(config))
     environment.setdefault("OMP_NUM_THREADS", str(threads))  # torchrun would set 1
-    # Threads that spin while they wait take the cores from the loader's processes and from
-    # whatever else runs on a laptop: a step took three times as long beside another program.
+    # Threads that spin while they wait take cores from the loader's processes and from other
+    # programs: while one was running, a training step took three times as long.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # After a restart, workers would find the addresses of their dead predecessors in torchrun's
-    # store (pytorch#135712). With this they meet in a new one of rank 0 each time.
+    # store (pytorch#135712). With this, rank 0 opens a new store each time.
     environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     if config.nnodes > 1:
-        # Gloo would take the address that the node's name resolves to: often the loopback's.
+        # Gloo would take the address that the node's name resolves to, often the loopback's.
         interface = interface_of(local_address(config.rdzv_endpoint))
         if interface is not None:
             environment.setdefault("GLOO_SOCKET_IFNAME", interface)
@@ -133,34 +152,35 @@ def _environment(config: Config) -> dict[str, str]:
 
 def launch(
     job: Job,
-    workdir: Path,
     while_running: Callable[[], object] = lambda: None,
     module: str = TRAINING,
+    poll_seconds: float = 1.0,
 ) -> None:
     """Run the workers to their end.
 
     Args:
-        job: what they are told.
-        workdir: a directory for the job file and the log of the workers.
-        while_running: called about every second, and must not raise.
-        module: of the workers, started with the path of the job file.
+        job: its folder exists.
+        while_running: called every `poll_seconds`; must not raise.
+        module: of the workers, started with the path of the job description.
+        poll_seconds: time between two looks at the workers.
 
     Raises:
-        UserError: with the message that a worker left.
+        UserError: with the message that a worker wrote.
         WorkerFailed: if they failed otherwise.
     """
-    job_file, log_file = workdir / "job.json", workdir / "workers.log"
-    job.write(job_file)
-    # torchrun and the workers report on stderr, tracebacks for a user's mistake included. It is
-    # kept in a file and shown only where it helps.
+    job.write()
+    log_file = job.folder / "workers.log"
+    # torchrun and the workers report on stderr, with a traceback even for a user's mistake. It goes
+    # to a file, and is shown only where it helps.
     with log_file.open("wb") as log:
         process = subprocess.Popen(
-            torchrun_command(job.config, job_file, module), env=_environment(job.config), stderr=log
+            torchrun_command(job.config, job.file, module), env=_environment(job.config), stderr=log
         )
         try:
-            # A worker's last word: torchrun must not restart it to meet the same mistake again.
+            # An error file means a user's mistake: stop, before torchrun restarts the worker into
+            # it.
             while process.poll() is None and not job.error.exists():
-                time.sleep(_POLL_SECONDS)
+                time.sleep(poll_seconds)
                 while_running()
         finally:
             _stop(process)
@@ -169,7 +189,7 @@ def launch(
     if process.returncode == 0:
         return
     log_text = log_file.read_text(errors="replace")
-    if any(name in log_text for name in _NOBODY_CAME):
+    if any(name in log_text for name in _RENDEZVOUS_FAILED):
         raise UserError(
             f"rdzv_endpoint: not all of the {job.config.nnodes} nodes came to "
             f"{job.config.rdzv_endpoint} within {job.config.rdzv_timeout} s. Needed: train on each "

@@ -1,4 +1,4 @@
-"""Which process this is, on which device, among how many: what torchrun has set."""
+"""This process's rank, device and share of the clips, as torchrun has set them."""
 
 import itertools
 import os
@@ -10,14 +10,14 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DistributedSampler
 
 T = TypeVar("T")
 
-# How long processes wait for one another: longer than any of them is busy on its own, yet an end
-# for those that are left when a node is lost for good.
-_WAIT = timedelta(minutes=10)
+# Longer than a process is ever busy alone (rank 0 saves and draws), but finite: when a node is lost
+# for good, the other processes must end.
+_TIMEOUT = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Process:
 
     Attributes:
         rank: its number among all processes, from 0.
-        world_size: how many there are on all nodes.
-        local_world_size: how many there are on this node.
+        world_size: number of processes on all nodes.
+        local_world_size: number of processes on this node.
         device: the GPU of its local rank, or the CPU.
         restarts: how often torchrun has restarted the workers.
     """
@@ -40,14 +40,18 @@ class Process:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process speaks for all: prints, saves, logs."""
+        """Whether this is rank 0, which prints, saves and logs."""
         return self.rank == 0
 
-    def anywhere(self, *flags: bool) -> tuple[bool, ...]:
-        """Which of the flags are up on any process; every process must ask at the same place."""
+    def any_rank(self, *flags: bool | Tensor) -> tuple[bool, ...]:
+        """Which of the flags are true on any rank; a collective that every rank must call.
+
+        Args:
+            flags: booleans, or scalar tensors on the device, which are read here once.
+        """
         if self.world_size == 1:
-            return flags
-        raised = torch.tensor(flags, dtype=torch.int32, device=self.device)
+            return tuple(bool(flag) for flag in flags)
+        raised = torch.stack([torch.as_tensor(f, device=self.device).int() for f in flags])
         dist.all_reduce(raised, dist.ReduceOp.MAX)
         return tuple(bool(flag) for flag in raised.tolist())
 
@@ -61,16 +65,16 @@ class Process:
 
 
 class TrainSampler(DistributedSampler[Any]):
-    """The clips of one process in an order that follows from seed and epoch alone.
+    """The clips of one process, in an order that follows from seed and epoch alone.
 
-    Process r of n takes every n-th clip from the r-th on, so that the batches of all processes
-    together are the same clips for any n, as long as they hold as many.
+    Process r of n takes clips r, r + n, r + 2n, ... of one shuffled order, so that the batches of
+    all processes together are the same clips for any n, as long as they hold as many.
     """
 
     _seen = 0
 
     def begin(self, epoch: int, seen: int) -> None:
-        """Start or continue an epoch: the first `seen` clips of this process are passed over."""
+        """Start or continue an epoch, without the first `seen` clips of this process."""
         self.set_epoch(epoch)
         self._seen = seen
 
@@ -82,8 +86,8 @@ class TrainSampler(DistributedSampler[Any]):
 def average_buffers(model: nn.Module) -> None:
     """Average the BatchNorm statistics of all processes.
 
-    Each process has gathered those of its own clips since DistributedDataParallel sent rank 0's
-    around; without this every rank would validate another model than the one that is saved.
+    DistributedDataParallel broadcasts those of rank 0 before each forward pass, and each process
+    then adds its own batch; without averaging, every rank would validate a different model.
     """
     if dist.is_initialized() and dist.get_world_size() > 1:
         for buffer in model.buffers():
@@ -100,7 +104,7 @@ def process_group() -> Iterator[Process]:
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=_WAIT)
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=_TIMEOUT)
     try:
         yield Process(
             rank=dist.get_rank(),

@@ -6,11 +6,9 @@ Process r of n predicts clips r, r + n, r + 2n, ... and writes its predictions t
 `predict_splits` joins. No clip is padded or repeated, and no process waits for another.
 """
 
-import json
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ import torch
 from k400tiny_lib.config import Config
 from k400tiny_lib.data.annotations import Annotations, read_annotations
 from k400tiny_lib.data.loading.loader import worker_count
-from k400tiny_lib.distributed.launch import launch
+from k400tiny_lib.distributed import launch
 from k400tiny_lib.distributed.process import Process, process_group
 from k400tiny_lib.errors import UserError, one_line
 from k400tiny_lib.evaluation.predictions import ClipPredictions, make_table, predict_clips
@@ -35,38 +33,13 @@ from k400tiny_lib.models.loaded import load_model
 CALIBRATION_SPLIT = "val"  # the temperature is fitted on it
 
 
-@dataclass(frozen=True)
-class Job:
-    """The job description that worker processes read from a JSON file.
-
-    Attributes:
-        config: the parameters of evaluate, with local paths in place of URIs.
-        folder: where the workers write their predictions.
-    """
-
-    config: Config
-    folder: Path
-
-    @property
-    def error(self) -> Path:
-        """The file for a worker's message to the user before it exits."""
-        return self.folder / "error.txt"
-
-    def write(self, path: Path) -> None:
-        """Write the job file."""
-        job = {"config": self.config.to_dict(), "folder": str(self.folder)}
-        path.write_text(json.dumps(job))
-
-    @classmethod
-    def read(cls, path: Path) -> "Job":
-        """Read a job file."""
-        job = json.loads(path.read_text())
-        return cls(Config(**job["config"]), Path(job["folder"]))
+class Job(launch.Job):
+    """The job of an evaluation; its folder gets the predictions of the processes."""
 
 
 def launch_workers(job: Job) -> None:
     """Run the worker processes to their end; raises like `launch`."""
-    launch(job, job.folder, module="k400tiny_lib.evaluation.worker")
+    launch.launch(job, module="k400tiny_lib.evaluation.worker")
 
 
 def predict_splits(

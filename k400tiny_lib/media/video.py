@@ -28,17 +28,17 @@ _SEEK_BEYOND = 3000
 _MARGIN = 1 << 18  # pixels
 
 
+def is_video(name: str) -> bool:
+    """Whether a file name is that of a video; hidden files are not."""
+    return name.lower().endswith(VIDEO_SUFFIXES) and not name.rpartition("/")[2].startswith(".")
+
+
 @dataclass(frozen=True)
 class Limits:
     """The largest video that is accepted: its number of frames, and the pixels of a frame."""
 
     frames: int
     pixels: int
-
-
-def is_video(name: str) -> bool:
-    """Whether a file name is that of a video; hidden files are not."""
-    return name.lower().endswith(VIDEO_SUFFIXES) and not name.rpartition("/")[2].startswith(".")
 
 
 def read_video(

@@ -1,1 +1,1 @@
-"""The thin layer over MLflow: a step's run, its inputs and outputs as artifacts."""
+"""The layer over MLflow: runs of steps, their inputs, metrics and artifacts."""

@@ -141,14 +141,13 @@ def other_model(config: Config) -> "OtherModel | None":
     """
     from k400tiny_lib.evaluation.comparison import OtherModel
     from k400tiny_lib.evaluation.predictions import read_predictions
-    from k400tiny_lib.serving.onnx_classifier import open_classifier
-    from k400tiny_lib.tracking.models import model_file
+    from k400tiny_lib.tracking.models import open_registered
 
     uri = config.compare_with
     if uri == NONE:
         return None
     if uri.startswith("models:/"):
-        classifier = open_classifier(model_file(uri, config.registered_model_name))
+        classifier = open_registered(uri, config.registered_model_name)
         name = f"the model {uri} (one center crop, {config.num_clips} clip(s))"
         return OtherModel(name, classifier)
     table_uri, protocol = predictions_uri(uri)

@@ -1,7 +1,5 @@
 """Opens registered models."""
 
-from pathlib import Path
-
 from k400tiny_lib.config import AUTO
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.serving.onnx_classifier import OnnxClassifier, open_classifier
@@ -22,18 +20,6 @@ def open_registered(
     Raises:
         UserError: if there is no such model, or it was not exported by export_onnx.
     """
-    return open_classifier(model_file(model_uri, name), num_threads, device)
-
-
-def model_file(model_uri: str, name: str) -> Path:
-    """The .onnx file of a model, fetched where it is not local.
-
-    Args:
-        model_uri, name: as for `open_registered`.
-
-    Raises:
-        UserError: if there is no such model, or not one .onnx file in it.
-    """
     uri = f"models:/{name}@champion" if model_uri == AUTO else model_uri
     try:
         path = local_copy(uri, "model_uri")
@@ -45,4 +31,4 @@ def model_file(model_uri: str, name: str) -> Path:
     files = [path] if path.is_file() else sorted(path.rglob("*.onnx"))
     if len(files) != 1:
         raise UserError(f"model_uri: {uri} holds {len(files)} .onnx files. Needed: one.")
-    return files[0]
+    return open_classifier(files[0], num_threads, device)

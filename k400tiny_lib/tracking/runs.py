@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 from k400tiny_lib.config import AUTO, NONE, Config, parameters_of
 from k400tiny_lib.errors import UserError, one_line
 from k400tiny_lib.files import fetch
-from k400tiny_lib.tracking.outage import impatient, is_away
+from k400tiny_lib.tracking.uploader import fail_fast, is_unreachable
 
 STEP_TAG = "k400tiny.step"
 CACHE_KEY_TAG = "k400tiny.cache_key"
@@ -35,7 +35,7 @@ def step_run(step: str, config: Config) -> Iterator[Run]:
     """Run a block inside the MLflow run of a step, FAILED with the reason if the block raises.
 
     Parameters are logged unless `mlflow run` has logged them already in the user's spelling; the
-    settled values go to the run as `config/resolved.yaml` either way.
+    resolved values are logged as `config/resolved.yaml` either way.
 
     Raises:
         UserError: if the tracking store cannot be used.
@@ -59,7 +59,7 @@ def step_run(step: str, config: Config) -> Iterator[Run]:
     except BaseException as error:
         reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
         _end_failed(run, (reason or type(error).__name__)[:_ERROR_LENGTH])
-        if is_away(error):
+        if is_unreachable(error):
             raise UserError(
                 f"MLFLOW_TRACKING_URI: no answer any more ({one_line(error)})."
             ) from None
@@ -73,20 +73,21 @@ def step_run(step: str, config: Config) -> Iterator[Run]:
 
 
 def _end_failed(run: Run, message: str) -> None:
-    # What failed should be told now, not after minutes of trying to reach a server that is away.
-    with impatient():
+    # Report the failure now, not after minutes of retries against an unreachable server.
+    with fail_fast():
         try:
             mlflow.set_tag(ERROR_TAG, message)
         except MlflowException as error:
             print(f"run {run.info.run_id} stays RUNNING: {one_line(error)}", file=sys.stderr)
-        # Even where that is of no use: else mlflow ends the run at exit, patiently, as FINISHED.
+        # End it even if the call fails; otherwise MLflow's exit hook retries for minutes and marks
+        # it FINISHED.
         with contextlib.suppress(MlflowException):
             mlflow.end_run("FAILED")
 
 
 def _check_artifact_store(run: Run) -> None:
-    # `mlflow ui` started before the first run creates the Default experiment with a location that
-    # only its own server can serve.
+    # `mlflow ui`, started before the first run, creates the Default experiment with an artifact
+    # location that only that server can serve.
     proxied = run.info.artifact_uri.startswith("mlflow-artifacts:")
     if proxied and not mlflow.get_tracking_uri().startswith("http"):
         raise UserError(
@@ -97,11 +98,11 @@ def _check_artifact_store(run: Run) -> None:
 
 
 def local_copy(uri: str, parameter: str) -> Path:
-    """A local path of an input: the path itself, or a download of what a URI names.
+    """The local path of an input: the path itself, or a download of the URI.
 
     Args:
-        uri: a local path, an artifact URI of MLflow (`runs:/<run_id>/<path>`), or whatever fsspec
-            reads (`s3://`, `gs://`, `memory://`), directories included.
+        uri: a local path, an artifact URI of MLflow (`runs:/<run_id>/<path>`), or a URI of fsspec
+            (`s3://`, `gs://`, `memory://`), directories included.
         parameter: the parameter that named it, for the message.
 
     Raises:
@@ -127,15 +128,15 @@ def local_inputs(config: Config, *names: str) -> Config:
     Raises:
         UserError: if one of them is not there.
     """
-    given = {name: getattr(config, name) for name in names}
+    uris = {name: getattr(config, name) for name in names}
     local: dict[str, Any] = {
-        name: str(local_copy(uri, name)) for name, uri in given.items() if uri not in (NONE, AUTO)
+        name: str(local_copy(uri, name)) for name, uri in uris.items() if uri not in (NONE, AUTO)
     }
     return config.replace(**local)
 
 
 def active_run_id() -> str:
-    """The id of the run that the step is in."""
+    """The id of the step's run."""
     run = mlflow.active_run()
     if run is None:
         raise RuntimeError("a step runs inside step_run")
@@ -143,7 +144,7 @@ def active_run_id() -> str:
 
 
 def link_run(resumed_from: str | None, parent_run: str) -> None:
-    """Note on the active run which one it continues, and put it under a parent.
+    """Tag the active run with the run that it continues, and nest it under a parent.
 
     Args:
         resumed_from: the run whose checkpoint is resumed, None for none.
@@ -166,20 +167,20 @@ def link_run(resumed_from: str | None, parent_run: str) -> None:
 
 
 def is_nested() -> bool:
-    """Whether the step's run belongs to a parent, whose step goes on when this one ends."""
+    """Whether the step's run has a parent run (`main`, say)."""
     run = mlflow.active_run()
     return run is not None and "mlflow.parentRunId" in run.data.tags
 
 
 def tag_cache_key(key: str) -> None:
-    """Note on the active run what its result depends on, for later runs that could re-use it."""
+    """Tag the active run with its cache key, by which later runs find and re-use it."""
     mlflow.set_tag(CACHE_KEY_TAG, key)
 
 
 def end_running_children(parent_id: str) -> list[str]:
     """Mark the children of a run that still count as RUNNING as FAILED; returns their ids.
 
-    mlflow leaves a child RUNNING when it is interrupted while the child still starts.
+    MLflow leaves a child RUNNING when it is interrupted while the child starts.
     """
     client = MlflowClient()
     experiment = client.get_run(parent_id).info.experiment_id

@@ -1,36 +1,66 @@
-"""Sends a training journal to MLflow, in batches, and survives a server that is away."""
+"""Uploads a metrics log to MLflow in batches, even if the server is unreachable for a while."""
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric
+from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from k400tiny_lib.files import atomic_write
-from k400tiny_lib.metrics_log import Entry, companion_folder, read_entries
+from k400tiny_lib.metrics_log import Entry, attachments_dir, read_entries
 
 _MAX_METRICS = 1000  # MLflow's limit for one batch
+# MLflow tries a call 8 times over four minutes, each for up to two minutes.
+_FAIL_FAST = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
 
-class JournalSender:
-    """Follows a journal and sends what is new; what cannot be sent stays for the next try.
+@contextmanager
+def fail_fast() -> Iterator[None]:
+    """Within the block a call to a server fails at once, or after ten seconds of silence.
 
-    How far it came is noted beside the journal, so that another process can go on. A batch that
-    arrived without our knowing is sent again: the store keeps one of two equal metrics.
+    For calls that are tried again later anyway, or that must not delay an error message.
+    """
+    before = {name: os.environ.get(name) for name in _FAIL_FAST}
+    os.environ.update(_FAIL_FAST)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def is_unreachable(error: BaseException) -> bool:
+    """Whether an error says that the tracking server did not answer."""
+    # MLflow has no type for it: any exception of `requests` is raised again with this message.
+    return isinstance(error, MlflowException) and str(error).startswith("API request to ")
+
+
+class MetricsUploader:
+    """Sends the new entries of a metrics log; what cannot be sent stays for the next attempt.
+
+    The offsets reached are stored with the log's attachments, so that another process can continue.
+    A batch that arrived without an answer is sent again: the store keeps one of two equal metrics.
     """
 
-    def __init__(self, run_id: str, journal: Path) -> None:
+    def __init__(self, run_id: str, metrics_log: Path) -> None:
         self._client = MlflowClient()
         self._run_id = run_id
-        self._journal = journal
-        self._note = companion_folder(journal) / "sent.json"
-        self._sent = {"metrics": 0, "images": 0}  # byte offsets in the journal
-        if self._note.exists():
-            self._sent = json.loads(self._note.read_text())
+        self._metrics_log = metrics_log
+        self._offsets_file = attachments_dir(metrics_log) / "sent.json"
+        self._offsets = {"metrics": 0, "images": 0}  # in bytes
+        if self._offsets_file.exists():
+            self._offsets = json.loads(self._offsets_file.read_text())
 
     def send(self) -> Exception | None:
-        """Send what is new; returns the reason if the server refuses or is away."""
+        """Send what is new; returns the reason if the server refuses or is unreachable."""
         try:
             self._send_metrics()
             self._send_images()
@@ -40,22 +70,22 @@ class JournalSender:
 
     def _send_metrics(self) -> None:
         batch: list[Metric] = []
-        offset = self._sent["metrics"]
-        for entry, end in read_entries(self._journal, offset):
+        offset = self._offsets["metrics"]
+        for entry, end in read_entries(self._metrics_log, offset):
             metrics = _metrics(entry)
             if batch and len(batch) + len(metrics) > _MAX_METRICS:
                 self._client.log_batch(self._run_id, metrics=batch)
-                self._progress(metrics=offset)
+                self._store(metrics=offset)
                 batch = []
             batch += metrics
             offset = end
         if batch:
             self._client.log_batch(self._run_id, metrics=batch)
-            self._progress(metrics=offset)
+            self._store(metrics=offset)
 
     def _send_images(self) -> None:
-        offset = self._sent["images"]
-        for entry, end in read_entries(self._journal, offset):
+        offset = self._offsets["images"]
+        for entry, end in read_entries(self._metrics_log, offset):
             for name, path in entry.images.items():
                 if not path.exists():  # deleted to save space, say
                     continue
@@ -63,15 +93,15 @@ class JournalSender:
                     self._client.log_image(
                         self._run_id, image, key=name, step=entry.step, timestamp=entry.timestamp
                     )
-                self._progress(images=end)
+                self._store(images=end)
             offset = end
-        if offset != self._sent["images"]:
-            self._progress(images=offset)
+        if offset != self._offsets["images"]:
+            self._store(images=offset)
 
-    def _progress(self, **offsets: int) -> None:
-        self._sent |= offsets
-        with atomic_write(self._note) as part:
-            part.write_text(json.dumps(self._sent))
+    def _store(self, **offsets: int) -> None:
+        self._offsets |= offsets
+        with atomic_write(self._offsets_file) as part:
+            part.write_text(json.dumps(self._offsets))
 
 
 def _metrics(entry: Entry) -> list[Metric]:

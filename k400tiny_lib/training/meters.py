@@ -8,11 +8,11 @@ TOP_K = (1, 5)
 
 
 class Meters:
-    """Collects an epoch: mean loss and top-k accuracies over clips, not over batches.
+    """Mean loss and top-k accuracies over the clips of an epoch, not over its batches.
 
     Attributes:
-        sums: float64 (2 + number of accuracies,): clips, their summed loss, their hits. All that an
-            interrupted epoch needs to be continued; of this process alone.
+        sums: float64 (2 + number of accuracies,): number of clips, sum of their losses, hits per
+            accuracy; of this process alone. An interrupted epoch continues from them.
     """
 
     def __init__(self, num_classes: int, device: torch.device) -> None:

@@ -1,10 +1,12 @@
-"""Optimizer, learning rate schedule, mixed precision and averaging, from torch.optim."""
+"""Optimizer, learning rate schedule, mixed precision and weight averaging, from torch.optim."""
 
+import math
 from collections.abc import Iterator
 
 import torch
 from torch import nn
-from torch.optim import SGD, AdamW, Optimizer, lr_scheduler
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from k400tiny_lib.config import Config
@@ -17,28 +19,28 @@ _EXPONENTIAL_END = 0.01  # share of the peak at the end
 
 
 def peak_lr(config: Config, world_size: int) -> float:
-    """The learning rate for the actual number of clips per update.
+    """The highest learning rate of a run, for its effective batch size.
 
     By the linear scaling rule (Goyal et al. 2017, arXiv:1706.02677): k times the clips, k times
-    the rate. Stated for its number of clips, a recipe then fits any number of GPUs.
+    the rate. A recipe that states its rate for `lr_batch_size` clips then fits any number of GPUs.
 
     Args:
-        config: lr, the clips that it is stated for, and what makes up an update.
-        world_size: processes on all nodes.
+        config: lr, lr_batch_size, batch_size and grad_accum_steps.
+        world_size: number of processes on all nodes.
     """
     if not config.lr_batch_size:
         return config.lr
-    return config.lr * clips_per_update(config, world_size) / config.lr_batch_size
+    return config.lr * effective_batch_size(config, world_size) / config.lr_batch_size
 
 
-def clips_per_update(config: Config, world_size: int) -> int:
-    """Clips whose gradients make one update, over all processes."""
+def effective_batch_size(config: Config, world_size: int) -> int:
+    """Number of clips in one update, over all processes."""
     return config.batch_size * world_size * config.grad_accum_steps
 
 
 def scaled_lr_line(config: Config, world_size: int) -> str:
-    """What became of the stated learning rate, for the console."""
-    actual, clips = peak_lr(config, world_size), clips_per_update(config, world_size)
+    """How the stated learning rate was scaled, for the console."""
+    actual, clips = peak_lr(config, world_size), effective_batch_size(config, world_size)
     stated = f"{config.lr:g} for {config.lr_batch_size} clips per update"
     return f"learning rate: {stated}, {actual:g} for the {clips} of this run"
 
@@ -61,27 +63,49 @@ def _trainable(model: nn.Module) -> Iterator[nn.Parameter]:
     return (p for p in model.parameters() if p.requires_grad)
 
 
-def make_scheduler(
-    optimizer: Optimizer, config: Config, updates_per_epoch: int
-) -> lr_scheduler.LRScheduler:
-    """Linear warm-up, then the named schedule over the remaining updates; one step per update."""
-    total = config.num_epochs * updates_per_epoch
-    warmup = min(round(config.warmup_epochs * updates_per_epoch), total - 1)
-    rest = max(total - warmup, 1)
-    main: lr_scheduler.LRScheduler
+def lr_factor(position: float, config: Config, updates_per_epoch: int) -> float:
+    """Learning rate at a position in training, as a share of its peak.
+
+    Linear warm-up, then the schedule over the remaining epochs. The position is in epochs because a
+    resumed run may have another number of updates per epoch.
+
+    Args:
+        position: number of finished epochs, plus the finished share of the current one.
+        config: scheduler, num_epochs and warmup_epochs.
+        updates_per_epoch: the warm-up ends at an update, and its first update is not at 0.
+    """
+    updates = config.num_epochs * updates_per_epoch
+    warmup_updates = min(round(config.warmup_epochs * updates_per_epoch), updates - 1)
+    warmup = warmup_updates / updates_per_epoch
+    if position < warmup:
+        return (position * updates_per_epoch + 1) / (warmup_updates + 1)
+    progress = (position - warmup) / (config.num_epochs - warmup)  # 0 at the peak, 1 at the end
     if config.scheduler == "cosine":
-        main = lr_scheduler.CosineAnnealingLR(optimizer, T_max=rest)
-    elif config.scheduler == "step":
-        milestones = [round(share * total) - warmup for share in _STEP_MILESTONES]
-        main = lr_scheduler.MultiStepLR(optimizer, [max(m, 1) for m in milestones], gamma=0.1)
-    elif config.scheduler == "exponential":
-        main = lr_scheduler.ExponentialLR(optimizer, gamma=_EXPONENTIAL_END ** (1 / rest))
-    else:
-        main = lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=0)
-    if warmup < 1:
-        return main
-    linear = lr_scheduler.LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
-    return lr_scheduler.SequentialLR(optimizer, [linear, main], milestones=[warmup])
+        return (1 + math.cos(math.pi * progress)) / 2
+    if config.scheduler == "step":
+        milestones = [round(share * updates) / updates_per_epoch for share in _STEP_MILESTONES]
+        return float(0.1 ** sum(position >= milestone for milestone in milestones))
+    if config.scheduler == "exponential":
+        return float(_EXPONENTIAL_END**progress)
+    return 1.0
+
+
+def make_scheduler(
+    optimizer: Optimizer, config: Config, updates_per_epoch: int, start: int = 0
+) -> LambdaLR:
+    """`lr_factor` with one step per update.
+
+    Args:
+        optimizer: its rates are the peak, or those of a scheduler that this one replaces.
+        config: as for `lr_factor`.
+        updates_per_epoch: of this run.
+        start: the update at which the schedule starts, counted from the first epoch.
+    """
+    return LambdaLR(
+        optimizer,
+        lambda update: lr_factor(update / updates_per_epoch, config, updates_per_epoch),
+        last_epoch=start - 1,
+    )
 
 
 def make_average(model: nn.Module, decay: float) -> AveragedModel | None:
@@ -92,7 +116,7 @@ def make_average(model: nn.Module, decay: float) -> AveragedModel | None:
 
 
 def amp_dtype(amp: str, model: str, device: torch.device) -> torch.dtype | None:
-    """The autocast type of a setting for an architecture on a device; None for full precision.
+    """The autocast type of the parameter `amp` on a device; None for full precision.
 
     `auto` is bf16 where that is faster (benchmarks/training_step.py): on GPUs, and for most
     architectures on a CPU, that have matrix instructions for it. On a CPU without them, autocast is

@@ -1,122 +1,151 @@
-"""What training leaves behind on its way: checkpoints, the journal, one line of progress."""
+"""Saves checkpoints, appends to the metrics log and prints a line per epoch."""
 
 import json
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
+import torch
+
 from k400tiny_lib.config import Config
 from k400tiny_lib.distributed.process import Process
-from k400tiny_lib.metrics_log import Journal, companion_folder, read_entries
+from k400tiny_lib.metrics_log import MetricsLog, attachments_dir, read_entries
 from k400tiny_lib.models.checkpoint import BEST, write_checkpoint, write_last
-from k400tiny_lib.training.loop import Interrupted, Trainer
-from k400tiny_lib.training.progress import memory_gb, progress_line
 from k400tiny_lib.training.sample_predictions import save_predictions
-from k400tiny_lib.training.state import gather_state
+from k400tiny_lib.training.state import TrainState, gather_state
 
 
 class Reporter:
-    """What happens after an epoch and between; rank 0 writes, the others give it their state."""
+    """Saves and reports during training; rank 0 writes, the others only give it their state."""
 
     def __init__(
         self,
         config: Config,
         run_id: str,
-        journal: Path,
+        metrics_log: Path,
         categories: dict[str, int],
         process: Process,
     ) -> None:
         self.config = config
         self.run_id = run_id
         self.categories = categories
-        self.journal = Journal(journal)
+        self.metrics_log = MetricsLog(metrics_log)
         self.folder = Path(config.checkpoint_dir)
+        self.is_main = process.is_main
         self.epoch_start = self.last_save = time.monotonic()
-        self.reported = _reported(journal) if process.is_main else set()
+        self.reported = _logged_epochs(metrics_log) if self.is_main else set()
 
-    def __call__(self, trainer: Trainer, metrics: dict[str, float], is_best: bool) -> None:
-        """Report an epoch; write it where it is the best, or due."""
+    def on_epoch(self, state: TrainState, metrics: dict[str, float], is_best: bool) -> None:
+        """Report an epoch, and save it if it is the best or due; every process must call it."""
         seconds = time.monotonic() - self.epoch_start
         self.epoch_start = time.monotonic()
-        if trainer.process.is_main:
-            memory = memory_gb(trainer.process.device)
+        if self.is_main:
+            memory = memory_gb(state.process.device)
             metrics = metrics | {"epoch_seconds": seconds, "memory_gb": memory}
             if is_best:
-                content = self._content(trainer) | {"val_acc1": metrics["val_acc1"]}
+                content = self._content(state) | {"val_acc1": metrics["val_acc1"]}
                 write_checkpoint(content, self.folder / BEST)
-            # Before the checkpoint, which carries the journal along. After a crash between the two
-            # the epoch is trained again, and gives the same metrics.
-            if trainer.epoch not in self.reported:
-                folder = companion_folder(self.journal.path)
-                images = save_predictions(trainer, self.categories, folder)
-                self.journal.log_metrics(metrics, trainer.epoch, images)
-                self.reported.add(trainer.epoch)
-        if trainer.epoch % self.config.save_every == 0 or trainer.finished:
-            self.save(trainer)
-        if trainer.process.is_main:
-            line = progress_line(trainer.epoch, self.config.num_epochs, metrics, is_best, seconds)
+            # Before the checkpoint, which holds a copy of the log. After a crash between the two
+            # the epoch is trained again, with the same metrics.
+            if state.epoch not in self.reported:
+                folder = attachments_dir(self.metrics_log.path)
+                images = save_predictions(state, self.categories, folder)
+                self.metrics_log.append(metrics, state.epoch, images)
+                self.reported.add(state.epoch)
+        if state.epoch % self.config.save_every == 0 or state.finished:
+            self.save(state)
+        if self.is_main:
+            line = progress_line(state.epoch, self.config.num_epochs, metrics, is_best, seconds)
             print(line, flush=True)
 
-    def after_update(self, trainer: Trainer) -> None:
-        """Write the state when it is time; at a signal write it and stop, all processes together.
-
-        Raises:
-            Interrupted: on every process, once the state is written.
-        """
+    def save_due(self) -> bool:
+        """Whether `save_every_minutes` have passed since the last save, by the clock of rank 0."""
         minutes = (time.monotonic() - self.last_save) / 60
-        by_clock = trainer.process.is_main and 0 < self.config.save_every_minutes <= minutes
-        due, stop = trainer.process.anywhere(by_clock, trainer.stop())
-        if due or stop:
-            self.save(trainer)
-        if stop:
-            if trainer.process.is_main:
-                print(
-                    f"stopped by a signal in epoch {trainer.epoch + 1}, after batch "
-                    f"{trainer.batch}/{len(trainer.train_loader)}; -P resume=auto "
-                    f"-P checkpoint_dir={self.folder} continues there",
-                    flush=True,
-                )
-            raise Interrupted
+        return self.is_main and 0 < self.config.save_every_minutes <= minutes
 
-    def save(self, trainer: Trainer) -> None:
+    def save(self, state: TrainState) -> None:
         """Write last.pt; every process must call it."""
-        state = gather_state(trainer)
-        if trainer.process.is_main:
-            journal = self.journal.path
-            history = {"journal": journal.read_text() if journal.exists() else ""}
-            write_last(self._content(trainer) | state | history, self.folder)
+        content = gather_state(state)
+        if self.is_main:
+            log = self.metrics_log.path
+            content["metrics_log"] = log.read_text() if log.exists() else ""
+            write_last(self._content(state) | content, self.folder)
         self.last_save = time.monotonic()
 
-    def _content(self, trainer: Trainer) -> dict[str, Any]:
+    def _content(self, state: TrainState) -> dict[str, Any]:
         return {
-            "model": trainer.evaluated_model.state_dict(),
-            "epoch": trainer.epoch,
+            "model": state.evaluated_model.state_dict(),
+            "epoch": state.epoch,
             "config": self.config.to_dict(),
             "categories": self.categories,
             "run_id": self.run_id,
         }
 
 
-def continue_journal(journal: Path, former: str) -> None:
-    """Put the epochs of a resumed run in front, so that its curves go on in this one.
+def add_earlier_epochs(metrics_log: Path, checkpoint: Mapping[str, Any]) -> None:
+    """Append the epochs of the resumed checkpoint's log, so that the curves are complete.
 
     Args:
-        journal: of this run.
-        former: the text of the journal as the checkpoint holds it.
+        metrics_log: of this run; epochs that it has already are left out.
+        checkpoint: as `Reporter.save` wrote it.
     """
-    known = _reported(journal)
-    with journal.open("a") as file:
-        for line in former.splitlines():
+    # Older checkpoints call it "journal".
+    text = checkpoint["metrics_log" if "metrics_log" in checkpoint else "journal"]
+    logged = _logged_epochs(metrics_log)
+    with metrics_log.open("a") as file:
+        for line in text.splitlines():
             record = json.loads(line)
-            if record["step"] not in known:
+            if record["step"] not in logged:
                 kept = {key: record[key] for key in ("step", "timestamp", "metrics")}
                 file.write(json.dumps(kept) + "\n")
 
 
-def _reported(journal: Path) -> set[int]:
-    """The epochs of a journal; a line that a crash has cut short is taken away."""
-    entries = list(read_entries(journal))
-    if journal.exists():
-        os.truncate(journal, entries[-1][1] if entries else 0)
+def _logged_epochs(metrics_log: Path) -> set[int]:
+    """The epochs of a metrics log; removes a last line that a crash has cut short."""
+    entries = list(read_entries(metrics_log))
+    if metrics_log.exists():
+        os.truncate(metrics_log, entries[-1][1] if entries else 0)
     return {entry.step for entry, _ in entries}
+
+
+def memory_gb(device: torch.device) -> float:
+    """Memory in 10^9 bytes: the peak use of a GPU so far, or the current use of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return float(psutil.Process().memory_info().rss / 1e9)
+
+
+def progress_line(
+    epoch: int, num_epochs: int, metrics: Mapping[str, float], is_best: bool, seconds: float
+) -> str:
+    """One line for an epoch, with the time left if the others take as long.
+
+    Args:
+        epoch: its number, from 1.
+        num_epochs: of the run.
+        metrics: of the epoch: those of `loop.train_epoch` and `loop.validate`, and memory_gb.
+        is_best: whether it is the best so far, marked by a star.
+        seconds: duration of the epoch.
+    """
+    top5 = f" acc5 {metrics['val_acc5']:5.1f}" if "val_acc5" in metrics else ""
+    return (
+        f"epoch {epoch:3d}/{num_epochs}"
+        f"  train loss {metrics['train_loss']:.3f} acc1 {metrics['train_acc1']:5.1f}"
+        f"  val loss {metrics['val_loss']:.3f} acc1 {metrics['val_acc1']:5.1f}"
+        f"{'*' if is_best else ' '}{top5}"
+        f"  {metrics['clips_per_second']:6.1f} clips/s"
+        f"  waiting for data {metrics['data_time_fraction']:4.0%}"
+        f"  {metrics['memory_gb']:.1f} GB"
+        f"  {duration(seconds * (num_epochs - epoch))} left"
+    )
+
+
+def duration(seconds: float) -> str:
+    """A time span for people: "45 s", "12 min", "3 h 05 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

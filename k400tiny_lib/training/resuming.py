@@ -1,5 +1,6 @@
-"""Which checkpoint a run continues, and whether it can."""
+"""Resuming: which checkpoint, whether it fits, and what has changed since."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,14 @@ import torch.distributed as dist
 from k400tiny_lib.config import AUTO, NONE, PARAMETERS, Config
 from k400tiny_lib.distributed.process import Process
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.models.checkpoint import check_categories, newest_checkpoint, read_training_state
+from k400tiny_lib.models.checkpoint import (
+    BEST,
+    check_categories,
+    newest_checkpoint,
+    read_training_state,
+)
+from k400tiny_lib.training.reporting import add_earlier_epochs
+from k400tiny_lib.training.state import TrainState, load_state
 
 # May differ on resume without a warning: they do not affect the result, are inputs that the
 # checkpoint replaces or that are checked by content, or are processes, any number of which go on.
@@ -19,24 +27,30 @@ IGNORED_ON_RESUME = {name for name, p in PARAMETERS.items() if not p.affects_res
 }
 
 
-def settle_resume(config: Config) -> tuple[Config, str | None]:
-    """Turn `resume` into the path of a checkpoint file, or `none`.
+def resolve_checkpoint_paths(config: Config, run_id: str) -> tuple[Config, str | None]:
+    """Turn `checkpoint_dir` into a directory, and `resume` into a checkpoint file or `none`.
 
     Args:
-        config: `resume` is `auto`, `none`, a file or a folder.
+        config: `checkpoint_dir` is `auto` or a directory; `resume` is `auto`, `none`, a file or a
+            directory.
+        run_id: the MLflow run; `auto` names the directory after it.
 
     Returns:
-        The parameters with `resume` settled, and the id of the MLflow run that wrote the
-        checkpoint, None without one.
+        The parameters with both resolved, and the id of the MLflow run that wrote the checkpoint,
+        None without one.
 
     Raises:
         UserError: if there is no such checkpoint, or it cannot be resumed from.
     """
+    auto_dir = config.checkpoint_dir == AUTO
+    folder = Path("checkpoints", run_id) if auto_dir else Path(config.checkpoint_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = config.replace(checkpoint_dir=str(folder))
     path: Path | None = None
     if config.resume == AUTO:
-        path = newest_checkpoint(Path(config.checkpoint_dir))
+        path = newest_checkpoint(folder)
         if path is None:
-            print(f"resume: nothing to continue in {config.checkpoint_dir}, training starts anew")
+            print(f"resume: nothing to continue in {folder}, training starts anew")
     elif config.resume != NONE:
         path = Path(config.resume)
         if path.is_dir():
@@ -45,16 +59,53 @@ def settle_resume(config: Config) -> tuple[Config, str | None]:
                 raise UserError(f"resume: {config.resume} holds no usable checkpoint.")
     if path is None:
         return config.replace(resume=NONE), None
-    run_id = read_training_state(path, mapped=True).get("run_id")
-    return config.replace(resume=str(path)), run_id
+    run_of_checkpoint = read_training_state(path, mapped=True).get("run_id")
+    return config.replace(resume=str(path)), run_of_checkpoint
 
 
-def checkpoint_to_continue(config: Config, run_id: str, process: Process) -> dict[str, Any] | None:
-    """The checkpoint to go on from, the same on all processes; every one of them must call it.
+def resume(
+    state: TrainState, run_id: str, metrics_log: Path, categories: Mapping[str, int]
+) -> None:
+    """Continue from a checkpoint, if there is one; every process must call it.
 
-    One that this very run has written says that torchrun has restarted the workers; else it is
-    what `resume` names. Rank 0, which writes them, may be on another node after a restart: the
-    newest that any process finds on its disk is sent to those that do not have it.
+    Args:
+        state: as `make_train_state` returned it; the `resume` of its config is a file or `none`.
+        run_id: the MLflow run.
+        metrics_log: of this run; it gets the epochs before the checkpoint.
+        categories: class ids of the data by label.
+
+    Raises:
+        UserError: if the checkpoint cannot be read or is of another training.
+    """
+    config, process, folder = state.config, state.process, Path(state.config.checkpoint_dir)
+    checkpoint = read_resume_checkpoint(config, run_id, process)
+    if checkpoint is None:
+        return
+    check_resumable(checkpoint, config, categories)
+    load_state(state, checkpoint, "resume: the checkpoint")
+    if process.is_main:
+        if changes := changes_since(checkpoint, config, process.world_size):
+            print(f"resume: changed since the checkpoint: {', '.join(changes)}", flush=True)
+        add_earlier_epochs(metrics_log, checkpoint)
+        former_best = Path(config.resume).with_name(BEST)
+        if config.resume != NONE and former_best.exists() and not (folder / BEST).exists():
+            shutil.copyfile(former_best, folder / BEST)
+        print(
+            f"resuming run {checkpoint['run_id']} in epoch {state.epoch + 1}, after batch "
+            f"{state.batch}" + f" (restart {process.restarts})" * bool(process.restarts),
+            flush=True,
+        )
+    [has_best] = process.any_rank(process.is_main and (folder / BEST).exists())
+    if not has_best:  # the best of the epochs to come
+        state.best_epoch, state.best_val_acc1 = 0, -1.0
+
+
+def read_resume_checkpoint(config: Config, run_id: str, process: Process) -> dict[str, Any] | None:
+    """The checkpoint to resume from, the same on all processes; every one of them must call it.
+
+    After a restart by torchrun it is the newest one of this run, else the one that `resume` names.
+    Rank 0, which writes them, may be on another node after a restart, so the newest on the disk of
+    any process is sent to those that do not have it.
 
     Args:
         config: `resume` is a file or `none`.
@@ -64,21 +115,19 @@ def checkpoint_to_continue(config: Config, run_id: str, process: Process) -> dic
     Raises:
         UserError: if the named checkpoint cannot be resumed from.
     """
-    own = newest_checkpoint(Path(config.checkpoint_dir), run_id)
-    if own is None and config.resume != NONE:
-        own = Path(config.resume)
-    found = None if own is None else read_training_state(own)
+    path = newest_checkpoint(Path(config.checkpoint_dir), run_id)
+    if path is None and config.resume != NONE:
+        path = Path(config.resume)
+    checkpoint = None if path is None else read_training_state(path)
     if process.world_size == 1:
-        return found
-    ages = process.gather(None if found is None else _age(found))
+        return checkpoint
+    ages = process.gather(None if checkpoint is None else _age(checkpoint))
     newest = max((age for age in ages if age is not None), default=None)
-    if newest is None:
-        return None
-    if any(age != newest for age in ages):
-        box = [found]
-        dist.broadcast_object_list(box, src=ages.index(newest), device=process.device)
-        return box[0]
-    return found
+    if newest is None or all(age == newest for age in ages):
+        return checkpoint
+    box = [checkpoint]
+    dist.broadcast_object_list(box, src=ages.index(newest), device=process.device)
+    return box[0]
 
 
 def _age(checkpoint: Mapping[str, Any]) -> tuple[int, int, int, str]:
@@ -93,29 +142,36 @@ def _age(checkpoint: Mapping[str, Any]) -> tuple[int, int, int, str]:
 def check_resumable(
     checkpoint: Mapping[str, Any], config: Config, categories: Mapping[str, int]
 ) -> None:
-    """Refuse a checkpoint that is not of this training; print the parameters that have changed.
+    """Refuse a checkpoint of another model, optimizer or classes.
 
     Raises:
         UserError: naming the difference.
     """
-    former = checkpoint["config"]
+    before = checkpoint["config"]
     for name in ("model", "optimizer"):
-        if former.get(name) != getattr(config, name):
+        if before.get(name) != getattr(config, name):
             raise UserError(
-                f"resume: the checkpoint was trained with {name}={former.get(name)}, this run has "
+                f"resume: the checkpoint was trained with {name}={before.get(name)}, this run has "
                 f"{name}={getattr(config, name)}. Needed: the same."
             )
     if len(checkpoint["categories"]) > len(categories):
         new = sorted(checkpoint["categories"].keys() - categories.keys())
         raise UserError(
-            f"resume: the checkpoint knows classes that the data does not have, first {new[0]!r}. "
+            f"resume: the checkpoint has classes that the data does not have, first {new[0]!r}. "
             "Needed: the same classes."
         )
     check_categories(checkpoint, categories, "resume: the checkpoint")
-    changed = [
-        f"{name} {former[name]} -> {value}"
+
+
+def changes_since(checkpoint: Mapping[str, Any], config: Config, world_size: int) -> list[str]:
+    """What affects the result and is not as in the checkpoint, each as `name before -> now`."""
+    before = checkpoint["config"]
+    changes = [
+        f"{name} {before[name]} -> {value}"
         for name, value in config.to_dict().items()
-        if name in former and name not in IGNORED_ON_RESUME and former[name] != value
+        if name in before and name not in IGNORED_ON_RESUME and before[name] != value
     ]
-    if changed:
-        print(f"resume: changed since the checkpoint: {', '.join(changed)}", flush=True)
+    former_size = len(checkpoint["processes"])
+    if former_size != world_size:
+        changes.append(f"world size {former_size} -> {world_size}")
+    return changes

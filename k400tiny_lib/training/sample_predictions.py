@@ -1,4 +1,4 @@
-"""What the model makes of a few validation clips, as a picture after an epoch."""
+"""Predictions of a few validation clips, drawn as an image after some epochs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,38 +10,35 @@ from torch import Tensor
 from k400tiny_lib.data.loading.dataset import ClipDataset
 from k400tiny_lib.data.loading.temporal_sampling import uniform_indices
 from k400tiny_lib.models.weights import model_input
-from k400tiny_lib.training.loop import Trainer
-from k400tiny_lib.training.optim import amp_dtype
+from k400tiny_lib.training.state import TrainState
 
 NAME = "sample_predictions"
 _CLIPS = 6
 _FRAMES = 8
-_PICTURES = 20  # about that many in a run, however long it is
+_IMAGES = 20  # about that many in a run of any length
 
 
 def is_due(epoch: int, num_epochs: int) -> bool:
-    """Whether an epoch gets a picture: the first, the last, and some evenly between."""
-    every = -(-num_epochs // _PICTURES)
+    """Whether an epoch gets an image: the first, the last, and some evenly between."""
+    every = -(-num_epochs // _IMAGES)
     return epoch in (1, num_epochs) or epoch % every == 0
 
 
 @torch.inference_mode()
-def sample_predictions(trainer: Trainer) -> tuple[Tensor, list[int], Tensor]:
-    """Predict a few validation clips, the same ones each time; draws no random number.
+def sample_predictions(state: TrainState) -> tuple[Tensor, list[int], Tensor]:
+    """Predict a few validation clips, the same each time, without drawing a random number.
 
     Returns:
         The clips uint8 (N, C, T, H, W), their targets, and probabilities float32 (N, classes).
     """
-    dataset = trainer.val_loader.dataset
+    dataset = state.val_loader.dataset
     assert isinstance(dataset, ClipDataset)
     count = min(_CLIPS, len(dataset))
     shown = [dataset[position * len(dataset) // count] for position in range(count)]
     clips = torch.stack([clip for clip, _, _ in shown])
-    device = trainer.process.device
-    dtype = amp_dtype(trainer.config.amp, trainer.config.model, device)
-    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-        model = trainer.evaluated_model.eval()
-        logits = model(model_input(model, clips.to(device)))
+    model = state.evaluated_model.eval()
+    with state.autocast():
+        logits = model(model_input(model, clips.to(state.process.device)))
     return clips, [target for _, target, _ in shown], logits.float().softmax(1).cpu()
 
 
@@ -59,15 +56,15 @@ def draw_predictions(
     columns = uniform_indices(clips.shape[2], min(_FRAMES, clips.shape[2]))
     figure = Figure(figsize=(1.25 * len(columns), 1.5 * len(clips)), layout="constrained")
     grid = figure.subplots(len(clips), 1, squeeze=False)[:, 0]
-    for axes, clip, target, shares in zip(grid, clips, targets, probabilities, strict=True):
+    for axes, clip, target, scores in zip(grid, clips, targets, probabilities, strict=True):
         strip = torch.cat(list(clip[:, columns].unbind(1)), dim=2)  # (C, T, H, W) -> (C, H, T*W)
         axes.imshow(strip.permute(1, 2, 0).numpy())  # (C, H, T*W) -> (H, T*W, C)
         axes.set_axis_off()
-        predicted = int(shares.argmax())
+        predicted = int(scores.argmax())
         right = predicted == target
-        verdict = "right" if right else f"predicted {labels.get(predicted, predicted)}"
+        outcome = "right" if right else f"predicted {labels.get(predicted, predicted)}"
         axes.set_title(
-            f"{labels.get(target, target)}: {verdict}, {shares[predicted]:.0%}",
+            f"{labels.get(target, target)}: {outcome}, {scores[predicted]:.0%}",
             fontsize=9,
             loc="left",
             color="tab:green" if right else "tab:red",
@@ -77,22 +74,22 @@ def draw_predictions(
 
 
 def save_predictions(
-    trainer: Trainer, categories: Mapping[str, int], folder: Path
+    state: TrainState, categories: Mapping[str, int], folder: Path
 ) -> dict[str, Path]:
-    """Draw the sample after an epoch that is due.
+    """Draw the sample if it is due after the current epoch.
 
     Args:
-        trainer: after its validation.
+        state: after its validation.
         categories: ids by label.
-        folder: for the series of pictures.
+        folder: for the series of images.
 
     Returns:
-        The picture's file by the name of its series; empty where none is due.
+        The image file by the name of its series; empty where none is due.
     """
-    if not is_due(trainer.epoch, trainer.config.num_epochs):
+    if not is_due(state.epoch, state.config.num_epochs):
         return {}
-    path = folder / NAME / f"epoch_{trainer.epoch:04d}.png"
+    path = folder / NAME / f"epoch_{state.epoch:04d}.png"
     path.parent.mkdir(exist_ok=True)
     labels = {index: label for label, index in categories.items()}
-    draw_predictions(*sample_predictions(trainer), labels).savefig(path)
+    draw_predictions(*sample_predictions(state), labels).savefig(path)
     return {NAME: path}

@@ -1,146 +1,258 @@
-"""The state of training as a checkpoint holds it: what makes a resumed run the undisturbed one."""
+"""The state of a training run, and the part of it that checkpoints hold.
 
-import warnings
+A checkpoint holds everything that a resumed run needs to match an uninterrupted one bit for bit.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader
 
+from k400tiny_lib.config import Config
+from k400tiny_lib.distributed.process import Process
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.training.loop import Trainer
+from k400tiny_lib.training.meters import Meters
+from k400tiny_lib.training.optim import amp_dtype, make_scheduler
+
+Loader = DataLoader[tuple[Tensor, int, int]]
 
 
-def gather_state(trainer: Trainer) -> dict[str, Any]:
-    """What training needs to go on as if nothing had happened; every process must call it.
+@dataclass
+class TrainState:
+    """The model, its data, and everything that changes while training.
 
-    Where the clips of an epoch stand in its order follows from the seed, the epoch and the batch;
-    what is done to a clip from the seed, the epoch and the clip. The generators are those of
-    dropout.
+    Attributes:
+        model: the plain model; checkpoints hold its state_dict.
+        forward: the model as training calls it: wrapped for several processes, maybe compiled.
+        average: the moving average of the weights, evaluated and saved in place of them.
+        stop: whether a signal has asked this process to stop.
+        save_due: whether this process wants the state saved after the current update.
+        epoch: number of finished epochs; the first epoch is number 1.
+        batch: batches of the current epoch whose gradients are in the weights.
+        updates: number of updates of the weights, over all epochs.
+        lr: learning rate of the last update.
+        meters: metrics of the current epoch so far, of this process.
+        seconds, waiting: time that the current epoch has taken, and waited for data, so far.
+        best_epoch, best_val_acc1: of the best epoch so far; 0 and -1 before the first.
+        improved_epoch: the last epoch that was better than all before; an equal one does not count.
+    """
+
+    config: Config
+    process: Process
+    model: nn.Module
+    forward: nn.Module
+    average: AveragedModel | None
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    train_loader: Loader
+    val_loader: Loader
+    num_classes: int
+    stop: Callable[[], bool] = lambda: False
+    save_due: Callable[[], bool] = lambda: False
+    epoch: int = 0
+    batch: int = 0
+    updates: int = 0
+    lr: float = 0.0
+    seconds: float = 0.0
+    waiting: float = 0.0
+    best_epoch: int = 0
+    best_val_acc1: float = -1.0
+    improved_epoch: int = 0
+    meters: Meters = field(init=False)
+    scaler: torch.amp.GradScaler = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.scaler = torch.amp.GradScaler(
+            self.process.device.type, enabled=self._amp_dtype is torch.float16
+        )
+        self.meters = Meters(self.num_classes, self.process.device)
+
+    @property
+    def _amp_dtype(self) -> torch.dtype | None:
+        return amp_dtype(self.config.amp, self.config.model, self.process.device)
+
+    def autocast(self) -> torch.autocast:
+        """The context of forward passes: mixed precision as the parameter `amp` says."""
+        dtype = self._amp_dtype
+        return torch.autocast(self.process.device.type, dtype=dtype, enabled=dtype is not None)
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The model that is validated and saved: the average if there is one."""
+        return self.average.module if self.average is not None else self.model
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done, or `patience` epochs have brought no better val_acc1.
+
+        It uses only values that are equal on all ranks and stored in checkpoints: all ranks stop at
+        the same epoch, and resuming does not continue a run that has stopped.
+        """
+        unimproved = self.epoch - self.improved_epoch
+        return self.epoch >= self.config.num_epochs or 0 < self.config.patience <= unimproved
+
+    def end_epoch(self, val_acc1: float) -> bool:
+        """Count an epoch as finished; returns whether it is the best so far."""
+        self.epoch += 1
+        self.batch, self.seconds, self.waiting = 0, 0.0, 0.0
+        self.meters = Meters(self.num_classes, self.process.device)
+        if val_acc1 > self.best_val_acc1:
+            self.improved_epoch = self.epoch
+        # At equal accuracy the later epoch is the better trained one.
+        is_best = val_acc1 >= self.best_val_acc1
+        if is_best:
+            self.best_epoch, self.best_val_acc1 = self.epoch, val_acc1
+        return is_best
+
+
+def updates_per_epoch(num_batches: int, grad_accum_steps: int) -> int:
+    """Updates of an epoch; the last one may accumulate fewer batches."""
+    return -(-num_batches // grad_accum_steps)
+
+
+def gather_state(state: TrainState) -> dict[str, Any]:
+    """The content of a checkpoint to resume from; every process must call it.
+
+    The order of the clips follows from the seed, the epoch and the batch, and the augmentation of a
+    clip from the seed, the epoch and the clip; the random generators in it are those of dropout.
 
     Returns:
-        The state, the same on every process. `processes` holds by rank what differs between them.
+        The same on every process. `processes` holds, by rank, what differs between them.
     """
     return {
-        "raw_model": trainer.model.state_dict(),
-        "average": trainer.average.state_dict() if trainer.average is not None else None,
-        "optimizer": trainer.optimizer.state_dict(),
-        "scaler": trainer.scaler.state_dict(),
-        "updates": trainer.updates,  # where the schedule stands
-        "lr": trainer.lr,
-        "finished_epochs": trainer.epoch,
-        "batch": trainer.batch,
-        "order": _order(trainer),
-        "best_epoch": trainer.best_epoch,
-        "best_val_acc1": trainer.best_val_acc1,
-        "improved_epoch": trainer.improved_epoch,
-        "processes": trainer.process.gather(_own_state(trainer)),
+        "raw_model": state.model.state_dict(),
+        "average": state.average.state_dict() if state.average is not None else None,
+        "optimizer": state.optimizer.state_dict(),
+        "scaler": state.scaler.state_dict(),
+        "updates": state.updates,
+        "lr": state.lr,
+        "finished_epochs": state.epoch,
+        "batch": state.batch,
+        "order": _order(state),
+        "best_epoch": state.best_epoch,
+        "best_val_acc1": state.best_val_acc1,
+        "improved_epoch": state.improved_epoch,
+        "processes": state.process.gather(_process_state(state)),
     }
 
 
-def load_state(trainer: Trainer, state: dict[str, Any], source: str) -> None:
-    """The inverse of `gather_state`, into a trainer that has not trained yet.
+def load_state(state: TrainState, checkpoint: dict[str, Any], source: str) -> None:
+    """The inverse of `gather_state`, into a state that has not been trained yet.
 
-    Parameters that may change when a run is resumed (lr, num_epochs, ...) are this run's: the state
-    brings the momenta, and the schedule is walked anew up to where the state stands.
+    Parameters that may change when a run is resumed (lr, num_epochs, ...) are those of the new run:
+    momenta come from the checkpoint, and the schedule continues at the same position in epochs.
 
     Args:
-        trainer: the trainer to fill.
-        state: as `gather_state` returned it.
-        source: where it came from, for the message.
+        state: the state to fill.
+        checkpoint: as `gather_state` returned it.
+        source: the checkpoint's origin, for the message.
 
     Raises:
-        UserError: if the state does not fit the trainer.
+        UserError: if the checkpoint does not fit the state.
     """
-    if state["batch"] and state["order"] != _order(trainer):
+    order = _order(state)
+    if checkpoint["batch"] and checkpoint["order"] != order:
         changed = ", ".join(
-            f"{name} {state['order'][name]} (here {value})"
-            for name, value in _order(trainer).items()
-            if state["order"][name] != value
+            f"{name} {checkpoint['order'][name]} (here {value})"
+            for name, value in order.items()
+            if checkpoint["order"][name] != value
         )
         raise UserError(
-            f"{source} stands within an epoch over other batches: {changed}. "
+            f"{source} was saved within an epoch of other batches: {changed}. "
             "Needed: the same, or a checkpoint of the end of an epoch."
         )
     try:
-        _load_optimizer(trainer.optimizer, state["optimizer"])
+        _load_optimizer(state.optimizer, checkpoint["optimizer"])
     except (ValueError, KeyError):
         raise UserError(
             f"{source} was trained with another optimizer or other frozen weights. "
             "Needed: the same parameters, or load_model=<it> to start anew from its weights."
         ) from None
-    trainer.model.load_state_dict(state["raw_model"])
-    if trainer.average is not None:
-        if state["average"] is not None:
-            trainer.average.load_state_dict(state["average"])
+    state.model.load_state_dict(checkpoint["raw_model"])
+    if state.average is not None:
+        if checkpoint["average"] is not None:
+            state.average.load_state_dict(checkpoint["average"])
         else:
-            trainer.average.module.load_state_dict(state["raw_model"])  # the average begins here
-    trainer.scaler.load_state_dict(state["scaler"])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "lr_scheduler.step() before optimizer.step()"
-        for _ in range(state["updates"]):
-            trainer.scheduler.step()
-    trainer.updates, trainer.lr = state["updates"], state["lr"]
-    trainer.epoch, trainer.batch = state["finished_epochs"], state["batch"]
-    trainer.best_epoch, trainer.best_val_acc1 = state["best_epoch"], state["best_val_acc1"]
-    trainer.improved_epoch = state["improved_epoch"]
-    _load_own_state(trainer, state["processes"])
+            state.average.module.load_state_dict(checkpoint["raw_model"])  # averaging begins here
+    state.scaler.load_state_dict(checkpoint["scaler"])
+    state.updates, state.lr = checkpoint["updates"], checkpoint["lr"]
+    state.epoch, state.batch = checkpoint["finished_epochs"], checkpoint["batch"]
+    state.best_epoch, state.best_val_acc1 = checkpoint["best_epoch"], checkpoint["best_val_acc1"]
+    state.improved_epoch = checkpoint["improved_epoch"]
+    state.scheduler = _scheduler_at_position(state)
+    _load_process_state(state, checkpoint["processes"])
 
 
-def _order(trainer: Trainer) -> dict[str, int]:
-    """What the order of the clips in batches depends on, beside the epoch."""
+def _scheduler_at_position(state: TrainState) -> LRScheduler:
+    # `updates` does not tell: those before the checkpoint may have been of another number of clips.
+    config, num_batches = state.config, len(state.train_loader)
+    per_epoch = updates_per_epoch(num_batches, config.grad_accum_steps)
+    at_end = state.batch == num_batches  # before validation
+    in_epoch = per_epoch if at_end else state.batch // config.grad_accum_steps
+    start = state.epoch * per_epoch + in_epoch
+    return make_scheduler(state.optimizer, config, per_epoch, start)
+
+
+def _order(state: TrainState) -> dict[str, int]:
+    """Everything but the epoch that determines the order of the clips and their batches."""
     return {
-        "seed": trainer.config.seed,
-        "training clips": len(trainer.train_loader.dataset),  # type: ignore[arg-type]
-        "clips per batch of all processes": trainer.config.batch_size * trainer.process.world_size,
+        "seed": state.config.seed,
+        "training clips": len(state.train_loader.dataset),  # type: ignore[arg-type]
+        "clips per batch of all processes": state.config.batch_size * state.process.world_size,
     }
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    own = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
-    kinds = [sorted(group.keys()) for group in optimizer.state_dict()["param_groups"]]
-    if kinds != [sorted(group.keys()) for group in state["param_groups"]]:
+def _load_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
+    settings = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    names = [sorted(group.keys()) for group in optimizer.state_dict()["param_groups"]]
+    if names != [sorted(group.keys()) for group in saved["param_groups"]]:
         raise ValueError("another optimizer")
-    optimizer.load_state_dict(state)
-    for group, values in zip(optimizer.param_groups, own, strict=True):
+    optimizer.load_state_dict(saved)
+    for group, values in zip(optimizer.param_groups, settings, strict=True):
         group.update(values)
 
 
-def _own_state(trainer: Trainer) -> dict[str, Any]:
-    """What this process alone knows.
+def _process_state(state: TrainState) -> dict[str, Any]:
+    """The state that differs between processes.
 
-    DistributedDataParallel sends rank 0's BatchNorm statistics around before each forward pass, but
-    nobody does so for those of the average, nor between the last batch and the end of an epoch.
+    DistributedDataParallel broadcasts rank 0's BatchNorm statistics before each forward pass, but
+    not those of the average, and nothing does between the last batch and the end of an epoch.
     """
-    device = trainer.process.device
+    device = state.process.device
     on_gpu = device.type == "cuda"
     return {
         "torch_rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state(device) if on_gpu else None,
-        "buffers": _buffers(trainer.model),
-        "average_buffers": _buffers(trainer.average) if trainer.average is not None else {},
-        "meters": trainer.meters.sums.cpu(),
-        "seconds": trainer.seconds,
-        "waiting": trainer.waiting,
+        "buffers": _buffers(state.model),
+        "average_buffers": _buffers(state.average) if state.average is not None else {},
+        "meters": state.meters.sums.cpu(),
+        "seconds": state.seconds,
+        "waiting": state.waiting,
     }
 
 
-def _load_own_state(trainer: Trainer, processes: list[dict[str, Any]]) -> None:
-    if len(processes) != trainer.process.world_size:
-        # Other processes, other shares: rank 0 stands for all, dropout is drawn anew.
-        trainer.meters.sums += sum(p["meters"] for p in processes).to(trainer.process.device) / (
-            trainer.process.world_size
-        )
-        trainer.seconds, trainer.waiting = processes[0]["seconds"], processes[0]["waiting"]
+def _load_process_state(state: TrainState, processes: list[dict[str, Any]]) -> None:
+    device, world_size = state.process.device, state.process.world_size
+    if len(processes) != world_size:
+        # Each process takes its share of the sums; dropout is drawn anew.
+        state.meters.sums += sum(p["meters"] for p in processes).to(device) / world_size
+        state.seconds, state.waiting = processes[0]["seconds"], processes[0]["waiting"]
         return
-    own = processes[trainer.process.rank]
-    torch.set_rng_state(own["torch_rng"])
-    if trainer.process.device.type == "cuda" and own["cuda_rng"] is not None:
-        torch.cuda.set_rng_state(own["cuda_rng"], trainer.process.device)
-    _fill(trainer.model, own["buffers"])
-    if trainer.average is not None:
-        _fill(trainer.average, own["average_buffers"])
-    trainer.meters.sums += own["meters"].to(trainer.process.device)
-    trainer.seconds, trainer.waiting = own["seconds"], own["waiting"]
+    saved = processes[state.process.rank]
+    torch.set_rng_state(saved["torch_rng"])
+    if device.type == "cuda" and saved["cuda_rng"] is not None:
+        torch.cuda.set_rng_state(saved["cuda_rng"], device)
+    _fill(state.model, saved["buffers"])
+    if state.average is not None:
+        _fill(state.average, saved["average_buffers"])
+    state.meters.sums += saved["meters"].to(device)
+    state.seconds, state.waiting = saved["seconds"], saved["waiting"]
 
 
 def _buffers(model: nn.Module) -> dict[str, Tensor]:

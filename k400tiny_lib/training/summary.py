@@ -1,7 +1,7 @@
-"""What a training run comes to: its best epoch, its curves, and a summary for people."""
+"""Results of a training run: its best epoch, its learning curves, and a summary for people."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 
 from k400tiny_lib.config import Config
 from k400tiny_lib.distributed.launch import processes_per_node
-from k400tiny_lib.metrics_log import Entry, companion_folder, read_entries
+from k400tiny_lib.metrics_log import Entry, attachments_dir, read_entries
 from k400tiny_lib.plots import CURVE_METRICS, plot_learning_curves
 from k400tiny_lib.system import available_cores, cpu_name
-from k400tiny_lib.training.progress import duration
+from k400tiny_lib.training.reporting import duration
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Results:
 
     Attributes:
         metrics: best_epoch and best_val_acc1.
-        headline: the outcome in a line or two of plain text.
-        next_steps: command lines that go on from here.
-        note: all of it and more in markdown.
+        headline: one line of plain text.
+        next_steps: command lines that use the checkpoint.
+        note: all of it and more, in Markdown.
     """
 
     metrics: dict[str, float]
@@ -50,18 +50,18 @@ def learning_curves(journal: Path) -> Figure:
     )
 
 
-def summarise(journal: Path, config: Config, run_id: str) -> Results | None:
-    """What came out of training.
+def summarize(metrics_log: Path, config: Config, run_id: str) -> Results | None:
+    """The results of a training run from its metrics log.
 
     Args:
-        journal: of the run.
-        config: the parameters as the user gave them; they are repeated in the next commands.
+        metrics_log: of the run.
+        config: the parameters as the user typed them; the next commands repeat them.
         run_id: the MLflow run, for the URI of its checkpoint.
 
     Returns:
-        None where the journal has no epoch: rank 0, and with it the journal, is on another node.
+        None if the log has no epoch: rank 0, which writes it, is on another node.
     """
-    entries = [entry for entry, _ in read_entries(journal)]
+    entries = [entry for entry, _ in read_entries(metrics_log)]
     if not entries:
         return None
     best, last = best_of(entries), entries[-1]
@@ -77,19 +77,30 @@ def summarise(journal: Path, config: Config, run_id: str) -> Results | None:
     rows = {
         "model": f"{config.model}, {config.clip_len} frames of {config.crop_size} px",
         "training": pace,
-        "train / val loss": f"{best.metrics['train_loss']:.3f} / {best.metrics['val_loss']:.3f}",
-        "train / val top-1": f"{best.metrics['train_acc1']:.1f} / {best.metrics['val_acc1']:.1f} %",
+        **_train_and_val(best.metrics),
         "memory": f"{last.metrics['memory_gb']:.1f} GB per process",
         "hardware": hardware(config),
     }
     table = [f"| {name} | {value} |" for name, value in rows.items()]
-    note = [f"**{top1}**", "", "| | |", "|---|---|", *table, "", "How to go on:", ""]
+    note = [f"**{top1}**", "", "| | |", "|---|---|", *table, "", "Next steps:", ""]
     return Results(
         {"best_epoch": best.step, "best_val_acc1": best.metrics["val_acc1"]},
         f"{top1}; {pace}",
         commands,
         "\n".join([*note, "```bash", commands, "```"]),
     )
+
+
+def _train_and_val(metrics: Mapping[str, float]) -> dict[str, str]:
+    """A row for each metric of both splits; accuracies are in percent."""
+    names = [name.removeprefix("val_") for name in metrics if name.startswith("val_")]
+    rows = {}
+    for name in names:
+        values = [metrics[f"{split}_{name}"] for split in ("train", "val")]
+        percent = name.startswith("acc")
+        text = " / ".join(f"{value:.1f}" if percent else f"{value:.3f}" for value in values)
+        rows[f"train / val {name}"] = text + " %" * percent
+    return rows
 
 
 def _next_steps(config: Config, run_id: str) -> str:
@@ -100,7 +111,7 @@ def _next_steps(config: Config, run_id: str) -> str:
 
 
 def hardware(config: Config) -> str:
-    """What a run was trained on, as seen from this node."""
+    """The hardware of a run, as seen from this node."""
     processes = config.nnodes * processes_per_node(config)
     where = f"{processes} process(es) on {config.nnodes} node(s)"
     if torch.cuda.is_available():
@@ -108,12 +119,12 @@ def hardware(config: Config) -> str:
     return f"{where}, {cpu_name()}, {available_cores()} cores"
 
 
-def write_results(results: Results, journal: Path) -> None:
-    """Keep the results beside the journal: they say, too, that training came to its end."""
-    (companion_folder(journal) / "results.json").write_text(json.dumps(asdict(results)))
+def write_results(results: Results, metrics_log: Path) -> None:
+    """Write the results to the attachments; the file also shows that training has finished."""
+    (attachments_dir(metrics_log) / "results.json").write_text(json.dumps(asdict(results)))
 
 
-def read_results(journal: Path) -> Results | None:
-    """The results of a run; None if its training did not come to its end."""
-    path = companion_folder(journal) / "results.json"
+def read_results(metrics_log: Path) -> Results | None:
+    """The results of a run; None if its training did not finish."""
+    path = attachments_dir(metrics_log) / "results.json"
     return Results(**json.loads(path.read_text())) if path.exists() else None

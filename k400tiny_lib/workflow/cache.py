@@ -8,7 +8,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from k400tiny_lib.config import AUTO, NONE, PARAMETERS, Config, parameters_of
-from k400tiny_lib.data.sources.origin import source_digest, source_is_ready
+from k400tiny_lib.data.sources.base import Source, open_source
 from k400tiny_lib.files import combine_digests, file_digest
 from k400tiny_lib.tracking.evaluation_log import evaluation_folder
 from k400tiny_lib.tracking.runs import CACHE_KEY_TAG, MODEL_VERSION_TAG, STEP_TAG, local_copy
@@ -40,8 +40,13 @@ def code_digest() -> str:
     )
 
 
-def cache_key(step: str, config: Config) -> str:
+def cache_key(step: str, config: Config, source: Source | None = None) -> str:
     """What a step's result depends on, as one digest.
+
+    Args:
+        step: its name.
+        config: its parameters.
+        source: of prepare_data, if it has been opened already; its clips must be on disk.
 
     Raises:
         UserError: if an input cannot be read.
@@ -51,13 +56,8 @@ def cache_key(step: str, config: Config) -> str:
     for name in sorted(parameters.keys() - NOT_IN_CACHE_KEY):
         parts += [name, _identity(name, parameters[name])]
     if step == "prepare_data":
-        parts.append(source_digest(config))
+        parts.append((source or open_source(config)).digest())
     return combine_digests(parts)
-
-
-def inputs_exist(step: str, config: Config) -> bool:
-    """Whether a step's inputs are all there; False for clips still to be rendered or decoded."""
-    return step != "prepare_data" or source_is_ready(config)
 
 
 def _identity(name: str, value: str) -> str:

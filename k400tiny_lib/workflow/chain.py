@@ -10,10 +10,8 @@ from mlflow.entities import Run
 from mlflow.exceptions import ExecutionException
 
 from k400tiny_lib.config import CHAIN, NONE, Config, parameters_of
-from k400tiny_lib.data.sources.base import SAMPLE
-from k400tiny_lib.data.sources.origin import check_source, clip_directory
+from k400tiny_lib.data.sources.base import Source, open_source
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.files import absolute
 from k400tiny_lib.tracking.runs import (
     ERROR_TAG,
     MODEL_VERSION_TAG,
@@ -21,7 +19,7 @@ from k400tiny_lib.tracking.runs import (
     end_running_children,
     local_copy,
 )
-from k400tiny_lib.workflow.cache import ROOT, cache_key, find_finished, inputs_exist
+from k400tiny_lib.workflow.cache import ROOT, cache_key, find_finished
 
 
 @dataclass(frozen=True)
@@ -40,18 +38,19 @@ def run_chain(config: Config) -> list[Finished]:
     Raises:
         UserError: if a source is missing, or a step failed: its name, run and message.
     """
-    check_source(config)
+    source = open_source(config)
+    source.check()
     _check_initial_weights(config)
     # mlflow would print every step's whole command line.
     logging.getLogger("mlflow.projects").setLevel(logging.WARNING)
     parent = active_run_id()
-    config = _absolute(config)
+    config = source.config
     finished: list[Finished] = []
     try:
         for step in CHAIN:
-            done = _run_or_reuse(step, config)
+            done = _run_or_reuse(step, config, source)
             finished.append(done)
-            config = _hand_over(config, done)
+            config = _hand_over(config, done, source)
     finally:
         end_running_children(parent)
     return finished
@@ -69,22 +68,12 @@ def _check_initial_weights(config: Config) -> None:
         read_checkpoint(local_copy(config.load_model, "load_model"), "load_model")
 
 
-def _absolute(config: Config) -> Config:
-    """Own data by absolute path; the rendered sample under its name until it is rendered."""
-    if config.data_path == SAMPLE:
-        return config
-    return config.replace(
-        data_path=absolute(config.data_path),
-        gt_csv=config.gt_csv if config.gt_csv == NONE else absolute(config.gt_csv),
-    )
-
-
-def _hand_over(config: Config, done: Finished) -> Config:
-    """The parameters of the steps after this one: with its artifacts as URIs."""
+def _hand_over(config: Config, done: Finished, source: Source) -> Config:
+    """The parameters of the steps after this one, with its artifacts as URIs."""
     uri = f"runs:/{done.run.info.run_id}"
     if done.step == "prepare_data":
         return config.replace(
-            data_path=str(clip_directory(config)), annotations=f"{uri}/annotations/annotations.json"
+            data_path=str(source.directory), annotations=f"{uri}/annotations/annotations.json"
         )
     if done.step == "train":
         # The weights are in the checkpoint now.
@@ -94,11 +83,12 @@ def _hand_over(config: Config, done: Finished) -> Config:
     return config
 
 
-def _run_or_reuse(step: str, config: Config) -> Finished:
+def _run_or_reuse(step: str, config: Config, source: Source) -> Finished:
     start = time.perf_counter()
     parent = MlflowClient().get_run(active_run_id())
-    if config.use_cache and inputs_exist(step, config):
-        key = cache_key(step, config)
+    # Clips that are still to be rendered, decoded or fetched have no content to compare.
+    if config.use_cache and (step != "prepare_data" or source.is_ready()):
+        key = cache_key(step, config, source)
         run = find_finished(step, key, parent.info.experiment_id)
         if run is not None:
             return _report(Finished(step, run, True, time.perf_counter() - start))

@@ -78,19 +78,16 @@ def _run(step: str, function: Callable[[Config], None], arguments: list[str]) ->
     if config is None:
         return 0
     from k400tiny_lib.tracking.runs import step_run, tag_cache_key
-    from k400tiny_lib.workflow.cache import cache_key, inputs_exist
+    from k400tiny_lib.workflow.cache import cache_key
 
     try:
         with step_run(step, config):
             interruption.arm()
-            # Only a finished run is ever re-used, so the key can be set before the step runs;
-            # log_training then has nothing to add.
-            ready = inputs_exist(step, config)
-            if ready:
+            # Only a finished run is re-used, so the key can be set before the step runs;
+            # log_training then has nothing to add. prepare_data sets its own when it has its clips.
+            if step != "prepare_data":
                 tag_cache_key(cache_key(step, config))
             function(config)
-            if not ready:  # the clips, which the key is made of, exist only now
-                tag_cache_key(cache_key(step, config))
     except UserError as error:
         _complain(step, error)
         return USER_ERROR

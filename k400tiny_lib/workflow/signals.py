@@ -1,7 +1,7 @@
-"""Ctrl-C, SIGTERM and a vanished `mlflow run`: one KeyboardInterrupt, at a moment of our choice.
+"""Ctrl-C, SIGTERM and the death of `mlflow run` in a step: one KeyboardInterrupt, when it is safe.
 
-A step that dies without a word leaves its MLflow run RUNNING for ever. So signals wait while the
-step still imports MLflow and adopts its run, and become a KeyboardInterrupt afterwards.
+A step that is killed before it has adopted its MLflow run leaves that run RUNNING for ever. Signals
+are therefore deferred while the step imports MLflow, and raise KeyboardInterrupt afterwards.
 """
 
 import os
@@ -15,10 +15,10 @@ _pending = False
 
 
 def defer() -> None:
-    """From now on note SIGINT and SIGTERM instead of dying; `arm` lets them through.
+    """From now on record SIGINT and SIGTERM instead of dying; `arm` raises for them.
 
-    A step whose parent (`mlflow run`) is killed alone would go on as an orphan; it takes the loss
-    of its parent for a SIGTERM.
+    A step whose parent process (`mlflow run`) dies would continue as an orphan, so the death of the
+    parent counts as a SIGTERM.
     """
     signal.signal(signal.SIGINT, _on_signal)
     signal.signal(signal.SIGTERM, _on_signal)
@@ -26,7 +26,7 @@ def defer() -> None:
 
 
 def arm() -> None:
-    """Raise KeyboardInterrupt for a signal that came since `defer`, and for the next one."""
+    """Raise KeyboardInterrupt for a signal that arrived since `defer`, and for the next one."""
     global _armed
     _armed = True
     if _pending:
@@ -35,7 +35,7 @@ def arm() -> None:
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
     global _pending
-    # One is enough: mlflow answers Ctrl-C with a SIGTERM that must not disturb the cleaning up.
+    # Only the first: mlflow answers Ctrl-C with a SIGTERM, which must not interrupt the clean-up.
     first, _pending = not _pending, True
     if _armed and first:
         raise KeyboardInterrupt

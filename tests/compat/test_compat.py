@@ -30,9 +30,9 @@ from k400tiny_lib.models.loaded import load_model
 from k400tiny_lib.serving.onnx_classifier import open_classifier
 from k400tiny_lib.serving.predict import label_inputs
 from k400tiny_lib.tracking.models import open_registered
-from k400tiny_lib.training.resuming import settle_resume
+from k400tiny_lib.training.resuming import resolve_checkpoint_paths
 from k400tiny_lib.training.state import load_state
-from k400tiny_lib.training.worker import Job, initial_model, make_trainer, run
+from k400tiny_lib.training.worker import TrainingJob, initial_model, make_train_state, run
 from tests.compat.inputs import LABELS, noise, write_data
 from tests.conftest import REPOSITORY
 from tests.helpers.training import CPU
@@ -98,14 +98,13 @@ def resumed(last: Path, folder: Path) -> tuple[Config, str | None]:
     shutil.copyfile(FIXTURES / "annotations.json", annotations)
     checkpoints.mkdir()
     former = Config(**read_training_state(last)["config"])
-    return settle_resume(
-        former.replace(
-            data_path=str(data_path),
-            annotations=str(annotations),
-            checkpoint_dir=str(checkpoints),
-            resume=str(last.parent),
-        )
+    config = former.replace(
+        data_path=str(data_path),
+        annotations=str(annotations),
+        checkpoint_dir=str(checkpoints),
+        resume=str(last.parent),
     )
+    return resolve_checkpoint_paths(config, "run-after")
 
 
 def test_an_old_best_checkpoint_is_read_with_its_epoch_classes_and_parameters(best: Path) -> None:
@@ -144,7 +143,7 @@ def test_an_old_last_checkpoint_fills_todays_trainer(last: Path, tmp_path: Path)
     state = read_training_state(last)
     annotations = read_annotations(Path(config.annotations))
     with torch.random.fork_rng():
-        trainer = make_trainer(config, annotations, CPU)
+        trainer = make_train_state(config, annotations, CPU)
         load_state(trainer, state, "resume")
         assert torch.equal(torch.get_rng_state(), state["processes"][0]["torch_rng"])
     assert (trainer.epoch, trainer.batch) == (expected["finished_epochs"], expected["batch"])
@@ -164,10 +163,10 @@ def test_a_training_stopped_by_the_old_code_ends_as_it_would_have(
     last: Path, tmp_path: Path
 ) -> None:
     config, _ = resumed(last, tmp_path)
-    journal = tmp_path / "journal.jsonl"
+    job = TrainingJob(config, tmp_path, "run-after")
     with torch.random.fork_rng():
-        run(Job(config, "run-after", journal, error=tmp_path / "error.txt"), CPU)
-    first, second = [entry for entry, _ in read_entries(journal)]
+        run(job, CPU)
+    first, second = [entry for entry, _ in read_entries(job.metrics_log)]
     # The first epoch comes with the checkpoint, so that the curves of the run are whole.
     assert [first.step] == EXPECTED["last"]["journal_steps"]
     assert second.step == 2

@@ -1,16 +1,23 @@
-"""How torchrun is started: addresses, time-outs, memory."""
+"""How torchrun is started: addresses, time-outs, threads, memory."""
 
+import os
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
+from torch import nn
 
 from k400tiny_lib.config import Config, resolve
 from k400tiny_lib.distributed import launch
+from k400tiny_lib.distributed.launch import Job
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.training.worker import Job, out_of_memory, work
+from k400tiny_lib.training.worker import TrainingJob, out_of_memory, work
+from tests.conftest import REPOSITORY
+from tests.helpers.training import annotate, config, make_job
 
 
 def test_the_address_of_a_node_is_the_one_that_its_way_to_the_others_starts_from() -> None:
@@ -28,32 +35,44 @@ def test_several_nodes_need_a_place_to_meet() -> None:
     assert resolve("train", needed | {"rdzv_endpoint": "n0:29400"}).nnodes == 2
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 @pytest.mark.parametrize("node_rank", [0, 1])
 def test_a_rendezvous_that_nobody_joins_ends_with_its_address(
     tmp_path: Path, node_rank: int
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+    endpoint = f"127.0.0.1:{free_port()}"
     alone = Config(nnodes=2, node_rank=node_rank, rdzv_endpoint=endpoint, rdzv_timeout=2)
-    job = Job(alone, "run", tmp_path / "journal", tmp_path / "error.txt")
     with pytest.raises(UserError, match=rf"^rdzv_endpoint: .*came to {endpoint} within 2 s"):
-        launch.launch(job, tmp_path)
+        launch.launch(Job(alone, tmp_path))
 
 
-def test_full_memory_names_what_to_lower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # PyTorch's allocator has no exception of its own on a CPU; ask it for more than there is.
-    with pytest.raises(RuntimeError) as caught:
+def test_a_job_is_read_as_it_was_written(tmp_path: Path) -> None:
+    for frame_cache in (None, tmp_path / "cache"):
+        job = TrainingJob(Config(lr=0.5), tmp_path, "run", frame_cache)
+        job.write()
+        assert TrainingJob.read(job.file) == job
+
+
+def test_full_memory_names_what_to_lower(
+    tiny_data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(config: Config, num_classes: int) -> nn.Module:
+        # On a CPU PyTorch's allocator raises a plain RuntimeError; ask it for more than there is.
         torch.empty(2**60, dtype=torch.uint8)
-    assert out_of_memory(caught.value)
+        raise AssertionError
+
     assert not out_of_memory(RuntimeError("shapes differ"))
-
-    def full() -> None:
-        raise caught.value
-
-    monkeypatch.setattr("k400tiny_lib.training.worker.process_group", full)
-    job = Job(Config(batch_size=7), "run", tmp_path / "journal", tmp_path / "error.txt")
-    assert work(job) == 2
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}.items():
+        monkeypatch.setenv(name, str(value))  # as torchrun does
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    job = make_job(config(tiny_data[0], tmp_path, batch_size=7), annotate(tiny_data[0]))
+    assert work(job, build) == 2
     message = job.error.read_text()
     assert message.startswith("batch_size: 7 does not fit into memory")
     assert "\n" not in message
@@ -61,30 +80,35 @@ def test_full_memory_names_what_to_lower(tmp_path: Path, monkeypatch: pytest.Mon
         assert parameter in message
 
 
-def test_a_user_s_mistake_is_not_repeated_by_restarts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job = Job(Config(max_restarts=5), "run", tmp_path / "journal", tmp_path / "error.txt")
-
-    def torchrun(*_: object) -> list[str]:
-        script = f"echo 'lr: too large' > {job.error}; sleep 600"
-        return ["sh", "-c", f"exec 2>/dev/null; {script}"]
-
-    monkeypatch.setattr(launch, "torchrun_command", torchrun)
-    started: list[subprocess.Popen[bytes]] = []
-    popen = subprocess.Popen
-    monkeypatch.setattr(
-        subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1]
-    )
+def test_a_user_s_mistake_is_not_repeated_by_restarts(tmp_path: Path) -> None:
+    job = Job(Config(max_restarts=5), tmp_path)
+    before = set(psutil.Process().children(recursive=True))
     with pytest.raises(UserError, match="lr: too large"):
-        launch.launch(job, tmp_path)
-    assert started[0].poll() is not None
+        launch.launch(job, module="tests.helpers.mistaken_worker", poll_seconds=0.1)
+    assert set(psutil.Process().children(recursive=True)) == before
 
 
 def test_restarted_workers_do_not_meet_where_their_predecessors_left_their_addresses(
     tmp_path: Path,
 ) -> None:
-    job = Job(Config(max_restarts=1), "run", tmp_path / "ports", tmp_path / "error.txt")
-    launch.launch(job, tmp_path, module="tests.helpers.failing_worker")
-    first, second = job.journal.read_text().split()
+    job = Job(Config(max_restarts=1), tmp_path)
+    launch.launch(job, module="tests.helpers.failing_worker")
+    first, second = (tmp_path / "ports").read_text().split()
     assert first != second
+
+
+def test_on_one_core_of_many_a_worker_has_one_thread(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from k400tiny_lib.config import Config; "
+        "from k400tiny_lib.distributed.launch import Job, launch; "
+        "launch(Job(Config(), Path(sys.argv[1])), module='tests.helpers.thread_worker')"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    core = str(min(os.sched_getaffinity(0)))
+    subprocess.run(
+        ["taskset", "-c", core, sys.executable, "-c", program, str(tmp_path)],
+        env=environment,
+        cwd=REPOSITORY,
+        check=True,
+    )
+    assert (tmp_path / "threads").read_text() == "1"

@@ -17,18 +17,27 @@ import psutil
 import pytest
 import torch
 
-from k400tiny_lib.distributed import launch
+from k400tiny_lib.distributed.launch import launch
 from k400tiny_lib.distributed.process import Process
 from k400tiny_lib.distributed.signals import EXIT_CODE
 from k400tiny_lib.metrics_log import read_entries
 from k400tiny_lib.models.checkpoint import read_training_state
 from k400tiny_lib.training.loop import Interrupted, fit
 from k400tiny_lib.training.reporting import Reporter
-from k400tiny_lib.training.worker import Job, make_trainer, run
-from tests.helpers.training import CPU, annotate, config, in_nursery, make_job, run_group, start
+from k400tiny_lib.training.worker import TrainingJob, make_train_state, run
+from tests.helpers.training import (
+    CPU,
+    annotate,
+    build_slim,
+    config,
+    make_job,
+    run_group,
+    run_spawned,
+    start,
+)
 
 EACH_UPDATE = 1e-6  # minutes between two writes
-# Whatever has a state of its own is switched on.
+# Everything that has a state is switched on.
 DELICATE: dict[str, Any] = {
     "model": "mc3_18",
     "num_epochs": 5,
@@ -62,13 +71,13 @@ def assert_equal_states(found: Mapping[str, Any], expected: Mapping[str, Any]) -
 
 
 def curve(checkpoint: Mapping[str, Any], name: str) -> list[float]:
-    return [json.loads(line)["metrics"][name] for line in checkpoint["journal"].splitlines()]
+    return [json.loads(line)["metrics"][name] for line in checkpoint["metrics_log"].splitlines()]
 
 
-def train(job: Job) -> None:
-    """What the worker process does, in a process group of one."""
+def train(job: TrainingJob) -> None:
+    """What a worker process does, in a process group of one."""
     try:
-        run(job, CPU)
+        run(job, CPU, build_slim)
     except Interrupted:
         sys.exit(EXIT_CODE)
 
@@ -87,7 +96,7 @@ def send(process: BaseProcess, number: int) -> None:
     assert process.exitcode == (EXIT_CODE if number == signal.SIGTERM else -number)
 
 
-def kill(job: Job, rng: random.Random) -> None:
+def kill(job: TrainingJob, rng: random.Random) -> None:
     """Train until up to three checkpoints are written, and up to 0.05 s on: anywhere."""
     last = Path(job.config.checkpoint_dir) / "last.pt"
     process = start(train, job)
@@ -99,18 +108,17 @@ def kill(job: Job, rng: random.Random) -> None:
     send(process, signal.SIGKILL)
 
 
-def train_together(process: Process, folder: Path, job: Job) -> None:
-    run(job, process)
+def train_together(process: Process, folder: Path, job: TrainingJob) -> None:
+    run(job, process, build_slim)
 
 
-def survive(data_path: Path, folder: Path) -> None:
-    """Train undisturbed, under SIGKILL and under SIGTERM, all from one warm process."""
+def train_with_and_without_signals(data_path: Path, folder: Path) -> None:
+    """Train undisturbed, under SIGKILL and under SIGTERM, all forked from one process."""
     rng = random.Random(0)
     annotations = annotate(data_path, num_val=2, num_train=16)
 
-    def job(name: str, **changes: Any) -> Job:
-        settled = config(data_path, folder / name, **(DELICATE | changes))
-        return make_job(settled, annotations)
+    def job(name: str, **changes: Any) -> TrainingJob:
+        return make_job(config(data_path, folder / name, **(DELICATE | changes)), annotations)
 
     undisturbed = job("undisturbed", save_every_minutes=0.0)
     killed = job("killed", save_every_minutes=EACH_UPDATE)
@@ -132,9 +140,9 @@ def survive(data_path: Path, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def survivors(tiny_data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folders of the training runs of `survive`."""
+    """The checkpoint directories of `train_with_and_without_signals`."""
     folder = tmp_path_factory.mktemp("survivors")
-    in_nursery(survive, tiny_data[0], folder)
+    run_spawned(train_with_and_without_signals, tiny_data[0], folder)
     return folder
 
 
@@ -150,7 +158,6 @@ def test_two_sigterms_at_random_moments_change_no_bit(survivors: Path) -> None:
 def test_a_worker_killed_under_torchrun_is_restarted_and_changes_no_bit(
     survivors: Path, tiny_data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "_POLL_SECONDS", 0.02)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as in the run to compare with
     killed: list[int] = []
 
@@ -172,11 +179,11 @@ def test_a_worker_killed_under_torchrun_is_restarted_and_changes_no_bit(
         **DELICATE,
     )
     job = make_job(settled, annotate(tiny_data[0], num_val=2, num_train=16))
-    launch.launch(job, tmp_path, kill_rank_1, module="tests.helpers.training")
+    launch(job, kill_rank_1, module="tests.helpers.training", poll_seconds=0.02)
     assert killed
     assert_same_end(tmp_path, survivors / "two undisturbed")
-    journal = [entry.step for entry, _ in read_entries(job.journal)]
-    assert journal == [1, 2, 3, 4, 5]  # no epoch twice
+    epochs = [entry.step for entry, _ in read_entries(job.metrics_log)]
+    assert epochs == [1, 2, 3, 4, 5]  # no epoch twice
 
 
 def test_a_signal_during_validation_ends_it_and_loses_nothing(
@@ -187,11 +194,11 @@ def test_a_signal_during_validation_ends_it_and_loses_nothing(
     undisturbed = make_job(config(tiny_data[0], tmp_path / "a", **changes), annotations)
     run(undisturbed, CPU)
     stopped = make_job(config(tiny_data[0], tmp_path / "b", **changes), annotations)
-    trainer = make_trainer(stopped.config, annotations, CPU)
-    reporter = Reporter(stopped.config, "run", stopped.journal, annotations.categories, CPU)
-    trainer.stop = lambda: not trainer.evaluated_model.training  # from the first validation on
+    state = make_train_state(stopped.config, annotations, CPU)
+    reporter = Reporter(stopped.config, "run", stopped.metrics_log, annotations.categories, CPU)
+    state.stop = lambda: not state.evaluated_model.training  # from the first validation on
     with pytest.raises(Interrupted):
-        fit(trainer, reporter, reporter.after_update)
-    assert not stopped.journal.exists()  # half a validation is no result
+        fit(state, reporter.on_epoch, reporter.save)
+    assert not stopped.metrics_log.exists()  # half a validation is no result
     run(stopped, CPU)
     assert_same_end(tmp_path / "b", tmp_path / "a")

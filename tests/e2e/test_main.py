@@ -182,11 +182,11 @@ def test_sigterm_in_the_middle_of_training_leaves_no_run_running(
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    # The second train run of the store is the one of this test; its journal says that it trains.
+    # The second train run of the store is this test's; its metrics log shows that it trains.
     deadline = time.monotonic() + 300
-    journals = project.folder / "checkpoints"
-    started = len(list(journals.glob("journal-*.jsonl")))
-    while len(list(journals.glob("journal-*.jsonl"))) == started and time.monotonic() < deadline:
+    checkpoints = project.folder / "checkpoints"
+    started = len(list(checkpoints.glob("metrics-*.jsonl")))
+    while len(list(checkpoints.glob("metrics-*.jsonl"))) == started and time.monotonic() < deadline:
         time.sleep(0.5)
     assert project.runs("attributes.status = 'RUNNING'")
     os.killpg(process.pid, signal.SIGTERM)

@@ -117,5 +117,5 @@ def test_two_nodes_train_together_and_a_killed_worker_comes_back(
     assert [run.info.status for run in runs] == ["FINISHED", "FINISHED"]
     [last] = tmp_path.glob("disk*/last.pt")  # rank 0 stayed where it was
     assert read_training_state(last)["finished_epochs"] == 8
-    [journal] = last.parent.glob("journal-*.jsonl")
-    assert [entry.step for entry, _ in read_entries(journal)] == list(range(1, 9))
+    [metrics_log] = last.parent.glob("metrics-*.jsonl")
+    assert [entry.step for entry, _ in read_entries(metrics_log)] == list(range(1, 9))

@@ -7,8 +7,8 @@ import os
 import sys
 from pathlib import Path
 
-from k400tiny_lib.training.worker import Job
+from k400tiny_lib.distributed.launch import Job
 
-with Job.read(Path(sys.argv[1])).journal.open("a") as note:
+with (Job.read(Path(sys.argv[1])).folder / "ports").open("a") as note:
     note.write(os.environ["MASTER_PORT"] + "\n")
 sys.exit(os.environ["TORCHELASTIC_RESTART_COUNT"] == "0")

@@ -2,20 +2,23 @@
 
 import multiprocessing
 import os
+import traceback
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from k400tiny_lib.config import Config
 from k400tiny_lib.data.annotations import Annotations, Clip
 from k400tiny_lib.distributed.process import Process
 from k400tiny_lib.training import worker
-from k400tiny_lib.training.worker import Job
+from k400tiny_lib.training.worker import TrainingJob, initial_model
 from tests.conftest import LABELS, NUM_FRAMES
 
 CPU = Process(rank=0, world_size=1, local_world_size=1, device=torch.device("cpu"), restarts=0)
@@ -52,60 +55,104 @@ def config(data_path: Path, folder: Path, **changes: Any) -> Config:
     return Config(**(small | changes))
 
 
-def make_job(settled: Config, annotations: Annotations, run_id: str = "run") -> Job:
-    """A job whose files lie in its checkpoint_dir."""
-    folder = Path(settled.checkpoint_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    Path(settled.annotations).write_text(annotations.to_json())
-    return Job(settled, run_id, folder / f"{run_id}.jsonl", folder / f"error-{run_id}.txt")
+def make_job(config: Config, annotations: Annotations, run_id: str = "run") -> TrainingJob:
+    """A job with all its files in its checkpoint_dir; writes the annotations."""
+    job = TrainingJob(config, Path(config.checkpoint_dir, f"metrics-{run_id}"), run_id)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    Path(config.annotations).write_text(annotations.to_json())
+    return job
 
 
-def slim_down() -> None:
-    """Let this process train the first two of four stages: a checkpoint of 12 MB, not of 140."""
-    whole = worker.initial_model
-
-    def slim(config: Config, num_classes: int) -> nn.Module:
-        model: Any = whole(config, num_classes)
-        model.layer3, model.layer4 = nn.Identity(), nn.Identity()
-        model.fc = nn.Linear(128, num_classes)
-        return model  # type: ignore[no-any-return]
-
-    worker.initial_model = slim
+def build_slim(config: Config, num_classes: int) -> nn.Module:
+    """The first two of four stages of a ResNet: a checkpoint of 12 MB, not of 140."""
+    model: Any = initial_model(config, num_classes)
+    model.layer3, model.layer4 = nn.Identity(), nn.Identity()
+    model.fc = nn.Linear(128, num_classes)
+    return model  # type: ignore[no-any-return]
 
 
-def in_nursery(function: Callable[..., None], *arguments: Any) -> None:
-    """Run function(*arguments) in a fresh process, which may fork: it has no threads."""
-    process = multiprocessing.get_context("spawn").Process(
-        target=_one_thread, args=(function, *arguments)
-    )
+class Small(nn.Module):
+    """A backbone with BatchNorm and a head, a thousandth of the real thing."""
+
+    architecture = "r2plus1d_18"
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(3, 8, 3)
+        self.norm = nn.BatchNorm3d(8)
+        self.fc = nn.Linear(8, num_classes)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        logits: Tensor = self.fc(F.relu(self.norm(self.conv(clips))).mean((2, 3, 4)))
+        return logits
+
+
+def build_small(config: Config, num_classes: int) -> nn.Module:
+    """`Small` in place of the configured architecture."""
+    return Small(num_classes)
+
+
+def run_spawned(function: Callable[..., None], *arguments: Any) -> None:
+    """Run function(*arguments) in a fresh process without threads, which may therefore fork.
+
+    Raises:
+        AssertionError: with the traceback of what the function has raised.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_report_failure, args=(sender, function, *arguments))
     process.start()
+    sender.close()
+    failure = _received(receiver)
     process.join()
-    assert process.exitcode == 0
+    assert process.exitcode == 0, failure
 
 
 def start(function: Callable[..., None], *arguments: Any) -> BaseProcess:
-    """Run function(*arguments) in a process forked from a nursery, without a new import."""
+    """Run function(*arguments) in a forked process, without a new import."""
     process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
     process.start()
     return process
 
 
 def run_group(world_size: int, function: Callable[..., None], folder: Path, *args: Any) -> None:
-    """Run function(process, folder, ...) in each process of a group, joined by gloo."""
+    """Run function(process, folder, ...) in each process of a group, joined by gloo.
+
+    Raises:
+        AssertionError: with the tracebacks of what the function has raised.
+    """
     store = folder / f"store-{os.urandom(4).hex()}"
-    group = [
-        start(_in_group, rank, world_size, store, function, folder, *args)
-        for rank in range(world_size)
-    ]
+    group, receivers = [], []
+    for rank in range(world_size):
+        receiver, sender = multiprocessing.get_context("fork").Pipe(duplex=False)
+        place = (rank, world_size, store)
+        group.append(start(_report_failure, sender, _in_group, *place, function, folder, *args))
+        sender.close()
+        receivers.append(receiver)
+    failures = [_received(receiver) for receiver in receivers]
     for process in group:
         process.join()
-    assert [process.exitcode for process in group] == [0] * world_size
+    assert [process.exitcode for process in group] == [0] * world_size, "\n".join(failures)
 
 
-def _one_thread(function: Callable[..., None], *arguments: Any) -> None:
+def _report_failure(
+    sender: "Connection[Any, Any]", function: Callable[..., None], *arguments: Any
+) -> None:
     torch.set_num_threads(1)
-    slim_down()
-    function(*arguments)
+    try:
+        function(*arguments)
+    except BaseException:
+        sender.send(traceback.format_exc())
+        raise
+    finally:
+        sender.close()
+
+
+def _received(receiver: "Connection[Any, Any]") -> str:
+    try:
+        return str(receiver.recv())
+    except EOFError:  # the process has ended without a traceback
+        return ""
 
 
 def _in_group(
@@ -117,5 +164,4 @@ def _in_group(
 
 
 if __name__ == "__main__":  # as a module of workers for `launch`
-    slim_down()
-    worker.main()
+    worker.main(build_slim)

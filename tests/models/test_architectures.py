@@ -30,9 +30,9 @@ from k400tiny_lib.models.weights import (
     load_weights,
     model_input,
 )
-from k400tiny_lib.training.worker import Job, run
+from k400tiny_lib.training.worker import run
 from tests.conftest import LABELS, NUM_FRAMES
-from tests.helpers.training import CPU, config
+from tests.helpers.training import CPU, config, make_job
 
 ATTENTION = ("mvit_v2_s", "swin3d_t")
 OF_TORCHVISION = [name for name in ARCHITECTURES if name in list_models(torchvision.models.video)]
@@ -224,8 +224,7 @@ def test_every_architecture_is_trained_evaluated_explained_and_exported(
         dropout=0.5,
         clip_grad_norm=1.0,
     )
-    Path(resolved.annotations).write_text(annotations.to_json())
-    run(Job(resolved, "", tmp_path / "journal.jsonl", tmp_path / "error.txt"), CPU)
+    run(make_job(resolved, annotations), CPU)
     best = tmp_path / "best.pt"
     _tell_clips_apart(best, name)
 

@@ -9,7 +9,7 @@ from torchvision.models.video import r2plus1d_18
 from k400tiny_lib.models.conv2d import SpatialConv, TemporalConv, decompose_conv3d, to_fast_layout
 from k400tiny_lib.models.weights import build_model
 from k400tiny_lib.training.loop import fit
-from k400tiny_lib.training.worker import make_trainer
+from k400tiny_lib.training.worker import make_train_state
 from tests.helpers.training import CPU, annotate, config
 
 
@@ -90,9 +90,9 @@ def test_checkpoints_have_torchvisions_names_whatever_the_form(
     resolved = config(tiny_data[0], tmp_path, compile=True, channels_last=True, ema_decay=0.5)
     annotations = annotate(tiny_data[0])
     annotations.splits["train"][4:] = []
-    trainer = make_trainer(resolved, annotations, CPU)
-    assert compiled == [trainer.forward]
-    fit(trainer, lambda *_: None)
+    state = make_train_state(resolved, annotations, CPU)
+    assert compiled == [state.forward]
+    fit(state, lambda *_: None)
     stock = r2plus1d_18(weights=None, num_classes=3)
-    for model in (trainer.model, trainer.evaluated_model):
+    for model in (state.model, state.evaluated_model):
         stock.load_state_dict(model.state_dict())

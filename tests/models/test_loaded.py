@@ -11,7 +11,7 @@ from torchvision.models import get_model_weights
 from k400tiny_lib.config import Config
 from k400tiny_lib.data.annotations import Annotations, Clip
 from k400tiny_lib.evaluation.predictions import predict_clips
-from k400tiny_lib.evaluation.views import Protocol, crop_views
+from k400tiny_lib.evaluation.views import ViewProtocol, crop_views
 from k400tiny_lib.export.onnx_graph import FramesToProbabilities, export_graph, preprocess
 from k400tiny_lib.export.parity import open_session, run_eager, run_onnx
 from k400tiny_lib.export.scoring import ExportClips
@@ -71,7 +71,7 @@ def test_probabilities_of_weights_are_those_of_their_exported_graph(
         [0],
         tmp_path,
         geometry,
-        Protocol(1, 1),
+        ViewProtocol(1, 1),
         batch_size=1,
         num_workers=0,
         device=torch.device("cpu"),

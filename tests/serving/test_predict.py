@@ -19,7 +19,7 @@ from k400tiny_lib.serving.onnx_classifier import (
 )
 from k400tiny_lib.serving.predict import find_inputs, label_inputs, read_clip
 from tests.helpers.serving import CLASSES, CLIP_LEN, export_tiny
-from tests.media.test_video import write_video
+from tests.helpers.videos import write_video
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from k400tiny_lib.registry.video_model import follow_champion, register_video_cl
 from k400tiny_lib.serving.predict import label_inputs, read_clip
 from k400tiny_lib.tracking.models import open_registered
 from tests.helpers.serving import CLASSES, CLIP_LEN, NAME, VIDEO_NAME, export_tiny, register_tiny
-from tests.media.test_video import write_video
+from tests.helpers.videos import write_video
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from k400tiny_lib.metrics_log import Journal
+from k400tiny_lib.metrics_log import MetricsLog
 from k400tiny_lib.tracking.runs import ERROR_TAG
 from k400tiny_lib.tracking.training_log import TrainingLog
 from steps.log_training import log_training
 from tests.conftest import REPOSITORY
-from tests.training.test_training import annotate
+from tests.helpers.training import annotate
 
 
 class Server:
@@ -132,25 +132,24 @@ def test_a_server_that_is_killed_costs_no_metric_and_no_checkpoint(
     server: Server, tiny_data: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     client = MlflowClient()
-    # One run whose server comes back while it trains; its journal is written by hand.
+    # One run during which the server comes back; its metrics log is written by hand.
     run_id = client.create_run("0").info.run_id
-    journal = Journal(tmp_path / "journal.jsonl")
-    log = TrainingLog(run_id, journal.path)
-    journal.log_metrics({"val_acc1": 10.0}, 1)
+    metrics_log = MetricsLog(tmp_path / "metrics.jsonl")
+    log = TrainingLog(run_id, metrics_log.path, retry_seconds=0.0)
+    metrics_log.append({"val_acc1": 10.0}, 1)
     log.follow()
-    # And one whose server does not; it trains.
+    # And one that trains, during which it does not.
     training = train(server, tiny_data[0], tmp_path)
     run_folder = tmp_path / "run"
     deadline = time.monotonic() + 120
-    while not list(run_folder.glob("journal-*/system.jsonl")) and time.monotonic() < deadline:
+    while not list(run_folder.glob("metrics-*/system.jsonl")) and time.monotonic() < deadline:
         assert training.poll() is None, training.communicate()
         time.sleep(0.1)
     server.kill()
 
-    journal.log_metrics({"val_acc1": 20.0}, 2)
+    metrics_log.append({"val_acc1": 20.0}, 2)
     for _ in range(3):
         log.follow()
-        log._next_try = 0.0
     assert capfd.readouterr().err.count("tracking:") == 1  # said once, not each time
 
     out, err = training.communicate(timeout=300)
@@ -162,8 +161,7 @@ def test_a_server_that_is_killed_costs_no_metric_and_no_checkpoint(
 
     server.start()
     server.wait()
-    journal.log_metrics({"val_acc1": 30.0}, 3)
-    log._next_try = 0.0
+    metrics_log.append({"val_acc1": 30.0}, 3)
     log.follow()
     assert "back after" in capfd.readouterr().err
     assert steps_of(client, run_id, "val_acc1") == [1, 2, 3]

@@ -1,4 +1,4 @@
-"""Runs and journals: nothing stays RUNNING, no metric is lost or sent twice."""
+"""Runs and metrics logs: nothing stays RUNNING, no metric is lost or sent twice."""
 
 import os
 import time
@@ -15,10 +15,10 @@ from PIL import Image
 
 from k400tiny_lib.config import Config
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.metrics_log import Journal, read_entries
+from k400tiny_lib.metrics_log import MetricsLog, read_entries
 from k400tiny_lib.tracking.runs import ERROR_TAG, end_running_children, local_copy, step_run
 from k400tiny_lib.tracking.system_metrics import SystemSampler
-from k400tiny_lib.tracking.uploader import JournalSender
+from k400tiny_lib.tracking.uploader import MetricsUploader
 
 
 def test_a_finished_step_has_tags_parameters_and_the_settled_config(store: str) -> None:
@@ -101,8 +101,8 @@ def test_inputs_come_from_paths_and_from_runs(store: str, tmp_path: Path) -> Non
 
 
 def test_a_line_that_is_still_being_written_waits(tmp_path: Path) -> None:
-    path = tmp_path / "journal.jsonl"
-    Journal(path).log_metrics({"loss": 1.0}, step=1)
+    path = tmp_path / "metrics.jsonl"
+    MetricsLog(path).append({"loss": 1.0}, step=1)
     complete = path.read_bytes()
     path.write_bytes(complete + complete[:10])
     [(entry, offset)] = list(read_entries(path))
@@ -116,40 +116,40 @@ def history(run_id: str, name: str) -> list[tuple[int, float]]:
     return sorted((metric.step, metric.value) for metric in found)
 
 
-def test_metrics_kept_while_the_server_is_away_arrive_once_when_it_is_back(
+def test_metrics_logged_while_the_server_is_unreachable_arrive_once_when_it_is_back(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    journal = Journal(tmp_path / "journal.jsonl")
+    log = MetricsLog(tmp_path / "metrics.jsonl")
     run_id = MlflowClient().create_run("0").info.run_id
-    sender = JournalSender(run_id, journal.path)
-    journal.log_metrics({"loss": 3.0}, step=1)
-    assert sender.send() is None
+    uploader = MetricsUploader(run_id, log.path)
+    log.append({"loss": 3.0}, step=1)
+    assert uploader.send() is None
     real = MlflowClient.log_batch
 
-    def away(*args: Any, **kwargs: Any) -> None:
-        raise ConnectionError("away")
+    def unreachable(*args: Any, **kwargs: Any) -> None:
+        raise ConnectionError("unreachable")
 
-    monkeypatch.setattr(MlflowClient, "log_batch", away)
-    journal.log_metrics({"loss": 2.0}, step=2)
-    assert isinstance(sender.send(), ConnectionError)
-    journal.log_metrics({"loss": 1.0}, step=3)
+    monkeypatch.setattr(MlflowClient, "log_batch", unreachable)
+    log.append({"loss": 2.0}, step=2)
+    assert isinstance(uploader.send(), ConnectionError)
+    log.append({"loss": 1.0}, step=3)
     monkeypatch.setattr(MlflowClient, "log_batch", real)
-    assert sender.send() is None
-    assert sender.send() is None
+    assert uploader.send() is None
+    assert uploader.send() is None
     assert history(run_id, "loss") == [(1, 3.0), (2, 2.0), (3, 1.0)]
 
 
 def test_another_process_goes_on_where_a_killed_one_stopped(store: str, tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "journal.jsonl")
+    log = MetricsLog(tmp_path / "metrics.jsonl")
     run_id = MlflowClient().create_run("0").info.run_id
     picture = tmp_path / "a.png"
     Image.new("RGB", (20, 10)).save(picture)
-    journal.log_metrics({"loss": 2.0}, 1, {"samples": picture})
-    assert JournalSender(run_id, journal.path).send() is None
-    journal.log_metrics({"loss": 1.0}, 2, {"samples": picture})
-    assert JournalSender(run_id, journal.path).send() is None
-    (tmp_path / "journal" / "sent.json").unlink()  # killed before it was noted
-    assert JournalSender(run_id, journal.path).send() is None
+    log.append({"loss": 2.0}, 1, {"samples": picture})
+    assert MetricsUploader(run_id, log.path).send() is None
+    log.append({"loss": 1.0}, 2, {"samples": picture})
+    assert MetricsUploader(run_id, log.path).send() is None
+    (tmp_path / "metrics" / "sent.json").unlink()  # killed before it was noted
+    assert MetricsUploader(run_id, log.path).send() is None
     assert history(run_id, "loss") == [(1, 2.0), (2, 1.0)]
     names = [file.path for file in MlflowClient().list_artifacts(run_id, "images")]
     steps = [name.split("+")[2] for name in names if name.endswith(".png")]
@@ -157,16 +157,16 @@ def test_another_process_goes_on_where_a_killed_one_stopped(store: str, tmp_path
 
 
 def test_more_metrics_than_one_batch_may_hold_all_arrive(store: str, tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "journal.jsonl")
+    log = MetricsLog(tmp_path / "metrics.jsonl")
     for step in range(30):
-        journal.log_metrics({f"metric{number:02d}": step for number in range(50)}, step)
+        log.append({f"metric{number:02d}": step for number in range(50)}, step)
     run_id = MlflowClient().create_run("0").info.run_id
-    assert JournalSender(run_id, journal.path).send() is None
+    assert MetricsUploader(run_id, log.path).send() is None
     for name in ("metric00", "metric49"):
         assert history(run_id, name) == [(step, step) for step in range(30)]
 
 
-def test_system_metrics_are_kept_in_a_journal_and_can_be_turned_off(
+def test_system_metrics_are_kept_in_a_metrics_log_and_can_be_turned_off(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.001")

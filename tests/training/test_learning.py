@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from benchmarks.learning import CPU, REFERENCE, folds, make_reference
 from k400tiny_lib.config import Config
 from k400tiny_lib.data.annotations import Annotations, Clip
-from k400tiny_lib.training.worker import make_trainer
+from k400tiny_lib.training.worker import make_train_state
 from tests.conftest import LABELS, NUM_FRAMES
 
 
@@ -51,11 +51,11 @@ def test_the_reference_sees_all_clips_in_one_order_with_the_same_pixels(
         num_workers=0,
         num_epochs=3,
     )
-    trainer = make_trainer(config, annotations, CPU)
-    make_reference(trainer)
+    state = make_train_state(config, annotations, CPU)
+    make_reference(state)
 
     def epoch(number: int) -> tuple[list[int], torch.Tensor]:
-        loader: DataLoader[Any] = trainer.train_loader
+        loader: DataLoader[Any] = state.train_loader
         loader.sampler.set_epoch(number)  # type: ignore[attr-defined]
         loader.dataset.epoch = number  # type: ignore[attr-defined]
         batches = list(loader)
@@ -65,6 +65,6 @@ def test_the_reference_sees_all_clips_in_one_order_with_the_same_pixels(
     assert first[0] == second[0] == list(range(len(clips)))
     assert torch.equal(first[1], second[1])
     for _ in range(10):
-        trainer.optimizer.step()
-        trainer.scheduler.step()
-    assert [group["lr"] for group in trainer.optimizer.param_groups] == [0.1]
+        state.optimizer.step()
+        state.scheduler.step()
+    assert [group["lr"] for group in state.optimizer.param_groups] == [0.1]

@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.optim import Optimizer, lr_scheduler
+from torch.optim.lr_scheduler import LRScheduler
 
 from k400tiny_lib.config import Config
 from k400tiny_lib.models.weights import build_model
 from k400tiny_lib.training.optim import (
     amp_dtype,
+    lr_factor,
     make_average,
     make_optimizer,
     make_scheduler,
@@ -20,15 +23,15 @@ from k400tiny_lib.training.optim import (
 
 
 def rates(updates_per_epoch: int, **config: Any) -> list[float]:
-    settled = Config(lr=1.0, **config)
-    optimizer = make_optimizer(nn.Linear(2, 2), settled)
-    scheduler = make_scheduler(optimizer, settled, updates_per_epoch)
-    found = []
-    for _ in range(settled.num_epochs * updates_per_epoch):
-        found.append(optimizer.param_groups[0]["lr"])
+    settings = Config(lr=1.0, **config)
+    optimizer = make_optimizer(nn.Linear(2, 2), settings)
+    scheduler = make_scheduler(optimizer, settings, updates_per_epoch)
+    rates = []
+    for _ in range(settings.num_epochs * updates_per_epoch):
+        rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
-    return found
+    return rates
 
 
 def test_biases_and_norms_have_no_weight_decay() -> None:
@@ -66,6 +69,49 @@ def test_exponential_ends_near_a_hundredth() -> None:
     ratios = [b / a for a, b in itertools.pairwise(found)]
     assert ratios == pytest.approx([ratios[0]] * len(ratios))
     assert found[-1] * ratios[0] == pytest.approx(0.01)
+
+
+def torch_scheduler(optimizer: Optimizer, config: Config, updates_per_epoch: int) -> LRScheduler:
+    """The same schedules, composed of PyTorch's."""
+    total = config.num_epochs * updates_per_epoch
+    warmup = min(round(config.warmup_epochs * updates_per_epoch), total - 1)
+    rest = total - warmup
+    milestones = [round(share / 45 * total) - warmup for share in (20, 30, 40)]
+    main: LRScheduler = {
+        "cosine": lambda: lr_scheduler.CosineAnnealingLR(optimizer, rest),
+        "step": lambda: lr_scheduler.MultiStepLR(optimizer, milestones),
+        "exponential": lambda: lr_scheduler.ExponentialLR(optimizer, 0.01 ** (1 / rest)),
+        "constant": lambda: lr_scheduler.ConstantLR(optimizer, 1.0, 0),
+    }[config.scheduler]()
+    if not warmup:
+        return main
+    linear = lr_scheduler.LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup)
+    return lr_scheduler.SequentialLR(optimizer, [linear, main], [warmup])
+
+
+@pytest.mark.parametrize("warmup_epochs", [0.0, 0.3, 2.5])
+@pytest.mark.parametrize("updates_per_epoch", [1, 7, 49])
+@pytest.mark.parametrize("scheduler", ["cosine", "step", "exponential", "constant"])
+def test_schedules_agree_with_those_of_pytorch(
+    scheduler: str, updates_per_epoch: int, warmup_epochs: float
+) -> None:
+    settings = Config(lr=1.0, num_epochs=9, scheduler=scheduler, warmup_epochs=warmup_epochs)
+    optimizer = make_optimizer(nn.Linear(2, 2), settings)
+    reference = torch_scheduler(optimizer, settings, updates_per_epoch)
+    for update in range(9 * updates_per_epoch):
+        rate = lr_factor(update / updates_per_epoch, settings, updates_per_epoch)
+        # PyTorch's multiply from update to update.
+        assert rate == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9, abs=1e-12)
+        optimizer.step()
+        reference.step()
+
+
+@pytest.mark.parametrize("scheduler", ["cosine", "step", "exponential", "constant"])
+def test_after_the_warm_up_only_the_position_in_epochs_counts(scheduler: str) -> None:
+    settings = Config(num_epochs=9, scheduler=scheduler, warmup_epochs=2.0)
+    for position in range(2, 10):
+        factors = [lr_factor(position, settings, updates) for updates in (1, 4, 1000)]
+        assert factors == pytest.approx([factors[0]] * 3)
 
 
 def test_average_follows_the_formula_for_weights_and_statistics() -> None:

@@ -1,4 +1,4 @@
-"""What a recipe asks of the loop: each wish against a reference or a law, on a small network."""
+"""Parameters of a recipe in the loop, each against a reference or a law, on a small network."""
 
 import socket
 from collections.abc import Iterator
@@ -8,45 +8,21 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from k400tiny_lib.config import resolve
+from k400tiny_lib.config import Config, resolve
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.models.weights import build_model
-from k400tiny_lib.training import loop, worker
-from k400tiny_lib.training.freezing import freeze_backbone
-from k400tiny_lib.training.loop import Trainer, fit
-from k400tiny_lib.training.worker import make_trainer
-from tests.training.test_training import CPU, annotate, config
+from k400tiny_lib.training.loop import fit, freeze_backbone
+from k400tiny_lib.training.state import TrainState, gather_state, load_state
+from k400tiny_lib.training.worker import BuildModel, make_train_state
+from tests.helpers.training import CPU, Small, annotate, build_small, config
 
 
-class Small(nn.Module):
-    """A backbone with BatchNorm and a head, a thousandth of the real thing."""
-
-    architecture = "r2plus1d_18"
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv3d(3, 8, 3)
-        self.norm = nn.BatchNorm3d(8)
-        self.fc = nn.Linear(8, num_classes)
-
-    def forward(self, clips: Tensor) -> Tensor:
-        logits: Tensor = self.fc(F.relu(self.norm(self.conv(clips))).mean((2, 3, 4)))
-        return logits
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    def build(name: str, num_classes: int, dropout: float = 0.0) -> nn.Module:
-        return Small(num_classes)
-
-    monkeypatch.setattr(worker, "build_model", build)
-
-
-def trainer_for(data_path: Path, folder: Path, **changes: Any) -> Trainer:
+def state_for(
+    data_path: Path, folder: Path, build: BuildModel = build_small, **changes: Any
+) -> TrainState:
     plain = {
         "augmentation": "none",
         "optimizer": "sgd",
@@ -55,26 +31,34 @@ def trainer_for(data_path: Path, folder: Path, **changes: Any) -> Trainer:
         "scheduler": "constant",
         "num_epochs": 1,
     }
-    return make_trainer(config(data_path, folder, **(plain | changes)), annotate(data_path), CPU)
+    settings = config(data_path, folder, **(plain | changes))
+    return make_train_state(settings, annotate(data_path), CPU, build=build)
 
 
-def weights(trainer: Trainer) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+def weights(state: TrainState) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in state.model.state_dict().items()}
 
 
-def trained(trainer: Trainer) -> dict[str, Tensor]:
-    fit(trainer, lambda *_: None)
-    return weights(trainer)
+def trained(state: TrainState) -> dict[str, Tensor]:
+    fit(state, lambda *_: None)
+    return weights(state)
 
 
 def test_accumulated_batches_make_the_update_of_one_large_batch(
-    tiny_data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_data: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    # BatchNorm's statistics are those of a batch, whatever is accumulated.
-    monkeypatch.setattr(Small, "train", lambda self, mode=True: nn.Module.train(self, False))
-    once = trained(trainer_for(tiny_data[0], tmp_path, batch_size=6))
-    parts = trained(trainer_for(tiny_data[0], tmp_path, batch_size=2, grad_accum_steps=3))
-    start = weights(trainer_for(tiny_data[0], tmp_path))
+    class FixedStatistics(Small):
+        """BatchNorm would take the statistics of a batch, whatever is accumulated."""
+
+        def train(self, mode: bool = True) -> "FixedStatistics":
+            return super().train(False)
+
+    def build(config: Config, num_classes: int) -> nn.Module:
+        return FixedStatistics(num_classes)
+
+    once = trained(state_for(tiny_data[0], tmp_path, build, batch_size=6))
+    parts = trained(state_for(tiny_data[0], tmp_path, build, batch_size=2, grad_accum_steps=3))
+    start = weights(state_for(tiny_data[0], tmp_path))
     assert not torch.equal(start["conv.weight"], once["conv.weight"])
     for name, value in once.items():
         torch.testing.assert_close(parts[name], value, rtol=1e-4, atol=1e-6)  # order of sums
@@ -84,12 +68,12 @@ def test_an_update_is_no_longer_than_the_clipped_gradient(
     tiny_data: tuple[Path, Path], tmp_path: Path
 ) -> None:
     def step(clip_grad_norm: float) -> float:
-        trainer = trainer_for(
+        state = state_for(
             tiny_data[0], tmp_path, batch_size=19, lr=1.0, clip_grad_norm=clip_grad_norm
         )
-        assert len(trainer.train_loader) == 1
-        before, after = weights(trainer), trained(trainer)
-        moved = [after[n] - before[n] for n, _ in trainer.model.named_parameters()]
+        assert len(state.train_loader) == 1
+        before, after = weights(state), trained(state)
+        moved = [after[n] - before[n] for n, _ in state.model.named_parameters()]
         return float(torch.cat([part.flatten() for part in moved]).norm())
 
     free = step(0.0)
@@ -101,9 +85,9 @@ def test_an_update_is_no_longer_than_the_clipped_gradient(
 def test_mixed_precision_follows_full_precision_within_its_rounding(
     tiny_data: tuple[Path, Path], tmp_path: Path, amp: str
 ) -> None:
-    start = weights(trainer_for(tiny_data[0], tmp_path))
-    full = trained(trainer_for(tiny_data[0], tmp_path, amp="off"))
-    mixed = trainer_for(tiny_data[0], tmp_path, amp=amp)
+    start = weights(state_for(tiny_data[0], tmp_path))
+    full = trained(state_for(tiny_data[0], tmp_path, amp="off"))
+    mixed = state_for(tiny_data[0], tmp_path, amp=amp)
     assert mixed.scaler.is_enabled() is (amp == "fp16")
     found = trained(mixed)
     moved, off = (
@@ -131,20 +115,17 @@ def test_dropout_drops_its_share_before_the_head_and_scales_the_rest() -> None:
 
 
 def test_training_stops_out_of_patience_and_resuming_does_not_go_on(
-    tiny_data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_data: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    def epochs(accuracies: list[float], patience: int, trainer: Trainer | None = None) -> int:
-        trainer = trainer or trainer_for(
-            tiny_data[0], tmp_path, num_epochs=len(accuracies), patience=patience
-        )
-        monkeypatch.setattr(loop, "train_epoch", lambda *_: {})
-        monkeypatch.setattr(
-            loop, "validate", lambda trainer: {"val_acc1": accuracies[trainer.epoch]}
-        )
-        fit(trainer, lambda *_: None)
-        assert trainer.finished
-        fit(trainer, lambda *_: pytest.fail("it went on"))
-        return trainer.epoch
+    def epochs(accuracies: list[float], patience: int) -> int:
+        settings: dict[str, Any] = {"num_epochs": len(accuracies), "patience": patience}
+        state = state_for(tiny_data[0], tmp_path, **settings)
+        while not state.finished:
+            state.end_epoch(accuracies[state.epoch])
+        resumed = state_for(tiny_data[0], tmp_path, **settings)
+        load_state(resumed, gather_state(state), "resume")
+        fit(resumed, lambda *_: pytest.fail("it went on"))
+        return state.epoch
 
     assert epochs([10, 20, 20, 20, 90], patience=2) == 4  # an equal epoch is no better one
     assert epochs([10, 20, 20, 21, 5, 5], patience=2) == 6
@@ -155,7 +136,7 @@ def test_training_stops_out_of_patience_and_resuming_does_not_go_on(
 def test_a_frozen_backbone_stays_while_the_head_learns_and_thaws_afterwards(
     tiny_data: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    trainer = trainer_for(
+    state = state_for(
         tiny_data[0],
         tmp_path,
         num_epochs=2,
@@ -164,8 +145,8 @@ def test_a_frozen_backbone_stays_while_the_head_learns_and_thaws_afterwards(
         momentum=0.9,
         ema_decay=0.5,
     )
-    states = [weights(trainer)]
-    fit(trainer, lambda trainer, *_: states.append(weights(trainer)))
+    states = [weights(state)]
+    fit(state, lambda state, *_: states.append(weights(state)))
     head = {name for name in states[0] if name.startswith("fc.")}
     for name in states[0]:
         assert torch.equal(states[0][name], states[1][name]) is (name not in head), name
@@ -184,7 +165,7 @@ def one_process_group() -> Iterator[None]:
 
 def test_a_wrapped_model_can_be_frozen_and_thawed(one_process_group: None) -> None:
     model = Small(3)
-    wrapped = DistributedDataParallel(model, find_unused_parameters=True)  # as in make_trainer
+    wrapped = DistributedDataParallel(model, find_unused_parameters=True)  # as in make_model
     for frozen in (True, True, False, False):
         freeze_backbone(model.train(), frozen)
         wrapped(torch.rand(2, 3, 4, 8, 8)).sum().backward()

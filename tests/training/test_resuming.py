@@ -1,4 +1,4 @@
-"""Which checkpoint is continued, which is refused, and what a crash while writing leaves."""
+"""Which checkpoint is resumed, which is refused, and what a crash while writing leaves."""
 
 import shutil
 from pathlib import Path
@@ -14,11 +14,10 @@ from k400tiny_lib.errors import UserError
 from k400tiny_lib.metrics_log import read_entries
 from k400tiny_lib.models.checkpoint import newest_checkpoint, read_training_state, write_last
 from k400tiny_lib.tracking.runs import RESUMED_FROM_TAG, link_run
-from k400tiny_lib.tracking.uploader import JournalSender
-from k400tiny_lib.training import worker
-from k400tiny_lib.training.resuming import check_resumable, settle_resume
+from k400tiny_lib.tracking.uploader import MetricsUploader
+from k400tiny_lib.training.resuming import changes_since, check_resumable, resolve_checkpoint_paths
 from k400tiny_lib.training.worker import run
-from tests.helpers.training import CPU, annotate, config, make_job, slim_down
+from tests.helpers.training import CPU, annotate, build_slim, config, make_job
 
 CATEGORIES = {"a": 0, "b": 1}
 
@@ -30,7 +29,7 @@ def content(updates: int, run_id: str = "run", **parameters: Any) -> dict[str, A
         "config": Config(**parameters).to_dict(),
         "categories": CATEGORIES,
         "run_id": run_id,
-        "processes": [],
+        "processes": [{}],
         "updates": updates,
     }
 
@@ -52,23 +51,36 @@ def test_auto_continues_the_newest_and_skips_a_truncated_one_by_name(
     two_checkpoints(folder)
     assert sorted(path.name for path in folder.iterdir()) == ["last.pt", "previous.pt"]
     auto = Config(resume="auto", checkpoint_dir=str(folder))
-    assert updates_of(settle_resume(auto)[0]) == 2
+
+    def resolve(config: Config) -> tuple[Config, str | None]:
+        return resolve_checkpoint_paths(config, "new run")
+
+    assert updates_of(resolve(auto)[0]) == 2
     data = (folder / "last.pt").read_bytes()
     (folder / "last.pt").write_bytes(data[: len(data) // 2])
-    settled, run_id = settle_resume(auto)
-    assert (updates_of(settled), run_id) == (1, "run")
+    resolved, run_id = resolve(auto)
+    assert (updates_of(resolved), run_id) == (1, "run")
     warning = capsys.readouterr().err
     assert warning.startswith("warning: skipped, ")
     assert str(folder / "last.pt") in warning
     assert "Traceback" not in warning
     # The same for the folder by its path; the file by its path is what was asked for, or nothing.
-    assert updates_of(settle_resume(auto.replace(resume=str(folder)))[0]) == 1
+    assert updates_of(resolve(auto.replace(resume=str(folder)))[0]) == 1
     with pytest.raises(UserError, match=r"^resume: .*last\.pt is not a readable checkpoint"):
-        settle_resume(auto.replace(resume=str(folder / "last.pt")))
+        resolve(auto.replace(resume=str(folder / "last.pt")))
     empty = auto.replace(checkpoint_dir=str(tmp_path / "none"))
-    assert settle_resume(empty) == (empty.replace(resume="none"), None)
+    assert resolve(empty) == (empty.replace(resume="none"), None)
     with pytest.raises(UserError, match=r"^resume: .* holds no usable checkpoint"):
-        settle_resume(auto.replace(resume=str(tmp_path)))
+        resolve(auto.replace(resume=str(tmp_path)))
+
+
+def test_checkpoints_are_kept_in_a_directory_of_the_run_unless_one_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    resolved, _ = resolve_checkpoint_paths(Config(checkpoint_dir="auto"), "0123")
+    assert resolved.checkpoint_dir == "checkpoints/0123"
+    assert Path("checkpoints/0123").is_dir()
 
 
 @pytest.mark.parametrize("call", range(3))
@@ -113,45 +125,50 @@ def test_a_restart_continues_checkpoints_of_its_own_run_only(tmp_path: Path) -> 
     assert newest_checkpoint(folder, "third") is None
 
 
-def test_a_checkpoint_of_another_training_is_refused_by_the_difference(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    check_resumable(content(1), Config(lr=0.5, num_workers=1), CATEGORIES)
-    assert capsys.readouterr().out == "resume: changed since the checkpoint: lr 0.01 -> 0.5\n"
+def test_what_affects_the_result_and_has_changed_is_named() -> None:
+    same = Config(num_workers=1, nproc_per_node=4, print_interval=10)
+    assert changes_since(content(1), same, world_size=1) == []
+    other = Config(lr=0.5, grad_accum_steps=2)
+    changes = changes_since(content(1), other, world_size=2)
+    assert sorted(changes) == ["grad_accum_steps 1 -> 2", "lr 0.01 -> 0.5", "world size 1 -> 2"]
+
+
+def test_a_checkpoint_of_another_training_is_refused_by_the_difference() -> None:
+    check_resumable(content(1), Config(lr=0.5), CATEGORIES)
     with pytest.raises(UserError, match=r"^resume: .*model=r3d_18, this run has model=r2plus1d_18"):
         check_resumable(content(1, model="r3d_18"), Config(), CATEGORIES)
     with pytest.raises(UserError, match=r"^resume: .*optimizer=adamw, this run has optimizer=sgd"):
         check_resumable(content(1, optimizer="adamw"), Config(), CATEGORIES)
     with pytest.raises(UserError, match=r"^resume: the checkpoint does not know .* first 'c'"):
         check_resumable(content(1), Config(), CATEGORIES | {"c": 2})
-    with pytest.raises(UserError, match=r"^resume: the checkpoint knows classes .* first 'b'"):
+    with pytest.raises(UserError, match=r"^resume: the checkpoint has classes .* first 'b'"):
         check_resumable(content(1), Config(), {"a": 0})
 
 
 def test_a_resumed_run_goes_on_with_the_curves_of_the_former(
-    store: str, tiny_data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: str, tiny_data: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(worker, "initial_model", worker.initial_model)  # put back afterwards
-    slim_down()
     annotations = annotate(tiny_data[0], num_val=2, num_train=4)
     small = config(tiny_data[0], tmp_path / "a", num_epochs=1, model="mc3_18", scheduler="constant")
-    run(make_job(small, annotations, "former"), CPU)
+    run(make_job(small, annotations, "former"), CPU, build_slim)
 
     longer = small.replace(
         num_epochs=2, checkpoint_dir=str(tmp_path / "b"), resume=str(tmp_path / "a")
     )
-    settled, former = settle_resume(longer)
+    resolved, former = resolve_checkpoint_paths(longer, "new run")
     assert former == "former"
     with mlflow.start_run() as active:
         link_run(former, "none")
-    job = make_job(settled, annotations, active.info.run_id)
-    run(job, CPU)
+    job = make_job(resolved, annotations, active.info.run_id)
+    run(job, CPU, build_slim)
+    changed = "resume: changed since the checkpoint: num_epochs 1 -> 2\n"
+    assert capsys.readouterr().out.count(changed) == 1
     assert (tmp_path / "b" / "best.pt").exists()
-    assert JournalSender(active.info.run_id, job.journal).send() is None
+    assert MetricsUploader(active.info.run_id, job.metrics_log).send() is None
     client = MlflowClient()
     history = client.get_metric_history(active.info.run_id, "train_loss")
     assert [m.step for m in history] == [1, 2]
-    [(first, _)] = read_entries(tmp_path / "a" / "former.jsonl")
+    [(first, _)] = read_entries(tmp_path / "a" / "metrics-former.jsonl")
     assert (history[0].value, history[0].timestamp) == (
         first.metrics["train_loss"],
         first.timestamp,
@@ -164,7 +181,7 @@ def test_a_resumed_run_goes_on_with_the_curves_of_the_former(
     write_last(state | {"finished_epochs": 0, "batch": 1}, tmp_path / "c")
     other = small.replace(batch_size=2, resume=str(tmp_path / "c" / "last.pt"))
     with pytest.raises(UserError, match=r"^resume: .* processes 4 \(here 2\)"):
-        run(make_job(other, annotations, "other"), CPU)
+        run(make_job(other, annotations, "other"), CPU, build_slim)
 
 
 def test_nodes_point_to_the_parent_that_is_named(store: str) -> None:

@@ -1,4 +1,4 @@
-"""What people see of a training: its line, its pictures, its summary."""
+"""What people see of a training run: its lines, images and summary."""
 
 from pathlib import Path
 
@@ -10,23 +10,24 @@ from PIL import Image
 
 from k400tiny_lib.config import Config
 from k400tiny_lib.config.steps import resolve
-from k400tiny_lib.metrics_log import Journal, read_entries
-from k400tiny_lib.training.progress import duration, progress_line
+from k400tiny_lib.metrics_log import MetricsLog, read_entries
+from k400tiny_lib.training.reporting import duration, progress_line
 from k400tiny_lib.training.sample_predictions import (
     draw_predictions,
     is_due,
     sample_predictions,
     save_predictions,
 )
-from k400tiny_lib.training.summary import read_results, summarise, write_results
-from k400tiny_lib.training.worker import make_trainer
-from tests.training.test_training import CPU, annotate, config
+from k400tiny_lib.training.summary import read_results, summarize, write_results
+from k400tiny_lib.training.worker import make_train_state
+from tests.helpers.training import CPU, annotate, config
 
 METRICS = {
     "train_loss": 1.5,
     "train_acc1": 40.0,
     "val_loss": 1.2,
     "val_acc1": 50.0,
+    "train_acc5": 80.0,
     "val_acc5": 90.0,
     "clips_per_second": 12.34,
     "data_time_fraction": 0.07,
@@ -37,14 +38,13 @@ METRICS = {
 
 
 def test_the_line_of_an_epoch_says_how_it_went_and_what_is_left() -> None:
-    line = progress_line(3, 10, METRICS, is_best=True, seconds=60.0)
+    line = " ".join(progress_line(3, 10, METRICS, is_best=True, seconds=60.0).split())
     for part in (
-        "3/10",
-        "loss 1.500",
-        "acc1  50.0*",
-        "acc5  90.0",
+        "epoch 3/10",
+        "train loss 1.500 acc1 40.0",
+        "val loss 1.200 acc1 50.0* acc5 90.0",
         "12.3 clips/s",
-        "data   7%",
+        "waiting for data 7%",
         "3.2 GB",
         "7 min left",
     ):
@@ -59,35 +59,33 @@ def test_the_line_of_an_epoch_says_how_it_went_and_what_is_left() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("num_epochs", "pictures"), [(1, 1), (7, 7), (20, 20), (45, 16), (500, 21)]
-)
-def test_a_run_of_any_length_has_about_twenty_pictures(num_epochs: int, pictures: int) -> None:
+@pytest.mark.parametrize(("num_epochs", "images"), [(1, 1), (7, 7), (20, 20), (45, 16), (500, 21)])
+def test_a_run_of_any_length_has_about_twenty_images(num_epochs: int, images: int) -> None:
     due = [epoch for epoch in range(1, num_epochs + 1) if is_due(epoch, num_epochs)]
     assert due[0] == 1
     assert due[-1] == num_epochs
-    assert len(due) == pictures
+    assert len(due) == images
 
 
-def test_a_picture_shows_validation_clips_with_the_model_s_own_answers(
+def test_an_image_shows_validation_clips_with_the_predictions_of_the_model(
     tiny_data: tuple[Path, Path], tmp_path: Path
 ) -> None:
     annotations = annotate(tiny_data[0])
-    trainer = make_trainer(config(tiny_data[0], tmp_path), annotations, CPU)
-    trainer.epoch = 2
-    clips, targets, probabilities = sample_predictions(trainer)
+    state = make_train_state(config(tiny_data[0], tmp_path), annotations, CPU)
+    state.epoch = 2
+    clips, targets, probabilities = sample_predictions(state)
     assert targets == [clip.target for clip in annotations.splits["val"]]
-    batch, expected, _ = next(iter(trainer.val_loader))
+    batch, expected, _ = next(iter(state.val_loader))
     assert torch.equal(clips[:4], batch)
     assert targets[:4] == expected.tolist()
     torch.testing.assert_close(probabilities.sum(1), torch.ones(5))
     random = torch.get_rng_state()
-    images = save_predictions(trainer, annotations.categories, tmp_path)
+    images = save_predictions(state, annotations.categories, tmp_path)
     assert torch.equal(torch.get_rng_state(), random)  # resuming stays exact
     with Image.open(images["sample_predictions"]) as image:
         assert min(image.size) > 100
-    trainer.epoch, trainer.config = 3, config(tiny_data[0], tmp_path, num_epochs=100)
-    assert save_predictions(trainer, annotations.categories, tmp_path) == {}
+    state.epoch, state.config = 3, config(tiny_data[0], tmp_path, num_epochs=100)
+    assert save_predictions(state, annotations.categories, tmp_path) == {}
 
 
 def test_right_and_wrong_predictions_are_titled_as_such() -> None:
@@ -101,18 +99,20 @@ def test_right_and_wrong_predictions_are_titled_as_such() -> None:
 
 
 def test_the_summary_names_the_best_epoch_and_commands_that_exist(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "journal-1.jsonl")
+    log = MetricsLog(tmp_path / "metrics-1.jsonl")
     settled = Config(data_path="frames", annotations="a.json", num_epochs=9, patience=1)
-    assert summarise(journal.path, settled, "1") is None
+    assert summarize(log.path, settled, "1") is None
     for epoch, accuracy in ((1, 40.0), (2, 60.0), (3, 60.0), (4, 50.0)):
-        journal.log_metrics(METRICS | {"val_acc1": accuracy}, epoch)
-    assert len(list(read_entries(journal.path))) == 4
-    results = summarise(journal.path, settled, "1")
+        log.append(METRICS | {"val_acc1": accuracy}, epoch)
+    assert len(list(read_entries(log.path))) == 4
+    results = summarize(log.path, settled, "1")
     assert results is not None
     assert results.metrics == {"best_epoch": 3, "best_val_acc1": 60.0}
     assert "val top-1 60.0 % after epoch 3; 4 of 9 epochs" in results.headline
     assert "in 4 min" in results.headline
     assert results.headline.partition(";")[0] in results.note
+    assert "| train / val loss | 1.500 / 1.200 |" in results.note
+    assert "| train / val acc1 | 40.0 / 60.0 % |" in results.note
     for line, step in zip(
         results.next_steps.splitlines(), ("evaluate", "export_onnx"), strict=True
     ):
@@ -120,6 +120,6 @@ def test_the_summary_names_the_best_epoch_and_commands_that_exist(tmp_path: Path
         assert words[words.index("-e") + 1] == step
         given = [words[i + 1].split("=", 1) for i, word in enumerate(words) if word == "-P"]
         assert resolve(step, dict(given)).checkpoint == "runs:/1/checkpoints/best.pt"
-    assert read_results(journal.path) is None
-    write_results(results, journal.path)
-    assert read_results(journal.path) == results
+    assert read_results(log.path) is None
+    write_results(results, log.path)
+    assert read_results(log.path) == results

@@ -1,4 +1,4 @@
-"""The loop and its workers: learns, counts every clip once."""
+"""The loop and its workers: training learns, and counts every clip once."""
 
 import re
 from pathlib import Path
@@ -17,8 +17,8 @@ from k400tiny_lib.models.checkpoint import read_checkpoint, write_checkpoint
 from k400tiny_lib.models.weights import build_model
 from k400tiny_lib.training.loop import fit, validate
 from k400tiny_lib.training.meters import Meters
-from k400tiny_lib.training.worker import Job, make_trainer
-from tests.helpers.training import CPU, annotate, config
+from k400tiny_lib.training.worker import make_train_state
+from tests.helpers.training import CPU, annotate, config, make_job
 
 
 def test_a_single_batch_is_learnt_by_heart(tiny_data: tuple[Path, Path], tmp_path: Path) -> None:
@@ -37,9 +37,9 @@ def test_a_single_batch_is_learnt_by_heart(tiny_data: tuple[Path, Path], tmp_pat
         lr=1e-3,
         scheduler="constant",
     )
-    trainer = make_trainer(settled, few, CPU)
+    state = make_train_state(settled, few, CPU)
     seen: list[dict[str, float]] = []
-    fit(trainer, lambda _, metrics, best: seen.append(metrics))
+    fit(state, lambda _, metrics, best: seen.append(metrics))
     assert seen[-1]["train_acc1"] == 100.0
     assert seen[-1]["train_loss"] < 0.3 * seen[0]["train_loss"]
 
@@ -49,12 +49,11 @@ def test_two_processes_count_each_validation_clip_once(
 ) -> None:
     annotations = annotate(tiny_data[0], num_val=5)  # odd: padding to even would count one twice
     settled = config(tiny_data[0], tmp_path, nproc_per_node=2, num_epochs=1, batch_size=2)
-    Path(settled.annotations).write_text(annotations.to_json())
-    job = Job(settled, "run", tmp_path / "journal.jsonl", tmp_path / "error.txt")
-    launch(job, tmp_path, while_running=lambda: None)
-    entries = [entry for entry, _ in read_entries(job.journal)]
+    job = make_job(settled, annotations)
+    launch(job)
+    entries = [entry for entry, _ in read_entries(job.metrics_log)]
     assert [entry.step for entry in entries] == [1]
-    alone = make_trainer(settled.replace(batch_size=5), annotations, CPU)
+    alone = make_train_state(settled.replace(batch_size=5), annotations, CPU)
     alone.model.load_state_dict(read_checkpoint(tmp_path / "best.pt", "checkpoint")["model"])
     for name, value in validate(alone).items():
         # The same float32 forward passes in batches of other sizes.
@@ -66,10 +65,8 @@ def test_a_mistake_found_by_a_worker_reaches_the_launcher_as_its_line(
     tiny_data: tuple[Path, Path], tmp_path: Path
 ) -> None:
     settled = config(tiny_data[0], tmp_path, batch_size=1000)
-    Path(settled.annotations).write_text(annotate(tiny_data[0]).to_json())
-    job = Job(settled, "run", tmp_path / "journal.jsonl", tmp_path / "error.txt")
     with pytest.raises(UserError, match=r"^batch_size: 1000 on 1 process"):
-        launch(job, tmp_path, while_running=lambda: None)
+        launch(make_job(settled, annotate(tiny_data[0])))
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_epoch_the_batch_and_its_clips(
@@ -77,9 +74,9 @@ def test_a_loss_that_is_not_finite_stops_with_the_epoch_the_batch_and_its_clips(
 ) -> None:
     settled = config(tiny_data[0], tmp_path, lr=1e30, optimizer="sgd", scheduler="constant")
     annotations = annotate(tiny_data[0])
-    trainer = make_trainer(settled, annotations, CPU)
+    state = make_train_state(settled, annotations, CPU)
     with pytest.raises(UserError) as caught:
-        fit(trainer, lambda *_: None)
+        fit(state, lambda *_: None)
     found = re.match(
         r"lr: the loss is (nan|inf) in epoch 1, batch (\d+), of the clips (.*?)\.",
         str(caught.value),
@@ -94,7 +91,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_epoch_the_batch_and_its_clips(
 
 def test_sync_bn_on_a_cpu_is_refused(tiny_data: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^sync_bn: "):
-        make_trainer(config(tiny_data[0], tmp_path, sync_bn=True), annotate(tiny_data[0]), CPU)
+        make_train_state(config(tiny_data[0], tmp_path, sync_bn=True), annotate(tiny_data[0]), CPU)
 
 
 def test_a_checkpoint_starts_a_model_with_another_head(
@@ -105,8 +102,8 @@ def test_a_checkpoint_starts_a_model_with_another_head(
         {"model": source, "epoch": 1, "config": {}, "categories": {}}, tmp_path / "best.pt"
     )
     settled = config(tiny_data[0], tmp_path, load_model=str(tmp_path / "best.pt"))
-    trainer = make_trainer(settled, annotate(tiny_data[0]), CPU)
-    own = trainer.model.state_dict()
+    state = make_train_state(settled, annotate(tiny_data[0]), CPU)
+    own = state.model.state_dict()
     assert own["fc.weight"].shape == (3, 512)
     assert torch.equal(own["layer4.1.conv2.0.0.weight"], source["layer4.1.conv2.0.0.weight"])
 

@@ -1,7 +1,7 @@
-"""What was found out about files before, so that unchanged ones are not read again.
+"""SQLite cache of per-file results, so that unchanged files are not read again.
 
-A SQLite file in the output directory. A signature (names, sizes, times and inodes of files) tells
-whether something changed since; only then is it read, and its content decides.
+An entry is invalid when its signature (names, sizes, times and inodes of files) has changed; then
+the files are read, and their content decides.
 """
 
 import contextlib
@@ -9,9 +9,12 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from k400tiny_lib.config import Config
 from k400tiny_lib.errors import UserError
+from k400tiny_lib.files import local_path
 
-_VERSION = 1  # another version's file is started anew
+_FILE = Path(".k400tiny", "content.sqlite")
+_VERSION = 1  # a file of another version is replaced
 _BUSY_SECONDS = 120.0
 _TABLE = (
     "CREATE TABLE IF NOT EXISTS facts (root TEXT, name TEXT, signature TEXT, fact TEXT, "
@@ -20,10 +23,10 @@ _TABLE = (
 
 
 class ContentIndex:
-    """Facts about named things below a root: (root, name) -> signature, fact; both texts.
+    """A table (root, name) -> (signature, fact), all of them texts.
 
-    Several processes may use one file: SQLite's own locks keep their writes apart, and a process
-    that is killed leaves the file as it was before its last `save`.
+    Several processes may use one file: SQLite locks it while it writes, and a process that is
+    killed leaves the file as it was before its last `save`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -35,13 +38,13 @@ class ContentIndex:
             except sqlite3.DatabaseError as error:
                 if isinstance(error, sqlite3.OperationalError):  # locked, read-only, disk full
                     raise
-                path.unlink(missing_ok=True)  # no database: it can be made again, at a cost
+                path.unlink(missing_ok=True)  # not a database; a new one costs reading again
                 self._create()
         except (OSError, sqlite3.Error) as error:
             raise UserError(f"output_dir: {path} cannot be used: {error}.") from None
 
     def load(self, root: str) -> dict[str, tuple[str, str]]:
-        """All that is known below a root: name -> (signature, fact)."""
+        """All entries below a root: name -> (signature, fact)."""
         with self._connect() as connection:
             rows = connection.execute(
                 "SELECT name, signature, fact FROM facts WHERE root = ?", (root,)
@@ -57,7 +60,7 @@ class ContentIndex:
 
     def _create(self) -> None:
         with self._connect() as connection:
-            connection.execute("BEGIN IMMEDIATE")  # no other process between asking and making
+            connection.execute("BEGIN IMMEDIATE")  # no other process in between
             if connection.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
                 connection.execute("DROP TABLE IF EXISTS facts")
                 connection.execute(f"PRAGMA user_version = {_VERSION}")
@@ -71,3 +74,12 @@ class ContentIndex:
                 yield connection
         finally:
             connection.close()
+
+
+def open_index(config: Config) -> ContentIndex:
+    """The index in the local directory of `output_dir`.
+
+    Raises:
+        UserError: if it cannot be created there.
+    """
+    return ContentIndex(local_path(config.output_dir) / _FILE)

@@ -1,38 +1,37 @@
-"""Videos become frame folders: 40 frames each, like the clips of K400-Tiny.
+"""Decode videos into frame folders of 40 frames each, like the clips of K400-Tiny.
 
-A folder appears under its name when it is complete, with the digest of its video in a hidden file;
-one whose video is the same is not decoded again. So a killed run goes on where it was, and leaves
-nothing half-written.
+A folder gets its name when it is complete, and has the digest of its video in a hidden file. While
+the video is the same, it is not decoded again. So a killed run continues where it was, and leaves
+no incomplete folder.
 """
 
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import cv2
 import psutil
 from tqdm import tqdm
 
 from k400tiny_lib.data.preparation.content_index import ContentIndex
 from k400tiny_lib.data.preparation.executors import map_unordered, open_executor
-from k400tiny_lib.data.sources.ground_truth import Dropped
-from k400tiny_lib.data.sources.video_files import VideoFile
+from k400tiny_lib.errors import UserError
 from k400tiny_lib.files import combine_digests, fetch_file, file_digest, is_remote
+from k400tiny_lib.media.video import Image, sample_video
 
-if TYPE_CHECKING:
-    from k400tiny_lib.data.preparation.video_frames import Decoded
-
-_SOURCE = ".source"  # in a finished folder: the digest of its video
-_ROOT = "video"  # of the facts about videos in the index
+_DIGEST_FILE = ".source"  # in a finished folder: the digest of its video
+_INDEX_ROOT = "video"  # of the content index: video URI -> [digest, problem]
+_RESIZING = "k400tiny_lib.data.loading.transforms"  # imports torch, which takes seconds
 
 
 @dataclass(frozen=True)
 class FrameSettings:
-    """What decoding makes of a video; the defaults are the layout of K400-Tiny."""
+    """The frames that a video is decoded into; the defaults are the layout of K400-Tiny."""
 
     num_frames: int = 40
     size: int = 336
@@ -45,59 +44,90 @@ class FrameSettings:
 
 
 @dataclass(frozen=True)
-class Task:
-    """One video to decode: plain data, for whichever machine takes it."""
+class VideoFile:
+    """One video.
 
-    name: str
+    Attributes:
+        uri: an absolute path or a URI, readable from every worker.
+        stamp: a text that changes when the file does (size, time, inode or entity tag).
+    """
+
     uri: str
     stamp: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """One clip to decode: plain data that can be sent to another machine."""
+
+    name: str
+    video: VideoFile
     settings: FrameSettings
 
 
-def video_digests(videos: Mapping[str, VideoFile], index: ContentIndex) -> dict[str, str]:
-    """The digest of each video's bytes by clip name, read only where the index does not know it."""
-    known = index.load(_ROOT)
+@dataclass(frozen=True)
+class Decoded:
+    """A decoded video.
+
+    Attributes:
+        digest: of the file; empty if it cannot be read.
+        frames: JPEG files in order of time; none if the video is bad.
+        problem: why the video is bad, else empty.
+    """
+
+    digest: str
+    frames: tuple[bytes, ...]
+    problem: str = ""
+
+
+def digest_videos(videos: Mapping[str, VideoFile], index: ContentIndex) -> dict[str, str]:
+    """Digest the bytes of each clip's video; unchanged videos are not read again.
+
+    Returns:
+        Clip name -> digest, empty for a video that cannot be read.
+    """
+    known = index.load(_INDEX_ROOT)
     digests = {}
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        for name, video in videos.items():
-            signature, fact = known.get(video.uri, ("", ""))
-            if signature == video.stamp:
-                digests[name] = json.loads(fact)[0]
-                continue
-            path = Path(video.uri)
-            try:
-                if is_remote(video.uri):
-                    path = Path(folder, "video")
-                    fetch_file(video.uri, path)
+    for name, video in videos.items():
+        stamp, fact = known.get(video.uri, ("", ""))
+        if stamp == video.stamp:
+            digests[name] = json.loads(fact)[0]
+            continue
+        try:
+            with _local_file(video.uri) as path:
                 digests[name] = file_digest(path)
-            except OSError:  # decoding says what is wrong with it
-                digests[name] = ""
-                continue
-            # It may be a new file with an old one's place: whether it can be decoded is open.
-            rows.append((video.uri, video.stamp, json.dumps([digests[name], None])))
+        except OSError:  # decoding reports what is wrong with it
+            digests[name] = ""
+        else:
+            rows.append(_index_row(video, digests[name], None))  # not decoded yet
     if rows:
-        index.save(_ROOT, rows)
+        index.save(_INDEX_ROOT, rows)
     return digests
 
 
 def plan(
     videos: Mapping[str, VideoFile], target: Path, settings: FrameSettings, index: ContentIndex
-) -> tuple[list[Task], list[Dropped]]:
-    """What is still to be decoded, and the videos that are known to be bad."""
-    sources = {name: _source_of(target / name) for name in videos}
-    digests = video_digests({name: videos[name] for name in videos if sources[name]}, index)
-    known = index.load(_ROOT)
-    tasks, bad = [], []
+) -> tuple[list[Task], dict[str, str]]:
+    """Find out what has to be decoded.
+
+    Returns:
+        A task for each clip without an up-to-date folder, and the clips whose videos are known to
+        be bad: name -> reason.
+    """
+    decoded = {name: _decoded_digest(target / name) for name in videos}
+    digests = digest_videos({name: videos[name] for name in videos if decoded[name]}, index)
+    known = index.load(_INDEX_ROOT)
+    tasks, bad = [], {}
     for name, video in videos.items():
-        if sources[name] and sources[name] == digests[name]:
+        if decoded[name] and decoded[name] == digests[name]:
             continue
         stamp, fact = known.get(video.uri, ("", ""))
         problem = json.loads(fact)[1] if stamp == video.stamp else None
         if problem:
-            bad.append(Dropped(name, problem))
+            bad[name] = problem
         else:
-            tasks.append(Task(name, video.uri, video.stamp, settings))
+            tasks.append(Task(name, video, settings))
     return tasks, bad
 
 
@@ -109,57 +139,104 @@ def decode_videos(
     scheduler: str,
     workers: int | str,
     settings: FrameSettings,
-) -> list[Dropped]:
+) -> dict[str, str]:
     """Make a frame folder of every video that has none yet.
 
-    The workers only decode; this process writes. So they need to see the videos, not the target.
+    Workers decode and this process writes, so they need to read the videos, but not the target.
 
     Args:
         videos: the video of each clip.
         target: directory of the frame folders, named like the clips.
-        index: which videos are known; what is found out goes there.
+        index: results of former runs; new ones are saved there.
         scheduler, workers: see `open_executor`.
         settings: what frames to make.
 
     Returns:
-        The videos that cannot be decoded.
+        The clips whose videos cannot be decoded: name -> reason.
 
     Raises:
         UserError: if the workers cannot be used.
     """
-    # Here, because main looks at the plan each time and should not wait for PyTorch.
-    from k400tiny_lib.data.preparation.video_frames import decode
-
     target.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(target)
     tasks, bad = plan(videos, target, settings, index)
     if not tasks:
         return bad
     with (
-        open_executor(scheduler, workers) as (executor, count),
+        open_executor(scheduler, workers, preload=(__name__, _RESIZING)) as (executor, count),
         tqdm(total=len(tasks), desc="decode", unit="video", mininterval=1) as bar,
     ):
         for task, decoded in map_unordered(executor, count, decode, tasks):
             if decoded.problem:
-                bad.append(Dropped(task.name, decoded.problem))
+                bad[task.name] = decoded.problem
                 shutil.rmtree(target / task.name, ignore_errors=True)
             else:
                 _write_folder(target, task.name, decoded)
-            if decoded.digest:  # else it could not even be read, which may pass
-                fact = json.dumps([decoded.digest, decoded.problem])
-                index.save(_ROOT, [(task.uri, task.stamp, fact)])
+            if decoded.digest:  # else it could not be read, which may be temporary
+                row = _index_row(task.video, decoded.digest, decoded.problem)
+                index.save(_INDEX_ROOT, [row])
             bar.update()
-    return sorted(bad, key=lambda clip: clip.video)
+    return bad
 
 
-def _source_of(folder: Path) -> str:
+def decode(task: Task) -> Decoded:
+    """Decode one video into JPEG frames: short side and center crop as the settings say.
+
+    The same video and settings give the same bytes on every worker. What is wrong with a video is
+    part of the result.
+    """
+    import torch  # only here and in _jpeg: main plans without waiting for it
+
+    torch.set_num_threads(1)  # there is one worker per core
+    settings, path, digest = task.settings, Path(task.video.uri), ""
     try:
-        return (folder / _SOURCE).read_text()
+        with _local_file(task.video.uri) as path:
+            digest = file_digest(path)
+            frames = sample_video(path, settings.num_frames, lambda image: _jpeg(image, settings))
+    except UserError as error:
+        return Decoded(digest, (), str(error).replace(f"{path} ", "").rstrip("."))
+    except OSError as error:
+        return Decoded(digest, (), f"cannot be read: {error.strerror or error}")
+    return Decoded(digest, tuple(frames))
+
+
+def _jpeg(image: Image, settings: FrameSettings) -> bytes:
+    import torch
+
+    from k400tiny_lib.data.loading.transforms import resize_and_crop
+
+    frames = torch.from_numpy(image)[None]  # (H, W, C) -> (1, H, W, C)
+    resized = resize_and_crop(frames, settings.size, settings.size)  # (C, 1, S, S)
+    bgr = resized[:, 0].flip(0).permute(1, 2, 0).contiguous().numpy()  # (C, S, S) -> (S, S, C)
+    _, jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, settings.quality])
+    return bytes(jpeg.tobytes())
+
+
+@contextmanager
+def _local_file(uri: str) -> Iterator[Path]:
+    """A video as a local file; a remote one is copied and deleted afterwards."""
+    if not is_remote(uri):
+        yield Path(uri)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, uri.rpartition("/")[2])
+        fetch_file(uri, path)
+        yield path
+
+
+def _index_row(video: VideoFile, digest: str, problem: str | None) -> tuple[str, str, str]:
+    return video.uri, video.stamp, json.dumps([digest, problem])
+
+
+def _decoded_digest(folder: Path) -> str:
+    """The digest of the video that a folder was decoded from; empty without a finished folder."""
+    try:
+        return (folder / _DIGEST_FILE).read_text()
     except OSError:
         return ""
 
 
-def _write_folder(target: Path, name: str, decoded: "Decoded") -> None:
+def _write_folder(target: Path, name: str, decoded: Decoded) -> None:
     folder = target / name
     partial = target / f".part-{os.getpid()}"
     shutil.rmtree(partial, ignore_errors=True)
@@ -167,14 +244,14 @@ def _write_folder(target: Path, name: str, decoded: "Decoded") -> None:
     digits = max(2, len(str(len(decoded.frames) - 1)))
     for number, frame in enumerate(decoded.frames):
         (partial / f"frame{number:0{digits}d}.jpg").write_bytes(frame)
-    (partial / _SOURCE).write_text(decoded.digest)
+    (partial / _DIGEST_FILE).write_text(decoded.digest)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)  # of a video that has changed since
+    shutil.rmtree(folder, ignore_errors=True)  # decoded from a former version of the video
     partial.rename(folder)
 
 
 def _remove_leftovers(target: Path) -> None:
-    """What a killed run was writing; that of a living one, in the same directory, stays."""
+    """Remove the incomplete folder of a killed run, but not that of another running process."""
     for partial in target.glob(".part-*"):
         if not psutil.pid_exists(int(partial.name.rpartition("-")[2])):
             shutil.rmtree(partial, ignore_errors=True)

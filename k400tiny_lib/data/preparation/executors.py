@@ -1,13 +1,18 @@
-"""Where work runs: processes of this machine, or a Dask cluster; the caller does not notice."""
+"""Run a function on many tasks: in processes of this machine or on a Dask cluster.
+
+joblib has both backends, but keeps every result until the caller takes it (decoded videos would
+fill the memory where writing is slow), and its processes outlive a killed parent.
+"""
 
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from itertools import islice
 from typing import TypeVar
 
 import cv2
@@ -19,8 +24,6 @@ from k400tiny_lib.system import available_cores
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-_CONNECT_SECONDS = 10
-_PRELOAD = ("k400tiny_lib.data.preparation.video_frames",)
 _DASK_NEEDED = (
     "Needed: `dask scheduler` and `dask worker` started in this project's environment with "
     "PYTHONPATH=<project directory>."
@@ -29,27 +32,34 @@ _TASKS_PER_WORKER = 4  # enough to keep it busy, few enough to bound the results
 
 
 @contextmanager
-def open_executor(scheduler: str, workers: int | str) -> Iterator[tuple[Executor, int]]:
-    """An executor with the interface of `concurrent.futures`, and how many workers it has.
+def open_executor(
+    scheduler: str, workers: int | str, *, preload: Sequence[str] = (), connect_timeout: float = 10
+) -> Iterator[tuple[Executor, int]]:
+    """Open an executor with the interface of `concurrent.futures`.
 
     Args:
         scheduler: address of a Dask scheduler (tcp://host:port), or `none` for local processes.
         workers: local processes; `auto` for one per core.
+        preload: modules that local processes import once for all of them.
+        connect_timeout: seconds until the scheduler counts as unreachable.
+
+    Yields:
+        The executor and its number of workers.
 
     Raises:
         UserError: if the scheduler cannot be reached or has no workers.
     """
     if scheduler == NONE:
         count = available_cores() if workers == AUTO else int(workers)
-        # A fork would copy the locks of threads that torch or MLflow have started, and spawned
-        # workers would import for seconds each; the fork server imports once, without threads.
+        # A fork would copy locks that threads of torch or MLflow hold, and each spawned worker
+        # would import for seconds; the fork server imports once and has no threads.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(list(_PRELOAD))
+        context.set_forkserver_preload(list(preload))
         pool = ProcessPoolExecutor(count, context, initializer=_start_worker)
         try:
             yield pool, count
         finally:
-            # Leaving without this would finish the queue first, after Ctrl-C too.
+            # Without this, Ctrl-C would first finish the queue.
             pool.shutdown(cancel_futures=True)
         return
     try:
@@ -60,10 +70,10 @@ def open_executor(scheduler: str, workers: int | str) -> Iterator[tuple[Executor
             "Needed: pip install distributed, here and on the workers."
         ) from None
     try:
-        client = Client(scheduler, timeout=_CONNECT_SECONDS)
+        client = Client(scheduler, timeout=connect_timeout)
     except (OSError, TimeoutError, ValueError, TypeError) as error:
         raise UserError(
-            f"dask_scheduler: no scheduler answers at {scheduler} within {_CONNECT_SECONDS} s "
+            f"dask_scheduler: no scheduler answers at {scheduler} within {connect_timeout} s "
             f"({type(error).__name__}). Needed: the address that `dask scheduler` prints."
         ) from None
     with client:
@@ -77,22 +87,23 @@ def open_executor(scheduler: str, workers: int | str) -> Iterator[tuple[Executor
 def map_unordered(
     executor: Executor, workers: int, function: Callable[[Task], Result], tasks: Iterable[Task]
 ) -> Iterator[tuple[Task, Result]]:
-    """Apply a function to tasks, results as they come; memory for a few tasks per worker only.
+    """Apply a function to tasks and yield each result when it is done.
+
+    At most four tasks per worker are taken ahead of the results that the caller has received, so
+    memory is bounded however slow the caller is.
+
+    Yields:
+        A task and its result.
 
     Raises:
-        UserError: if a worker dies or lacks our code; else what the function raises.
+        UserError: if a worker dies or lacks our code.
+        Exception: whatever the function raises.
     """
-    queue = iter(tasks)
+    remaining = iter(tasks)
     running: dict[Future[Result], Task] = {}
-    exhausted = False
     while True:
-        while not exhausted and len(running) < workers * _TASKS_PER_WORKER:
-            try:
-                task = next(queue)
-            except StopIteration:
-                exhausted = True
-            else:
-                running[executor.submit(function, task)] = task
+        for task in islice(remaining, workers * _TASKS_PER_WORKER - len(running)):
+            running[executor.submit(function, task)] = task
         if not running:
             return
         done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -110,7 +121,7 @@ def map_unordered(
                     f"dask_scheduler: its workers lack {error.name!r}. {_DASK_NEEDED}"
                 ) from None
             except RuntimeError as error:
-                # What a scheduler says that cannot import the function.
+                # A scheduler that cannot import the function raises this.
                 if "deserialization of the task graph" not in str(error):
                     raise
                 raise UserError(
@@ -119,7 +130,7 @@ def map_unordered(
 
 
 def _start_worker() -> None:
-    """One thread each, no answer to Ctrl-C (the parent has it), and no life after the parent."""
+    """Use one thread, leave Ctrl-C to the parent, and end when the parent ends."""
     cv2.setNumThreads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -1,4 +1,4 @@
-"""Pictures of a data set: how its clips are spread, and what they look like."""
+"""Figures of a data set: clips per class and split, and some of the clips."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ _AUGMENTED_CLIPS = 6
 
 
 def plot_class_counts(table: pd.DataFrame) -> Figure:
-    """Clips per class as stacked bars, one colour per split; at most the 60 largest classes."""
+    """Clips per class as stacked bars, one color per split; at most the 60 largest classes."""
     counts = pd.crosstab(table["label"], table["split"]).reindex(columns=SPLITS, fill_value=0)
     counts = counts.loc[counts.sum(axis=1).sort_values().index[-_MAX_BARS:]]
     figure = Figure(figsize=(8, 1.2 + 0.28 * len(counts)), layout="constrained")
@@ -35,7 +35,7 @@ def plot_class_counts(table: pd.DataFrame) -> Figure:
 
 
 def plot_split_balance(table: pd.DataFrame) -> Figure:
-    """The share of each class that val and test hold; lines mark the shares of all clips."""
+    """The share of each class that is in val and test; lines mark the shares of all clips."""
     shares = pd.crosstab(table["label"], table["split"], normalize="index") * 100
     shares = shares.reindex(columns=SPLITS, fill_value=0.0).sort_values("test")
     figure = Figure(figsize=(8, 3.5), layout="constrained")
@@ -52,7 +52,7 @@ def plot_split_balance(table: pd.DataFrame) -> Figure:
 
 
 def plot_contact_sheet(table: pd.DataFrame, clips_path: Path) -> Figure:
-    """One clip per class (at most 12 classes) as a row of frames in order of time."""
+    """One clip per class, for at most 12 classes, as a row of frames in order of time."""
     rows = list(table.groupby("label", sort=True).head(1).sort_values("label").itertuples())
     return plot_clips(
         [(row.label, clips_path / row.folder_name, row.num_frames) for row in rows[:_MAX_ROWS]]
@@ -60,7 +60,7 @@ def plot_contact_sheet(table: pd.DataFrame, clips_path: Path) -> Figure:
 
 
 def plot_clips(clips: Sequence[tuple[str, Path, int]]) -> Figure:
-    """Rows of frames; each clip is (title, folder, number of frames)."""
+    """Clips as rows of 8 frames in order of time; a clip is (title, folder, number of frames)."""
     figure = Figure(figsize=(1.25 * _SHEET_FRAMES, 1.5 * len(clips)), layout="constrained")
     grid = figure.subplots(len(clips), _SHEET_FRAMES, squeeze=False)
     for axes_of_row, (title, folder, num_frames) in zip(grid, clips, strict=True):
@@ -73,11 +73,11 @@ def plot_clips(clips: Sequence[tuple[str, Path, int]]) -> Figure:
 
 
 def plot_augmented_clips(dataset: ClipDataset, annotations: Annotations) -> Figure:
-    """Training clips as the first epoch's model could see them, mixed where batches are mixed.
+    """Training clips after augmentation, mixed where the recipe mixes batches.
 
     Args:
-        dataset: the training clips; some spread evenly over them are shown.
-        annotations: for the names of the classes.
+        dataset: the training clips; six, evenly spread, are shown.
+        annotations: has the names of the classes.
 
     Raises:
         UserError: if a clip cannot be read.

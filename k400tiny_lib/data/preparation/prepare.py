@@ -1,16 +1,14 @@
-"""From a source of clips to annotations, split tables and a report about the data."""
+"""From a source of clips to annotations, a table of the clips and a report."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tqdm import tqdm
 
 from k400tiny_lib.config import Config
 from k400tiny_lib.data.annotations import SPLITS, Annotations, Clip
-from k400tiny_lib.data.preparation.content_index import ContentIndex
-from k400tiny_lib.data.preparation.decoding import decode_videos
+from k400tiny_lib.data.preparation.content_index import open_index
 from k400tiny_lib.data.preparation.report import data_report
 from k400tiny_lib.data.preparation.splits import (
     assign_splits,
@@ -18,105 +16,72 @@ from k400tiny_lib.data.preparation.splits import (
     unite_groups,
 )
 from k400tiny_lib.data.preparation.validation import check_clips
-from k400tiny_lib.data.sources.base import SAMPLE
-from k400tiny_lib.data.sources.ground_truth import Dropped, drop_rows
+from k400tiny_lib.data.sources.base import Source
+from k400tiny_lib.data.sources.ground_truth import Dropped, drop_rows, refuse_if_most_are_missing
 from k400tiny_lib.data.sources.labels import categories_of
-from k400tiny_lib.data.sources.origin import (
-    FRAMES,
-    clip_directory,
-    content_index,
-    read_config_source,
-    refuse_if_missing,
-)
-from k400tiny_lib.data.sources.rendered import GROUND_TRUTH_FILE, render_sample
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.files import absolute, combine_named_digests, fetch, is_remote, upload
+from k400tiny_lib.files import combine_named_digests
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What prepare_data leaves.
+    """The result of prepare_data.
 
     Attributes:
         annotations: the clips of the three splits.
-        table: one row per clip: folder_name, youtube_id, label, group, num_frames, content (the
-            digest of what it shows), split, target.
+        table: one row per clip: folder_name, youtube_id, label, group, digest and content (of its
+            frames with and without their names), num_frames, split, target.
         report: what was found, kept and dropped, ready for JSON.
+        directory: where the clip folders are.
     """
 
     annotations: Annotations
     table: pd.DataFrame
     report: dict[str, Any]
+    directory: Path
 
 
-def prepare(config: Config) -> Prepared:
-    """Bring the clips to disk, check them, map their labels and split them by source.
+def prepare(config: Config, source: Source) -> Prepared:
+    """Bring the clips to disk, check them, map their labels and split them by source video.
 
     Raises:
         UserError: if the source cannot be read, has bad clips and `on_bad_clip` is fail, or cannot
             be split.
     """
-    root = clip_directory(config)
-    if config.data_path == SAMPLE and not (root.parent / GROUND_TRUTH_FILE).exists():
-        with tqdm(desc="render", unit="clip", mininterval=1) as bar:
-
-            def show(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
-            render_sample(root.parent, seed=config.seed, progress=show)
-    source, index = read_config_source(config), content_index(config)
-    table, dropped = source.table, list(source.rows.dropped)
-    if source.videos is not None:
-        bad = decode_videos(
-            source.videos,
-            root,
-            index,
-            scheduler=config.dask_scheduler,
-            workers=config.decode_workers,
-            settings=FRAMES,
-        )
-        reasons = {clip.video: clip.reason for clip in bad}
-        table, bad = drop_rows(table, [reasons.get(name, "") for name in table["folder_name"]])
-        dropped += bad
-    elif config.data_path != SAMPLE:
-        fetch(config.data_path, "data_path")
-    table, bad = _keep_good(table, root, index)
-    dropped = sorted([*dropped, *bad], key=lambda clip: clip.video)
+    problems = source.bring()
+    truth, notes = source.ground_truth, list(source.ground_truth.notes)
+    reasons = [problems.get(name, "") for name in truth.table["folder_name"]]
+    table, not_brought = drop_rows(truth.table, reasons)
+    table, bad = _keep_good(config, table, source.directory)
+    dropped = sorted([*truth.dropped, *not_brought, *bad], key=lambda row: row.video)
     _refuse_bad(config, table, dropped)
 
-    digest = combine_named_digests(dict(zip(table["folder_name"], table["digest"], strict=True)))
-    table = table.drop(columns="digest")
-    notes = list(source.notes)
     table["group"] = unite_groups(table["group"], table["content"])
     table["split"] = _split(table, config, notes)
     categories = categories_of(table["label"])
     table["target"] = table["label"].map(categories)
-    splits: dict[str, list[Clip]] = {name: [] for name in SPLITS}
-    for row in table.itertuples():
-        clip = Clip(row.folder_name, (0, row.num_frames - 1), row.target, row.group)
-        splits[row.split].append(clip)
-    annotations = Annotations(categories, splits, digest)
-    if source.videos is not None and is_remote(config.output_dir):
-        upload(root, f"{absolute(config.output_dir)}/{root.name}", "output_dir")
-    report = data_report(config, table, source.rows, dropped, notes, digest)
-    return Prepared(annotations, table, report)
+
+    digest = combine_named_digests(dict(zip(table["folder_name"], table["digest"], strict=True)))
+    annotations = Annotations(categories, _clips_by_split(table), digest)
+    report = data_report(config, table, truth, dropped, notes, digest)
+    return Prepared(annotations, table, report, source.directory)
 
 
 def _keep_good(
-    table: pd.DataFrame, root: Path, index: ContentIndex
+    config: Config, table: pd.DataFrame, directory: Path
 ) -> tuple[pd.DataFrame, list[Dropped]]:
     """Check the clips; add digest, content and num_frames to the rows of the good ones."""
-    verdicts = check_clips(root, table["folder_name"], index)
-    found = [verdicts[name] for name in table["folder_name"]]
-    missing = [name for name, v in verdicts.items() if v.problem == "no such folder"]
-    refuse_if_missing(missing, table["folder_name"], root)
+    names = table["folder_name"]
+    by_name = check_clips(directory, names, open_index(config))
+    verdicts = [by_name[name] for name in names]
+    missing = [name for name, verdict in by_name.items() if verdict.is_missing]
+    refuse_if_most_are_missing("folders", missing, len(names), directory)
     table = table.assign(
-        digest=[v.digest for v in found],
-        content=[v.content for v in found],
-        num_frames=[v.num_frames for v in found],
+        digest=[verdict.digest for verdict in verdicts],
+        content=[verdict.content_digest for verdict in verdicts],
+        num_frames=[verdict.num_frames for verdict in verdicts],
     )
-    return drop_rows(table, [v.problem for v in found])
+    return drop_rows(table, (verdict.problem for verdict in verdicts))
 
 
 def _refuse_bad(config: Config, table: pd.DataFrame, dropped: list[Dropped]) -> None:
@@ -131,6 +96,7 @@ def _refuse_bad(config: Config, table: pd.DataFrame, dropped: list[Dropped]) -> 
 
 
 def _split(table: pd.DataFrame, config: Config, notes: list[str]) -> "pd.Series[str]":
+    """The split of each clip: the official ones where there are any; adds a note about that."""
     arguments = (config.val_fraction, config.test_fraction, config.seed)
     if not table["split"].any():
         return assign_splits(table, *arguments)
@@ -141,3 +107,11 @@ def _split(table: pd.DataFrame, config: Config, notes: list[str]) -> "pd.Series[
         + (f"; {' and '.join(taken)} is taken from train, the CSV names none" if taken else "")
     )
     return split
+
+
+def _clips_by_split(table: pd.DataFrame) -> dict[str, list[Clip]]:
+    splits: dict[str, list[Clip]] = {name: [] for name in SPLITS}
+    for row in table.itertuples():
+        clip = Clip(row.folder_name, (0, row.num_frames - 1), row.target, row.group)
+        splits[row.split].append(clip)
+    return splits

@@ -1,4 +1,4 @@
-"""The data report: what was found, kept, mended and dropped, and how the splits came out."""
+"""The data report: what was found, kept, repaired and dropped, and what the splits hold."""
 
 from typing import Any
 
@@ -7,26 +7,26 @@ import pandas as pd
 from k400tiny_lib.config import NONE, Config
 from k400tiny_lib.data.annotations import SPLITS
 from k400tiny_lib.data.preparation.splits import random_split_leak, shared_sources
-from k400tiny_lib.data.sources.ground_truth import Cleaned, Dropped
+from k400tiny_lib.data.sources.ground_truth import Dropped, GroundTruth
 
 
 def data_report(
     config: Config,
     table: pd.DataFrame,
-    rows: Cleaned,
+    truth: GroundTruth,
     dropped: list[Dropped],
     notes: list[str],
     digest: str,
 ) -> dict[str, Any]:
-    """Ready for JSON.
+    """Describe a prepared data set in values that JSON has.
 
     Args:
-        config: fractions, seed, group_by.
+        config: val_fraction, test_fraction, seed and group_by.
         table: one row per kept clip: folder_name, label, group, content, num_frames, split.
-        rows: what became of the rows of the ground truth.
+        truth: repaired labels and duplicate rows.
         dropped: all clips that were dropped.
-        notes: lines for people.
-        digest: of the kept clips.
+        notes: remarks for the user.
+        digest: content digest of the kept clips.
     """
     per_class = pd.crosstab(table["label"], table["split"]).reindex(columns=SPLITS, fill_value=0)
     shares = per_class.div(per_class.sum(axis=1), axis=0).round(4)
@@ -39,8 +39,8 @@ def data_report(
         "num_classes": int(table["label"].nunique()),
         "num_dropped": len(dropped),
         "dropped": [{"video": clip.video, "reason": clip.reason} for clip in dropped],
-        "repaired_labels": rows.repaired,
-        "duplicate_rows": rows.duplicates,
+        "repaired_labels": truth.repaired,
+        "duplicate_rows": truth.duplicates,
         "identical_clips": _identical(table),
         "notes": notes,
         "group_by": "single clips" if config.group_by == NONE else config.group_by,
@@ -68,6 +68,6 @@ def _by_label(counts: pd.DataFrame) -> dict[str, dict[str, float]]:
 
 
 def _identical(table: pd.DataFrame) -> list[list[str]]:
-    """Clips with the same content under several names."""
-    twice = table[table.duplicated("content", keep=False)]
-    return sorted(sorted(rows["folder_name"]) for _, rows in twice.groupby("content"))
+    """The names of clips with the same content."""
+    copies = table[table.duplicated("content", keep=False)]
+    return sorted(sorted(rows["folder_name"]) for _, rows in copies.groupby("content"))

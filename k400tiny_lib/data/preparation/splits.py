@@ -1,7 +1,6 @@
-"""Train, val and test: whole sources, every class in each, reproducible from a seed."""
+"""Split clips into train, val and test: by whole sources, with every class in each split."""
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -9,20 +8,18 @@ from sklearn.model_selection import GroupShuffleSplit, train_test_split
 
 from k400tiny_lib.errors import UserError
 
-_DRAWS = 25  # random draws per class, of which the one nearest to the wanted share of clips stays
+_DRAWS = 25  # random draws per class and split; the one nearest to the share of clips is used
 
 
 def unite_groups(groups: "pd.Series[str]", contents: "pd.Series[str]") -> "pd.Series[str]":
-    """Make one group of all groups that share a content.
-
-    A clip that was uploaded twice has two sources by name and one in truth.
+    """Merge groups that share a content: a video that was uploaded twice has two source ids.
 
     Args:
         groups: the source of each clip.
-        contents: the digest of what each clip shows.
+        contents: a content digest of each clip.
 
     Returns:
-        The groups, united ones under the name that comes first in the alphabet.
+        The group of each clip; merged groups have the name that sorts first.
     """
     group_ids, names = pd.factorize(groups, sort=True)
     content_ids, _ = pd.factorize(contents)
@@ -42,13 +39,13 @@ def assign_splits(
 ) -> "pd.Series[str]":
     """Assign each clip to a split, grouped by source and stratified by class.
 
-    Each class is split by itself, so each stands in all three splits; a source that has several
-    labels counts for its most frequent one. Classes with few sources get whole sources, hence
-    shares that differ from the wanted ones: the data report states the true ones.
+    Every class is in all three splits. A source with several labels counts for its most frequent
+    one. Classes with few sources can only approximate the fractions; the data report has the
+    resulting ones.
 
     Args:
         table: columns `group` and `label`, one row per clip.
-        val_fraction, test_fraction: wanted shares of the clips, in (0, 1).
+        val_fraction, test_fraction: shares of the clips, in (0, 1).
         seed: the same seed gives the same splits.
 
     Returns:
@@ -63,7 +60,7 @@ def assign_splits(
 def complete_official_splits(
     table: pd.DataFrame, val_fraction: float, test_fraction: float, seed: int
 ) -> "pd.Series[str]":
-    """Keep the splits that a data set comes with; one that is missing is taken from train.
+    """Keep the official splits of a data set; take a missing one from train.
 
     Args:
         table: columns `group`, `label` and `split`, one row per clip.
@@ -77,67 +74,74 @@ def complete_official_splits(
         UserError: if there are no training clips, or too few sources to take a split from.
     """
     split = table["split"].copy()
-    fractions = {"test": test_fraction, "val": val_fraction}
-    wanted = {name: f for name, f in fractions.items() if not (split == name).any()}
     train = table[split == "train"]
     if train.empty:
         raise UserError("gt_csv: its splits hold no training clips. Or use_official_splits=False.")
-    if wanted:
-        split.loc[train.index] = _hold_out(train, wanted, seed)
+    present = set(split)
+    fractions = {"test": test_fraction, "val": val_fraction}
+    missing = {name: share for name, share in fractions.items() if name not in present}
+    if missing:
+        split.loc[train.index] = _hold_out(train, missing, seed)
     return split
 
 
-def _hold_out(table: pd.DataFrame, wanted: dict[str, float], seed: int) -> "pd.Series[str]":
-    """Take whole sources of each class out of train."""
-    stratum = table["group"].map(_main_labels(table))
-    lost = set(table["label"]) - set(stratum)
-    if lost:
+def _hold_out(table: pd.DataFrame, fractions: dict[str, float], seed: int) -> "pd.Series[str]":
+    """Take whole sources of each class out of train.
+
+    Args:
+        table: columns `group` and `label`, one row per clip.
+        fractions: share of the clips for each split to take, in this order.
+        seed: of the draws.
+    """
+    main_label = table["group"].map(_main_labels(table))
+    if without_source := set(table["label"]) - set(main_label):
         raise UserError(
-            f"gt_csv: class {min(lost)!r} has no source of its own. Needed: sources with one label."
+            f"gt_csv: class {min(without_source)!r} is not the main label of any source. Needed: "
+            "sources with one label."
         )
-    split = np.full(len(table), "train", dtype=object)
-    group_ids, _ = pd.factorize(table["group"], sort=True)
-    stratum_ids, labels = pd.factorize(stratum, sort=True)
-    by_class = np.split(
-        np.argsort(stratum_ids, kind="stable"), np.cumsum(np.bincount(stratum_ids))[:-1]
-    )
-    for number, (label, rest) in enumerate(zip(labels, by_class, strict=True)):
-        needed = len(wanted) + 1
-        num_groups, num_clips = len(np.unique(group_ids[rest])), len(rest)
-        if num_groups < needed:
+    index = table.index
+    groups = pd.factorize(table["group"], sort=True)[0]
+    table = pd.DataFrame({"group": groups, "label": main_label.to_numpy(), "split": "train"})
+    for number, (label, rest) in enumerate(table.groupby("label", sort=True)):
+        num_clips, num_groups, num_splits = len(rest), rest["group"].nunique(), len(fractions) + 1
+        if num_groups < num_splits:
             raise UserError(
                 f"gt_csv: class {label!r} has clips of {num_groups} source(s) only, too few for "
-                f"{needed} splits. Needed: {needed} sources, or group_by=none to split clips."
+                f"{num_splits} splits. Needed: {num_splits} sources, or group_by=none to split "
+                "clips."
             )
-        state = np.random.RandomState([seed, number])
-        for spare, (name, fraction) in zip(range(needed - 1, 0, -1), wanted.items(), strict=True):
-            held = _draw(group_ids[rest], round(num_clips * fraction), spare, state)
-            split[rest[held]] = name
-            rest = rest[~held]
-    return pd.Series(split, index=table.index)
+        random = np.random.RandomState([seed, number])
+        splits_to_fill = len(fractions)  # each of them, and train, needs a source
+        for name, fraction in fractions.items():
+            held_out = _draw(rest["group"], round(num_clips * fraction), splits_to_fill, random)
+            table.loc[held_out, "split"] = name
+            rest = rest.drop(held_out)
+            splits_to_fill -= 1
+    return table["split"].set_axis(index)
 
 
 def _main_labels(table: pd.DataFrame) -> "pd.Series[str]":
-    """The most frequent label of each group, the first in the alphabet among equals."""
+    """The most frequent label of each group; of equally frequent ones the one that sorts first."""
     counts = table.groupby(["group", "label"], sort=True).size().reset_index(name="clips")
     counts = counts.sort_values(["group", "clips"], ascending=[True, False], kind="stable")
     return counts.drop_duplicates("group").set_index("group")["label"]
 
 
 def _draw(
-    groups: npt.NDArray[np.int64], wanted: int, spare: int, state: np.random.RandomState
-) -> npt.NDArray[np.bool_]:
-    """Draw whole groups that hold about `wanted` clips, leaving at least `spare` groups."""
-    num_groups = len(np.unique(groups))
-    size = round(num_groups * wanted / len(groups))
+    groups: "pd.Series[int]", num_clips: int, num_spared: int, random: np.random.RandomState
+) -> pd.Index:
+    """Draw whole groups with about `num_clips` clips, and leave at least `num_spared` groups.
+
+    Returns:
+        The index of the clips drawn.
+    """
+    num_groups = groups.nunique()
+    size = round(num_groups * num_clips / len(groups))
     shuffle = GroupShuffleSplit(
-        _DRAWS, test_size=min(max(size, 1), num_groups - spare), random_state=state
+        _DRAWS, test_size=min(max(size, 1), num_groups - num_spared), random_state=random
     )
-    draws = [held for _, held in shuffle.split(groups, groups=groups)]
-    best = min(draws, key=lambda held: abs(len(held) - max(wanted, 1)))
-    mask = np.zeros(len(groups), dtype=bool)
-    mask[best] = True
-    return mask
+    draws = [drawn for _, drawn in shuffle.split(groups, groups=groups)]
+    return groups.index[min(draws, key=lambda drawn: abs(len(drawn) - max(num_clips, 1)))]
 
 
 def shared_sources(table: pd.DataFrame) -> int:
@@ -148,14 +152,15 @@ def shared_sources(table: pd.DataFrame) -> int:
 def random_split_leak(
     table: pd.DataFrame, val_fraction: float, test_fraction: float, seed: int
 ) -> tuple[int, int]:
-    """What a random split of clips, stratified by class, would have leaked.
+    """Count the leaks that a random split of clips, stratified by class, would have.
 
     Args:
         table: columns `group` and `label`, one row per clip.
         val_fraction, test_fraction, seed: as for `assign_splits`.
 
     Returns:
-        The clips held out for val and test whose source stands in train too, and all held out.
+        How many clips held out for val and test have their source in train, and how many are held
+        out.
     """
     labels = table["label"]
     held_out = round(len(table) * (val_fraction + test_fraction))

@@ -1,4 +1,4 @@
-"""Is a clip fit for training? Each folder is read once; the verdict holds while it is unchanged."""
+"""Check that clips can be used for training; a clip is read again only when its files change."""
 
 import json
 import os
@@ -22,31 +22,37 @@ from k400tiny_lib.system import available_cores
 
 # One frame has no motion, and motion is what the classes are about.
 MIN_FRAMES = 2
-# 8K video has 33 megapixels. A picture of a few bytes can claim gigapixels.
+# 8K video has 33 megapixels. The header of a tiny file can claim gigapixels.
 MAX_PIXELS = 64_000_000
+_MISSING = "no such folder"
 _NO_FRAMES = "no frames (.jpg, .jpeg, .png)"
-_SAVE_EVERY = 2000  # clips: what a killed check has to do again, at most
+_SAVE_EVERY = 2000  # clips; a killed check repeats at most so many
 _FORMATS = ("JPEG", "PNG")
 
-# Our limit is stricter than that of PIL, which warns.
+# PIL warns above a limit that is higher than ours.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What one look at a clip found.
+    """The result of checking one clip.
 
     Attributes:
-        digest: of the names and bytes of its frames, as `content.clip_digest` has it.
-        content: of the bytes of its frames in order: clips that show the same have the same.
-        num_frames: how many frames it has.
+        digest: of the names and bytes of its frames, equal to `media.frames.clip_digest`.
+        content_digest: of the bytes of its frames in order, without names: equal for copies.
+        num_frames: number of frames.
         problem: why it cannot be used; empty for a good clip.
     """
 
     digest: str
-    content: str
+    content_digest: str
     num_frames: int
     problem: str = ""
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether there is no such folder."""
+        return self.problem == _MISSING
 
 
 def check_clip(folder: Path) -> Verdict:
@@ -71,7 +77,7 @@ def check_clip(folder: Path) -> Verdict:
             continue
         digests[name] = bytes_digest(content)
         if problem:
-            continue  # the digest needs all frames, the verdict does not
+            continue  # only the digest needs the remaining frames
         size, problem = check_frame(content)
         first_size = first_size or size
         if not problem and size != first_size:
@@ -101,10 +107,9 @@ def check_frame(content: bytes) -> tuple[tuple[int, int] | None, str]:
         return None, "is no JPEG or PNG image"
     if width * height > MAX_PIXELS:
         return None, f"has more than {MAX_PIXELS // 10**6} megapixels ({width}x{height})"
-    # OpenCV fills what is missing with grey and says nothing.
-    if not (
-        _jpeg_ends(content) if kind == "JPEG" else content.rfind(b"IEND") > content.rfind(b"IDAT")
-    ):
+    # OpenCV fills missing rows with gray and reports no error.
+    is_complete = _jpeg_ends if kind == "JPEG" else _png_ends
+    if not is_complete(content):
         return None, "is truncated"
     image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     if image is None:
@@ -113,8 +118,12 @@ def check_frame(content: bytes) -> tuple[tuple[int, int] | None, str]:
 
 
 def _jpeg_ends(content: bytes) -> bool:
-    """Whether an end marker follows the last scan; within a scan no such bytes can occur."""
+    """Whether an end marker follows the last scan; these bytes cannot occur within a scan."""
     return content.rfind(b"\xff\xd9") > content.rfind(b"\xff\xda") >= 0
+
+
+def _png_ends(content: bytes) -> bool:
+    return content.rfind(b"IEND") > content.rfind(b"IDAT")
 
 
 def _text(size: tuple[int, int] | None) -> str:
@@ -122,14 +131,17 @@ def _text(size: tuple[int, int] | None) -> str:
 
 
 def check_clips(root: Path, names: Iterable[str], index: ContentIndex) -> dict[str, Verdict]:
-    """The verdicts of clips: from the index where nothing changed, else by reading, in parallel.
+    """Check clips, in parallel; those that have not changed are taken from the index.
 
-    Threads do, because reading, hashing and decoding release the interpreter's lock.
+    Threads suffice: reading, hashing and decoding release the GIL.
 
     Args:
         root: the directory of the clip folders.
-        names: their names below it; they must not leave it lexically.
-        index: what is known, and where new verdicts go.
+        names: their paths below it, without `..`.
+        index: results of former runs; new ones are saved there.
+
+    Returns:
+        Name -> verdict.
     """
     known = index.load(str(root))
     verdicts: dict[str, Verdict] = {}
@@ -137,7 +149,7 @@ def check_clips(root: Path, names: Iterable[str], index: ContentIndex) -> dict[s
     for name in names:
         signature = _signature(f"{root}/{name}")
         if signature is None:
-            verdicts[name] = Verdict("", "", 0, "no such folder")
+            verdicts[name] = Verdict("", "", 0, _MISSING)
         elif name in known and known[name][0] == signature:
             verdicts[name] = Verdict(*json.loads(known[name][1]))
         else:
@@ -161,6 +173,12 @@ def check_clips(root: Path, names: Iterable[str], index: ContentIndex) -> dict[s
     return verdicts
 
 
+def digest_clips(root: Path, names: Iterable[str], index: ContentIndex) -> str:
+    """One digest of the names and contents of clips; see `check_clips`."""
+    verdicts = check_clips(root, names, index)
+    return combine_named_digests({name: verdict.digest for name, verdict in verdicts.items()})
+
+
 def _signature(folder: str) -> str | None:
     """Names, sizes, times and inodes of a clip's frames as a digest; None without a folder."""
     try:
@@ -171,7 +189,7 @@ def _signature(folder: str) -> str | None:
                     files.append((entry.name, *_stamp(entry)))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError):  # a link in a circle, no permission, a name that cannot be
+    except (OSError, ValueError):  # a circular link, no permission, an impossible name
         return ""
     return bytes_digest(repr(sorted(files)).encode())
 
@@ -179,6 +197,6 @@ def _signature(folder: str) -> str | None:
 def _stamp(entry: "os.DirEntry[str]") -> tuple[int, ...]:
     try:
         stat = entry.stat()
-    except OSError:  # a link to nowhere, which reading will find out
+    except OSError:  # a link to nowhere; reading it will report that
         return ()
     return stat.st_size, stat.st_mtime_ns, stat.st_ino

@@ -1,35 +1,48 @@
-"""A directory with one folder per class, and clip folders or videos inside."""
+"""Labels from folder names: one folder per class, with clip folders or videos inside."""
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.files import is_remote, list_files, local_path
+from k400tiny_lib.files import file_stamp, is_remote, list_files, local_path
 from k400tiny_lib.media.frames import is_frame
 from k400tiny_lib.media.video import is_video
 
 _NEEDED = "Needed: gt_csv, or one folder per class with clip folders or videos inside."
 
 
-def class_folder_rows(data_path: str) -> tuple[pd.DataFrame, bool]:
-    """Read labels from folder names.
+@dataclass(frozen=True)
+class ClassFolders:
+    """What one listing of class folders finds.
 
-    Returns:
-        Rows with label and folder_name (`class/clip`), for videos with file in place of the
-        latter; and whether they are videos.
+    Attributes:
+        table: one row per clip: label, and folder_name (`class/clip`), or file for videos.
+        holds_videos: whether the clips are videos.
+        files: relative path -> stamp of the videos, and of all files in a bucket.
+    """
+
+    table: pd.DataFrame
+    holds_videos: bool
+    files: dict[str, str] | None
+
+
+def list_class_folders(data_path: str) -> ClassFolders:
+    """Read labels from folder names.
 
     Raises:
         UserError: if the directory is missing, has another layout, or mixes both kinds.
     """
-    entries = sorted(_remote(data_path) if is_remote(data_path) else _local(data_path))
-    kinds = {kind for _, _, kind in entries}
+    files = list_files(data_path, "data_path") if is_remote(data_path) else None
+    entries = sorted(_local(data_path) if files is None else set(_remote(files)))
+    kinds = {kind for _, _, kind, _ in entries}
     if not entries:
         raise UserError(f"data_path: {data_path} holds no clips in class folders. {_NEEDED}")
     if "frame" in kinds:
-        folder = next(label for label, _, kind in entries if kind == "frame")
+        folder = next(label for label, _, kind, _ in entries if kind == "frame")
         raise UserError(
             f"data_path: {data_path}/{folder} holds frames, so it is a clip and no class, and "
             f"gt_csv is none. {_NEEDED}"
@@ -38,32 +51,50 @@ def class_folder_rows(data_path: str) -> tuple[pd.DataFrame, bool]:
         raise UserError(
             f"data_path: {data_path} holds both videos and clip folders. Needed: one kind."
         )
-    videos = kinds == {"video"}
-    rows = [(label, f"{label}/{name}") for label, name, _ in entries]
-    return pd.DataFrame(rows, columns=["label", "file" if videos else "folder_name"]), videos
+    holds_videos = kinds == {"video"}
+    rows = [(label, f"{label}/{name}") for label, name, _, _ in entries]
+    table = pd.DataFrame(rows, columns=["label", "file" if holds_videos else "folder_name"])
+    if files is None and holds_videos:
+        files = {f"{label}/{name}": stamp for label, name, _, stamp in entries if stamp}
+    return ClassFolders(table, holds_videos, files)
+
+
+def _local(data_path: str) -> Iterator[tuple[str, str, str, str]]:
+    """(class, name, kind, stamp) of the second level; only videos need a stamp."""
+    root = local_path(data_path)
+    if not root.is_dir():
+        raise UserError(f"data_path: {data_path} is not a directory. {_NEEDED}")
+    with os.scandir(root) as entries:
+        labels = [e for e in entries if e.is_dir() and not e.name.startswith(".")]
+    for label in labels:
+        with os.scandir(label) as children:
+            for child in children:
+                kind = _kind(child.name, child.is_dir())
+                if kind == "video":
+                    yield label.name, child.name, kind, _stamp(child)
+                elif kind:
+                    yield label.name, child.name, kind, ""
+
+
+def _remote(files: dict[str, str]) -> Iterator[tuple[str, str, str, str]]:
+    for path, stamp in files.items():
+        label, *rest = Path(path).parts
+        if rest and (kind := _kind(rest[0], is_folder=len(rest) > 1)):
+            yield label, rest[0], kind, stamp if kind == "video" else ""
 
 
 def _kind(name: str, is_folder: bool) -> str:
     if name.startswith("."):
         return ""
-    return "folder" if is_folder else "video" if is_video(name) else "frame" * is_frame(name)
+    if is_folder:
+        return "folder"
+    if is_video(name):
+        return "video"
+    return "frame" if is_frame(name) else ""
 
 
-def _local(data_path: str) -> Iterator[tuple[str, str, str]]:
-    """(class, name, kind) of everything of interest on the second level."""
-    root = local_path(data_path)
-    if not root.is_dir():
-        raise UserError(f"data_path: {data_path} is not a directory. {_NEEDED}")
-    for label in sorted(path for path in root.iterdir() if path.is_dir()):
-        if label.name.startswith("."):
-            continue
-        with os.scandir(label) as children:
-            for child in children:
-                if kind := _kind(child.name, child.is_dir()):
-                    yield label.name, child.name, kind
-
-
-def _remote(data_path: str) -> set[tuple[str, str, str]]:
-    parts = [Path(name).parts for name in list_files(data_path, "data_path")]
-    found = {(p[0], p[1], _kind(p[1], len(p) > 2)) for p in parts if len(p) > 1}
-    return {entry for entry in found if entry[2]}
+def _stamp(entry: "os.DirEntry[str]") -> str:
+    try:
+        return file_stamp(entry.stat())
+    except OSError:  # a link to nowhere
+        return ""

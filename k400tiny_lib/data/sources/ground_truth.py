@@ -1,14 +1,28 @@
-"""The rows of a ground truth: what is mended, what is dropped, and why."""
+"""The ground truth of a source: its rows as read, and the clips that they become."""
 
 import posixpath
-from dataclasses import dataclass, field
-from typing import Any
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
+from k400tiny_lib.config import NONE, Config
 from k400tiny_lib.data.sources.labels import unify_spelling
+from k400tiny_lib.errors import UserError
+from k400tiny_lib.files import fetch, file_digest, local_path
 
-LEAVES = "its name leaves data_path"
+ESCAPES_DATA_PATH = "its name leaves data_path"
+COLUMNS = ("folder_name", "youtube_id", "label", "group", "split")
+_SPLITS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validate", "validation"),
+    "test": ("test", "testing"),
+}
+_SPLIT_BY_WORD = {word: split for split, words in _SPLITS.items() for word in words}
+_KINETICS_NAME = re.compile(r"(.+)_\d{6}_\d{6}")
 
 
 @dataclass(frozen=True)
@@ -19,66 +33,165 @@ class Dropped:
     reason: str
 
 
-@dataclass
-class Cleaned:
-    """Rows that name one clip each, and what happened on the way.
+@dataclass(frozen=True)
+class GroundTruth:
+    """The clips that a source names, and what happened to other rows.
 
     Attributes:
-        table: the rows, sorted by folder_name, which is unique.
-        dropped: rows without a clip.
-        repaired: label as found -> label as used.
+        table: one row per clip, sorted by folder_name (unique): `COLUMNS`, and file for videos.
+            split is empty where the source has no official splits.
+        dropped: rows that are not in the table.
+        repaired: labels whose spelling was changed: as read -> as used.
         duplicates: clips that had several equal rows.
+        notes: remarks for the user, one line each.
     """
 
     table: pd.DataFrame
     dropped: list[Dropped] = field(default_factory=list)
     repaired: dict[str, str] = field(default_factory=dict)
     duplicates: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
-def clean_rows(table: pd.DataFrame) -> Cleaned:
-    """Mend labels, drop rows that cannot be used, keep one row per clip.
+def read_csv(gt_csv: str) -> pd.DataFrame:
+    """Read a CSV, local or remote, as text columns.
+
+    Raises:
+        UserError: if it is missing, no CSV or without rows.
+    """
+    csv = fetch(gt_csv, "gt_csv")
+    if not csv.is_file():
+        raise UserError(f"gt_csv: {csv} does not exist. Needed: a CSV with one row per clip.")
+    try:
+        table = pd.read_csv(csv, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
+        raise UserError(f"gt_csv: {csv} cannot be read: {str(error).strip()}") from None
+    table.columns = table.columns.str.strip()
+    if table.empty:
+        raise UserError(f"gt_csv: {csv} has no rows. Needed: one row per clip.")
+    return table
+
+
+def digest_csv(gt_csv: str) -> str:
+    """Digest of a CSV that `read_csv` has read; empty where folder names are the labels."""
+    return "" if gt_csv == NONE else file_digest(local_path(gt_csv))
+
+
+def make_ground_truth(
+    table: pd.DataFrame, config: Config, dropped: Iterable[Dropped] = ()
+) -> GroundTruth:
+    """Clean rows, group them by source video and read their official splits.
+
+    Args:
+        table: text columns folder_name and label; youtube_id, split and others are optional.
+        config: group_by and use_official_splits.
+        dropped: rows that were left out before.
+
+    Raises:
+        UserError: if there is no column for group_by, or a split is unknown.
+    """
+    truth = clean_rows(table)
+    table, notes = _add_groups(truth.table, config.group_by)
+    if config.use_official_splits and "split" in table.columns:
+        table["split"] = _official_splits(table["split"], config.gt_csv)
+    else:
+        table["split"] = ""
+    columns = [name for name in (*COLUMNS, "file") if name in table.columns]
+    return replace(truth, table=table[columns], dropped=[*dropped, *truth.dropped], notes=notes)
+
+
+def clean_rows(table: pd.DataFrame) -> GroundTruth:
+    """Repair labels, drop rows that cannot be used, keep one row per clip.
 
     Args:
         table: text columns folder_name and label and others, as read.
     """
-    names = table["folder_name"].map(_plain_name)
-    table = table.assign(folder_name=names)
-    reasons = pd.Series("", index=table.index)
-    reasons[names.map(_leaves)] = LEAVES
-    reasons[table["label"].str.strip() == ""] = "it has no label"
-    reasons[names == ""] = "a row without a name"
-    dropped = _dropped(table, reasons)
-    table = table[reasons == ""]
+    names = table["folder_name"].map(_normalize_name)
+    reasons = np.select(
+        [names == "", table["label"].str.strip() == "", names.map(_escapes)],
+        ["a row without a name", "it has no label", ESCAPES_DATA_PATH],
+        default="",
+    )
+    table, dropped = drop_rows(table.assign(folder_name=names), reasons)
 
     labels, repaired = unify_spelling(table["label"])
     table = table.assign(label=labels).sort_values("folder_name", kind="stable")
-    equal = table.duplicated(["folder_name", "label"])
-    duplicates = sorted(set(table.loc[equal, "folder_name"]))
-    table = table[~equal]
+    repeated = table.duplicated(["folder_name", "label"])
+    duplicates = sorted(set(table.loc[repeated, "folder_name"]))
+    table = table[~repeated]
     contradicted = table.duplicated("folder_name", keep=False)
     for name, rows in table[contradicted].groupby("folder_name"):
         labels_of_clip = ", ".join(sorted(rows["label"]))
         dropped.append(Dropped(str(name), f"rows with contradicting labels: {labels_of_clip}"))
-    return Cleaned(table[~contradicted].reset_index(drop=True), dropped, repaired, duplicates)
+    table = table[~contradicted].reset_index(drop=True)
+    return GroundTruth(table, dropped, repaired, duplicates)
 
 
-def drop_rows(table: pd.DataFrame, reasons: Any) -> tuple[pd.DataFrame, list[Dropped]]:
-    """Separate the rows that have a reason (a text per row, empty for none) from the others."""
-    reasons = pd.Series(reasons, index=table.index, dtype=object)
-    return table[reasons == ""].reset_index(drop=True), _dropped(table, reasons)
+def drop_rows(table: pd.DataFrame, reasons: Iterable[str]) -> tuple[pd.DataFrame, list[Dropped]]:
+    """Separate the rows that have a reason to be dropped (one per row, "" for none)."""
+    reasons = [str(reason) for reason in reasons]
+    named = zip(table["folder_name"], reasons, strict=True)
+    dropped = [Dropped(str(name), reason) for name, reason in named if reason]
+    return table[[not reason for reason in reasons]].reset_index(drop=True), dropped
 
 
-def _dropped(table: pd.DataFrame, reasons: "pd.Series[str]") -> list[Dropped]:
-    bad = table.loc[reasons != "", "folder_name"]
-    return [Dropped(str(name), str(reasons[index])) for index, name in bad.items()]
+def refuse_if_most_are_missing(
+    kind: str, missing: list[str], total: int, directory: str | Path
+) -> None:
+    """Many missing clips mean that data_path and gt_csv do not belong together.
+
+    Raises:
+        UserError: if more than half of them are missing.
+    """
+    if 2 * len(missing) > total:
+        raise UserError(
+            f"gt_csv: {len(missing)} of {total} {kind} do not exist in {directory}, first "
+            f"{missing[0]!r}. Needed: names as they are below data_path."
+        )
 
 
-def _plain_name(name: str) -> str:
-    """A relative path without `.`, doubled or closing slashes; spaces around it are gone."""
+def _normalize_name(name: str) -> str:
+    """A relative path without `.`, doubled or trailing slashes and spaces around it."""
     name = name.strip()
     return posixpath.normpath(name) if name else ""
 
 
-def _leaves(name: str) -> bool:
+def _escapes(name: str) -> bool:
     return name.startswith("/") or name in (".", "..") or name.startswith("../") or "\0" in name
+
+
+def _add_groups(table: pd.DataFrame, group_by: str) -> tuple[pd.DataFrame, list[str]]:
+    """Add the column group, and youtube_id where there is none; returns notes about both."""
+    names = table["folder_name"]
+    notes = []
+    if "youtube_id" not in table.columns:
+        # File names of Kinetics contain the id of the source video.
+        leaf = names.str.split("/").str[-1]
+        ids = leaf.str.replace(_KINETICS_NAME, r"\1", regex=True)
+        table = table.assign(youtube_id=ids.where(leaf.str.fullmatch(_KINETICS_NAME), names))
+        if group_by == "youtube_id":
+            notes.append(
+                "no column youtube_id: each file or folder is its own source, unless its name is "
+                "<youtube_id>_<start>_<end>. Clips cut from one video may be in two splits."
+            )
+    if group_by == NONE:
+        return table.assign(group=names), notes
+    if group_by not in table.columns:
+        raise UserError(
+            f"group_by: no column {group_by!r} (found: {', '.join(table.columns)}). "
+            "Needed: a column of gt_csv, or none."
+        )
+    group = table[group_by].str.strip()
+    if (empty := int((group == "").sum())) > 0:
+        notes.append(f"{empty} clips have no {group_by}: each counts as its own source.")
+    return table.assign(group=group.where(group != "", names)), notes
+
+
+def _official_splits(words: "pd.Series[str]", gt_csv: str) -> "pd.Series[str]":
+    splits = words.str.strip().str.lower().map(_SPLIT_BY_WORD)
+    if splits.isna().any():
+        raise UserError(
+            f"gt_csv: split {words[splits.isna()].iloc[0]!r} in {Path(gt_csv).name} is unknown. "
+            "Needed: train, val or test in every row, or use_official_splits=False."
+        )
+    return splits

@@ -1,12 +1,12 @@
-"""Labels: one spelling per class, and the ids of Kinetics-400 where all are Kinetics-400 names."""
+"""Labels: one spelling per class, and class ids, those of Kinetics-400 where they fit."""
 
 from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 
-# In the order of the ids, as the metadata of torchvision's weights has them; importing torchvision
-# for them would cost main several seconds each time. A test compares the two.
+# In the order of the ids, as in the metadata of torchvision's weights; a test compares the two.
+# Importing torchvision takes seconds, which main would spend each time.
 _NAMES = Path(__file__).with_name("kinetics_400.txt")
 KINETICS_400: tuple[str, ...] = tuple(_NAMES.read_text().splitlines())
 _KINETICS_BY_KEY = {name.casefold(): name for name in KINETICS_400}
@@ -27,11 +27,12 @@ def categories_of(labels: Iterable[str]) -> dict[str, int]:
 def unify_spelling(labels: "pd.Series[str]") -> tuple["pd.Series[str]", dict[str, str]]:
     """Give labels that differ only in case or spaces one spelling.
 
-    That of Kinetics-400 where it is one of its names (underscores for spaces count too, as class
-    folders have them), else the most frequent one, else the first in the alphabet.
+    This is the spelling of Kinetics-400 if the label is one of its names (also with underscores
+    for spaces, as in names of class folders), else the most frequent one, else the first in the
+    alphabet.
 
     Returns:
-        The labels, and what was changed: spelling found, spelling used.
+        The labels, and the changes: spelling as read -> spelling used.
     """
     counts = labels.value_counts()
     spellings = sorted(counts.index, key=lambda label: (-counts[label], label))
@@ -42,5 +43,5 @@ def unify_spelling(labels: "pd.Series[str]") -> tuple["pd.Series[str]", dict[str
         key = text.casefold()
         known = _KINETICS_BY_KEY.get(key) or _KINETICS_BY_KEY.get(key.replace("_", " "))
         unified[spelling] = known or chosen.setdefault(key, text)
-    changed = {found: used for found, used in sorted(unified.items()) if found != used}
+    changed = {read: used for read, used in sorted(unified.items()) if read != used}
     return labels.map(unified), changed

@@ -18,7 +18,7 @@ from k400tiny_lib.data.loading.transforms import resize_and_crop
 from k400tiny_lib.distributed.process import Process
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.training.loop import train_epoch
-from k400tiny_lib.training.worker import make_trainer
+from k400tiny_lib.training.worker import make_train_state
 from tests.conftest import NUM_FRAMES, write_clip
 
 NUM_CLIPS = 6
@@ -132,11 +132,11 @@ def test_a_frame_that_goes_bad_stops_training_with_the_line_for_the_user(tmp_pat
         num_workers=1,
         model="r3d_18",
     )
-    trainer = make_trainer(config, annotations, Process(0, 1, 1, torch.device("cpu"), 0))
+    state = make_train_state(config, annotations, Process(0, 1, 1, torch.device("cpu"), 0))
     for path in (tmp_path / "clip3").iterdir():
         path.write_bytes(b"broken")
     with pytest.raises(UserError, match=r"^data_path: .*clip3/frame0\d\.jpg is no image[^\n]*$"):
-        train_epoch(trainer, lambda trainer: None)
+        train_epoch(state, lambda state: None)
 
 
 def test_other_errors_of_a_worker_keep_their_traceback() -> None:

@@ -12,21 +12,21 @@ import pytest
 from k400tiny_lib.config import Config, resolve
 from k400tiny_lib.data.annotations import SPLITS, Annotations
 from k400tiny_lib.data.preparation import validation
-from k400tiny_lib.data.preparation.prepare import prepare
-from k400tiny_lib.data.sources.origin import (
-    check_source,
-    clip_directory,
-    source_digest,
-    source_is_ready,
-)
-from k400tiny_lib.data.sources.rendered import CLASSES, render_sample
+from k400tiny_lib.data.preparation.prepare import Prepared, prepare
+from k400tiny_lib.data.sources.base import open_source
+from k400tiny_lib.data.sources.drawing import CLASSES
+from k400tiny_lib.data.sources.rendered import RenderedSample, render_sample
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.media.frames import data_digest
 from k400tiny_lib.tracking.runs import local_copy
 from k400tiny_lib.workflow.command import parse_arguments
 from tests.conftest import write_clip, write_data
-from tests.data.preparation.test_validation import DAMAGES
-from tests.media.test_video import write_video
+from tests.helpers.damages import DAMAGES
+from tests.helpers.videos import write_video
+
+
+def open_and_prepare(config: Config) -> Prepared:
+    return prepare(config, open_source(config))
 
 
 def frames_config(data: tuple[Path, Path], tmp_path: Path, **more: object) -> Config:
@@ -39,14 +39,14 @@ def frames_config(data: tuple[Path, Path], tmp_path: Path, **more: object) -> Co
 def test_good_clips_are_all_kept_and_the_digest_is_that_of_the_data(
     tiny_data: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    prepared = prepare(frames_config(tiny_data, tmp_path))
+    prepared = open_and_prepare(frames_config(tiny_data, tmp_path))
     assert prepared.report["num_clips"] == 24
     assert prepared.report["dropped"] == []
     assert prepared.report["sources_in_several_splits"] == 0
     assert prepared.annotations.data_digest == data_digest(tiny_data[0])
     text = prepared.annotations.to_json()
     assert Annotations.from_json(text, "x") == prepared.annotations
-    assert prepare(frames_config(tiny_data, tmp_path / "b")).annotations.to_json() == text
+    assert open_and_prepare(frames_config(tiny_data, tmp_path / "b")).annotations.to_json() == text
 
 
 def spoil(data_path: Path, gt_csv: Path) -> dict[str, str]:
@@ -82,7 +82,7 @@ def spoil(data_path: Path, gt_csv: Path) -> dict[str, str]:
 def test_exactly_the_damaged_clips_are_dropped_and_named(tmp_path: Path) -> None:
     data = write_data(tmp_path / "data", sources_per_class=8)
     expected = spoil(*data)
-    prepared = prepare(frames_config(data, tmp_path))
+    prepared = open_and_prepare(frames_config(data, tmp_path))
     dropped = {clip["video"]: clip["reason"] for clip in prepared.report["dropped"]}
     assert dropped.keys() == expected.keys()
     for video, reason in expected.items():
@@ -92,7 +92,7 @@ def test_exactly_the_damaged_clips_are_dropped_and_named(tmp_path: Path) -> None
     assert len(prepared.report["repaired_labels"]) == 1
     assert prepared.report["num_classes"] == 3
     with pytest.raises(UserError, match=f"^on_bad_clip: {len(expected)} clips are bad") as error:
-        prepare(frames_config(data, tmp_path, on_bad_clip="fail"))
+        open_and_prepare(frames_config(data, tmp_path, on_bad_clip="fail"))
     assert all(video in str(error.value) for video in expected)
 
 
@@ -104,13 +104,13 @@ def test_identical_clips_under_two_sources_share_a_split(tmp_path: Path) -> None
         shutil.rmtree(data_path / copy)
         shutil.copytree(data_path / original, data_path / copy)
     with pytest.raises(UserError, match="has clips of 1 source"):
-        prepare(frames_config((data_path, gt_csv), tmp_path))
+        open_and_prepare(frames_config((data_path, gt_csv), tmp_path))
     write_clip(data_path / "fresh1", seed=101)
     write_clip(data_path / "fresh2", seed=102)
     rows = [("fresh1", "f1", table["label"][0]), ("fresh2", "f2", table["label"][0])]
     extra = pd.DataFrame(rows, columns=table.columns)
     pd.concat([table, extra]).to_csv(gt_csv, index=False)
-    prepared = prepare(frames_config((data_path, gt_csv), tmp_path))
+    prepared = open_and_prepare(frames_config((data_path, gt_csv), tmp_path))
     same = prepared.table[prepared.table["folder_name"].isin(mine)]
     assert same["split"].nunique() == 1
     assert prepared.report["identical_clips"] == [mine[::2]]
@@ -120,9 +120,11 @@ def test_csv_and_directory_that_do_not_belong_together_are_refused(
     tiny_data: tuple[Path, Path], tmp_path: Path
 ) -> None:
     config = frames_config((tmp_path, tiny_data[1]), tmp_path)
-    for refuse in (check_source, prepare):
-        with pytest.raises(UserError, match=r"24 of 24 folders do not exist in .* first 'v000"):
-            refuse(config)
+    message = r"24 of 24 folders do not exist in .* first 'v000"
+    with pytest.raises(UserError, match=message):
+        open_source(config).check()
+    with pytest.raises(UserError, match=message):
+        open_and_prepare(config)
 
 
 def test_the_source_digest_follows_content_and_not_times(
@@ -130,17 +132,17 @@ def test_the_source_digest_follows_content_and_not_times(
 ) -> None:
     data_path, gt_csv = (Path(shutil.copytree(tiny_data[0], tmp_path / "f")), tiny_data[1])
     config = frames_config((data_path, gt_csv), tmp_path)
-    assert source_is_ready(config)
-    first = source_digest(config)
+    assert open_source(config).is_ready()
+    first = open_source(config).digest()
     victim = next(data_path.iterdir()) / "frame01.jpg"
     victim.touch()
-    assert source_digest(config) == first
+    assert open_source(config).digest() == first
     with monkeypatch.context() as patch:
         patch.setattr(validation, "check_clip", lambda folder: pytest.fail("read again"))
-        assert source_digest(config) == first
-        prepare(config)
+        assert open_source(config).digest() == first
+        open_and_prepare(config)
     victim.write_bytes(victim.read_bytes() + b"x")
-    assert source_digest(config) != first
+    assert open_source(config).digest() != first
 
 
 @pytest.fixture(scope="module")
@@ -154,18 +156,18 @@ def class_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_videos_in_class_folders_become_clips(class_videos: Path, tmp_path: Path) -> None:
     config = Config(data_path=str(class_videos), output_dir=str(tmp_path), decode_workers=2)
-    check_source(config)
-    assert not source_is_ready(config)
-    prepared = prepare(config)
+    open_source(config).check()
+    assert not open_source(config).is_ready()
+    prepared = open_and_prepare(config)
     assert prepared.report["num_clips"] == 9
     assert sorted(prepared.annotations.categories) == ["a", "b", "c"]
     assert prepared.report["frames_per_clip"] == {"min": 40, "max": 40}
-    assert source_is_ready(config)
-    before = source_digest(config)
-    shutil.rmtree(clip_directory(config) / "a" / "v0")
-    assert not source_is_ready(config)
-    prepare(config)
-    assert source_digest(config) == before
+    assert open_source(config).is_ready()
+    before = open_source(config).digest()
+    shutil.rmtree(open_source(config).directory / "a" / "v0")
+    assert not open_source(config).is_ready()
+    open_and_prepare(config)
+    assert open_source(config).digest() == before
 
 
 def test_everything_may_lie_in_an_object_store(
@@ -183,9 +185,9 @@ def test_everything_may_lie_in_an_object_store(
         gt_csv="memory://bucket/labels.csv",
         output_dir="memory://bucket/out",
     )
-    local = prepare(frames_config(tiny_data, tmp_path))
-    check_source(uris)
-    text = prepare(uris).annotations.to_json()
+    local = open_and_prepare(frames_config(tiny_data, tmp_path))
+    open_source(uris).check()
+    text = open_and_prepare(uris).annotations.to_json()
     assert text == local.annotations.to_json()
     memory.pipe("/bucket/annotations.json", text.encode())
     assert local_copy("memory://bucket/annotations.json", "annotations").read_text() == text
@@ -200,28 +202,27 @@ def test_decoded_frames_are_written_to_a_remote_output_dir(
     config = Config(
         data_path=f"file://{class_videos}", output_dir="memory://results", decode_workers=2
     )
-    prepare(config)
-    folder = clip_directory(config)
+    open_and_prepare(config)
+    folder = open_source(config).directory
     written = fsspec.filesystem("memory").find(f"/results/{folder.name}")
     assert len(written) == 9 * 40
     local = (folder / "a" / "v0" / "frame07.jpg").read_bytes()
     assert fsspec.filesystem("memory").cat(f"/results/{folder.name}/a/v0/frame07.jpg") == local
 
 
-def test_the_rendered_sample_is_a_source_like_any_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_rendered_sample_is_a_source_like_any_other(tmp_path: Path) -> None:
     small = partial(
         render_sample, num_sources_per_class=3, clips_per_source=1, num_frames=2, size=32, workers=1
     )
-    monkeypatch.setattr("k400tiny_lib.data.preparation.prepare.render_sample", small)
     config = Config(output_dir=str(tmp_path))
-    check_source(config)
-    assert not source_is_ready(config)
-    prepared = prepare(config)
+    assert isinstance(open_source(config), RenderedSample)
+    source = RenderedSample(config, small)
+    source.check()
+    assert not source.is_ready()
+    prepared = prepare(config, source)
     assert prepared.report["num_clips"] == 3 * len(CLASSES)
-    assert source_is_ready(config)
-    assert source_digest(config) == source_digest(config)
+    assert source.is_ready()
+    assert open_source(config).digest() == source.digest()
 
 
 def test_prepare_data_takes_the_scheduler_of_dask_by_its_short_name() -> None:
@@ -234,7 +235,7 @@ def test_prepare_data_takes_the_scheduler_of_dask_by_its_short_name() -> None:
 def test_the_report_is_json_and_states_the_share_of_each_class(
     tiny_data: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    report = json.loads(json.dumps(prepare(frames_config(tiny_data, tmp_path)).report))
+    report = json.loads(json.dumps(open_and_prepare(frames_config(tiny_data, tmp_path)).report))
     for shares in report["fractions_per_class"].values():
         assert sum(shares[name] for name in SPLITS) == pytest.approx(1, abs=2e-4)  # four digits
     assert report["random_split_would_leak"]["of"] == 5  # 24 * 0.2, rounded

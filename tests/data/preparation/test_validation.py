@@ -1,9 +1,6 @@
 """Every kind of damage is found and named; a good clip stays good; unchanged ones are not read."""
 
 import os
-import struct
-import zlib
-from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -17,47 +14,7 @@ from k400tiny_lib.data.preparation.content_index import ContentIndex
 from k400tiny_lib.data.preparation.validation import check_clip, check_clips, check_frame
 from k400tiny_lib.media.frames import clip_digest
 from tests.conftest import write_clip
-
-
-def huge_png() -> bytes:
-    """A whole PNG of 70 bytes that claims 40000 x 40000 pixels."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        )
-
-    header = struct.pack(">IIBBBBB", 40000, 40000, 8, 2, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in chunks)
-
-
-def huge_jpeg() -> bytes:
-    """A JPEG of 40 x 48 pixels whose header claims 9000 x 9000."""
-    content = cv2.imencode(".jpg", np.zeros((40, 48, 3), np.uint8))[1].tobytes()
-    at = content.index(b"\xff\xc0") + 5  # marker, length, precision, then height and width
-    return content[:at] + struct.pack(">HH", 9000, 9000) + content[at + 4 :]
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-200])
-
-
-def resize(path: Path) -> None:
-    cv2.imwrite(str(path), np.zeros((32, 32, 3), np.uint8))
-
-
-DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "empty": (lambda path: path.write_bytes(b""), "frame02.jpg is empty"),
-    "truncated": (cut, "frame02.jpg is truncated"),
-    "text": (lambda path: path.write_text("not found"), "frame02.jpg is no JPEG or PNG"),
-    "other size": (resize, "frame02.jpg is 32x32, frame00.jpg is 48x40"),
-    "png bomb": (lambda path: path.write_bytes(huge_png()), "frame02.jpg has more than 64 mega"),
-    "jpeg bomb": (lambda path: path.write_bytes(huge_jpeg()), "frame02.jpg has more than 64 mega"),
-    "one frame": (lambda path: [p.unlink() for p in path.parent.glob("*[1-9].jpg")], "1 frame"),
-    "no frames": (lambda path: [p.unlink() for p in path.parent.iterdir()], "no frames"),
-    "dangling": (lambda path: (path.unlink(), path.symlink_to("gone")), "frame02.jpg cannot be"),
-}
+from tests.helpers.damages import DAMAGES, cut
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -98,7 +55,7 @@ def test_the_digest_is_that_of_content_and_names_do_not_count_for_what_a_clip_sh
         path.rename(path.with_name(path.name.replace("frame", "image")))
     a, b = check_clip(tmp_path / "a"), check_clip(tmp_path / "b")
     assert (a.digest, b.digest) == (clip_digest(tmp_path / "a"), clip_digest(tmp_path / "b"))
-    assert a.content == b.content
+    assert a.content_digest == b.content_digest
     assert a.digest != b.digest
 
 

@@ -1,10 +1,10 @@
-"""Rows of a ground truth: mended, dropped with a reason, one per clip."""
+"""Rows of a ground truth: repaired, dropped with a reason, one per clip."""
 
 import pandas as pd
 import pytest
 from torchvision.models.video import R2Plus1D_18_Weights
 
-from k400tiny_lib.data.sources.ground_truth import LEAVES, clean_rows
+from k400tiny_lib.data.sources.ground_truth import ESCAPES_DATA_PATH, clean_rows
 from k400tiny_lib.data.sources.labels import KINETICS_400, unify_spelling
 
 
@@ -31,7 +31,7 @@ def test_contradicting_rows_are_all_dropped_and_name_the_labels() -> None:
 def test_a_name_that_leaves_data_path_is_dropped(name: str) -> None:
     cleaned = clean_rows(rows((name, "x"), ("b", "x")))
     assert cleaned.table["folder_name"].tolist() == ["b"]
-    assert [d.reason for d in cleaned.dropped] == [LEAVES]
+    assert [d.reason for d in cleaned.dropped] == [ESCAPES_DATA_PATH]
 
 
 def test_rows_without_name_or_label_are_dropped() -> None:
@@ -41,8 +41,8 @@ def test_rows_without_name_or_label_are_dropped() -> None:
 
 
 def test_stray_spaces_and_case_take_the_spelling_of_kinetics() -> None:
-    found = pd.Series(["Push Up", " push  up", "air_drumming", "push up"])
-    labels, changed = unify_spelling(found)
+    spellings = pd.Series(["Push Up", " push  up", "air_drumming", "push up"])
+    labels, changed = unify_spelling(spellings)
     assert labels.tolist() == ["push up", "push up", "air drumming", "push up"]
     assert changed.keys() == {"Push Up", " push  up", "air_drumming"}
     assert set(labels) <= set(KINETICS_400)

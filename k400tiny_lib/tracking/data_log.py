@@ -1,0 +1,67 @@
+"""Logs a prepared data set to the active run, and describes it on the console."""
+
+import warnings
+from typing import TYPE_CHECKING
+
+import mlflow
+from mlflow.data.pandas_dataset import from_pandas
+
+from k400tiny_lib.data.annotations import SPLITS
+from k400tiny_lib.data.preparation.plots import (
+    plot_class_counts,
+    plot_contact_sheet,
+    plot_split_balance,
+)
+from k400tiny_lib.tracking.runs import DATA_DIGEST_TAG, DATA_PATH_TAG
+
+if TYPE_CHECKING:
+    from k400tiny_lib.data.preparation.prepare import Prepared
+
+_COLUMNS = ["folder_name", "youtube_id", "label", "target", "num_frames"]
+_METRICS = ("num_clips", "num_groups", "num_classes", "num_dropped")
+_MAX_LINES = 20
+
+
+def log_prepared(prepared: "Prepared") -> None:
+    """Log annotations, split tables, report, figures, metrics, and the data set as an input."""
+    report, table, directory = prepared.report, prepared.table, prepared.directory
+    mlflow.log_text(prepared.annotations.to_json(), "annotations/annotations.json")
+    for split in SPLITS:
+        rows = table.loc[table["split"] == split, _COLUMNS]
+        mlflow.log_text(rows.to_csv(index=False), f"annotations/splits/{split}.csv")
+    mlflow.log_dict(report, "annotations/data_report.json")
+    mlflow.log_figure(plot_class_counts(table), "images/class_counts.png")
+    mlflow.log_figure(plot_split_balance(table), "images/split_balance.png")
+    mlflow.log_figure(plot_contact_sheet(table, directory), "images/contact_sheet.png")
+    mlflow.log_metrics({name: report[name] for name in _METRICS})
+    with warnings.catch_warnings():
+        # mlflow registers its source type of local paths twice and warns that it must choose, and
+        # it warns of whole numbers in the schema.
+        warnings.simplefilter("ignore", UserWarning)
+        dataset = from_pandas(
+            table[[*_COLUMNS, "split"]],
+            source=str(directory),
+            name=directory.name,
+            digest=report["data_digest"],
+        )
+        mlflow.log_input(dataset, context="prepare_data")
+    mlflow.set_tags({DATA_PATH_TAG: str(directory), DATA_DIGEST_TAG: report["data_digest"]})
+
+
+def describe(prepared: "Prepared") -> str:
+    """Notes, dropped clips (the first 20), and a summary of the splits, as lines."""
+    report = prepared.report
+    lines = [f"note: {note}" for note in report["notes"]]
+    lines += [f"dropped {row['video']}: {row['reason']}" for row in report["dropped"][:_MAX_LINES]]
+    if report["num_dropped"] > _MAX_LINES:
+        more = report["num_dropped"] - _MAX_LINES
+        lines.append(f"and {more} more, see annotations/data_report.json")
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in report["split_fractions"].items())
+    leak = report["random_split_would_leak"]
+    lines += [
+        f"{report['num_clips']} clips of {report['num_groups']} sources in "
+        f"{report['num_classes']} classes, {report['num_dropped']} dropped; {shares}",
+        f"{report['sources_in_several_splits']} sources are in several splits; of a random "
+        f"split, {leak['share']:.0%} of the held-out clips would have had their source in train",
+    ]
+    return "\n".join(lines)
