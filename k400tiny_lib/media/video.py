@@ -75,8 +75,8 @@ def sample_video(
     """Decode frames spread evenly over a video and process each one as it is decoded.
 
     The length that a container states is often wrong or missing, so the packets are counted, which
-    is cheap. In a long video each frame is sought; a shorter one is decoded from start to end. One
-    frame is in memory at a time, in addition to what `process` returns.
+    is cheap. A long video is decoded from the key frame before each frame, a shorter one from start
+    to end. One frame is in memory at a time, in addition to what `process` returns.
 
     Args:
         source: the file, or its content.

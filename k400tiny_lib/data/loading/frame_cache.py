@@ -200,23 +200,24 @@ class CachedFrames:
         Raises:
             UserError: if the cache lacks the clip or is damaged.
         """
-        path = _file(self.folder, self._position(clip) // CLIPS_PER_FILE)
+        name = _name(clip)
+        path = _file(self.folder, self._position(name) // CLIPS_PER_FILE)
         try:
             # A copy, since the mapping may end. NumPy copies rows ten times as fast as torch.
-            return torch.from_numpy(self._map(path)[_name(clip)][list(offsets)])
+            return torch.from_numpy(self._map(path)[name][list(offsets)])
         except (OSError, SafetensorError, LookupError) as error:
             raise UserError(
                 f"frame_cache: {path} cannot be read ({one_line(error)}). Needed: delete it, and "
                 "the next run writes it again."
             ) from None
 
-    def _position(self, clip: Clip) -> int:
+    def _position(self, name: str) -> int:
         if self._index is None:  # map it in each process, so that workers share its memory
             self._index = np.load(self.folder / INDEX, mmap_mode="r")
-        name = _name(clip).encode()
-        position = int(np.searchsorted(self._index, name))
-        if position == len(self._index) or self._index[position] != name:
-            raise UserError(f"frame_cache: {self.folder} lacks clip {clip.video}. Delete it.")
+        key = name.encode()
+        position = int(np.searchsorted(self._index, key))
+        if position == len(self._index) or self._index[position] != key:
+            raise UserError(f"frame_cache: {self.folder} lacks clip {name}. Delete it.")
         return position
 
     def __reduce__(self) -> tuple[type["CachedFrames"], tuple[Path]]:
@@ -249,6 +250,8 @@ class _Writer(Dataset[int]):
         try:
             with atomic_write(path) as partial:
                 save_file(frames, partial)
+                # safetensors makes files that only their owner may read; a cache may be shared.
+                partial.chmod((self.folder / INDEX).stat().st_mode)
         except (OSError, SafetensorError) as error:
             raise _not_written(path, error) from None
         return number

@@ -1,4 +1,4 @@
-"""Which frames of a segment a clip takes."""
+"""Temporal sampling: which frames of a segment a model sees, as tensors."""
 
 import torch
 from torch import Tensor
@@ -9,8 +9,8 @@ from k400tiny_lib.media.sampling import uniform_positions, view_positions
 def uniform_indices(num_frames: int, clip_len: int) -> Tensor:
     """Spread frame indices evenly over a segment, first and last frame included.
 
-    One view of the Kinetics evaluation protocol (pytorchvideo's uniform_temporal_subsample); a
-    segment shorter than the clip repeats frames instead of failing.
+    One view of the Kinetics evaluation protocol (pytorchvideo's uniform_temporal_subsample). A
+    segment shorter than the clip repeats frames.
 
     Args:
         num_frames: frames in the segment, at least 1.
@@ -28,8 +28,8 @@ def uniform_indices(num_frames: int, clip_len: int) -> Tensor:
 def view_indices(num_frames: int, clip_len: int, num_views: int) -> Tensor:
     """Frame indices of several views of a segment, shifted against one another in time.
 
-    A clip spans its whole segment, so views differ in phase: they divide the stride of the frames
-    evenly. The one in the middle of an odd number, and a single one, is `uniform_indices`.
+    Each view spans the whole segment. The views divide the stride of the frames evenly; the middle
+    one of an odd number, and a single one, is `uniform_indices`.
 
     Args:
         num_frames: frames in the segment, at least 1.
@@ -55,7 +55,7 @@ def jittered_indices(num_frames: int, clip_len: int, generator: torch.Generator)
     Args:
         num_frames: frames in the segment, at least 1.
         clip_len: frames that the model sees, at least 1.
-        generator: the source of randomness.
+        generator: to draw from.
 
     Returns:
         int64 (clip_len,), non-decreasing, within [0, num_frames).
@@ -63,13 +63,9 @@ def jittered_indices(num_frames: int, clip_len: int, generator: torch.Generator)
     Raises:
         ValueError: if either is below 1.
     """
-    _check(num_frames, clip_len)
+    if num_frames < 1 or clip_len < 1:
+        raise ValueError(f"num_frames {num_frames} and clip_len {clip_len} must be at least 1")
     part = num_frames / clip_len
     offsets = torch.rand(clip_len, generator=generator, dtype=torch.float64)
     starts = torch.arange(clip_len, dtype=torch.float64)
     return ((starts + offsets) * part).long().clamp(max=num_frames - 1)
-
-
-def _check(num_frames: int, clip_len: int) -> None:
-    if num_frames < 1 or clip_len < 1:
-        raise ValueError(f"num_frames {num_frames} and clip_len {clip_len} must be at least 1")

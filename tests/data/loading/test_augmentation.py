@@ -97,7 +97,7 @@ def test_strong_augmentation_changes_clips_and_keeps_their_range() -> None:
     frames = smooth_frames()
     results = [augment(frames, "strong", seed) for seed in range(20)]
     assert len({clip.numpy().tobytes() for clip in results}) == len(results)
-    assert torch.stack(results).float().std(dim=0).mean() > 10  # grey levels of 255
+    assert torch.stack(results).float().std(dim=0).mean() > 10  # gray levels of 255
 
 
 def test_mixed_targets_sum_to_one_and_say_how_much_of_each_clip_is_there() -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import multiprocessing
+import resource
 import shutil
 import threading
 import time
@@ -259,6 +260,34 @@ def test_a_bad_frame_stops_the_writer_and_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"^data_path: {bad} is no image[^\n]*$"):
         write_cache(annotations, tmp_path / "frames", SIZE, tmp_path / "cache", num_workers=1)
     assert not is_complete(tmp_path / "cache")
+
+
+def test_others_may_read_the_cache_as_they_may_read_any_file(cache: Path) -> None:
+    plain = cache.parent / "plain"
+    plain.touch()
+    assert {path.stat().st_mode for path in cache.glob("0*")} == {plain.stat().st_mode}
+
+
+def test_a_cache_dir_that_cannot_be_written_is_one_line(
+    frames: Path, annotations: Annotations, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"^cache_dir: .* cannot be written: Not a directory\.$"):
+        write_cache(annotations, frames, SIZE, tmp_path / "file" / "cache", num_workers=0)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_full_disk_is_one_line_whoever_writes(
+    frames: Path, annotations: Annotations, tmp_path: Path, num_workers: int
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"^cache_dir: .*safetensors cannot be written: .*$"):
+            write_cache(annotations, frames, SIZE, tmp_path / "cache", num_workers)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list((tmp_path / "cache").glob("*0*"))
 
 
 def test_a_damaged_file_is_named(annotations: Annotations, cache: Path, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_the_number_of_workers_and_the_batch_size_change_nothing(frames: Path) -
 
 
 def test_no_two_workers_epochs_or_seeds_repeat_an_augmentation(tmp_path: Path) -> None:
-    """The same clip in every place: all that differs is the randomness."""
+    """All clips are equal: only the randomness differs."""
     for number in range(NUM_CLIPS):
         write_clip(tmp_path / f"clip{number}", seed=0)
     seen = set()

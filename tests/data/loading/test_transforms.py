@@ -37,7 +37,7 @@ def test_frames_are_resized_alone_as_in_a_batch() -> None:
     assert torch.equal(resize_short_side(frames, 40), alone)
 
 
-def test_resizing_uint8_is_resizing_floats_to_a_grey_level() -> None:
+def test_resizing_uint8_is_resizing_floats_to_a_gray_level() -> None:
     frames = torch.randint(0, 256, (2, 3, 90, 120), dtype=torch.uint8)
     exact = F.resize(frames.float(), [40], antialias=True)
     # Two passes with 8-bit intermediates: at most one gray level each.
