@@ -52,16 +52,8 @@ def cache_folder(annotations: Annotations, data_path: Path, resize_size: int, ro
     content = annotations.data_digest or combine_digests(
         clip_digest(data_path / video) for video in sorted({c.video for c in annotations.clips})
     )
-    digest = combine_digests(
-        (
-            str(FORMAT),
-            cv2.__version__,
-            torch.__version__,
-            str(resize_size),
-            content,
-            *_by_name(annotations),
-        )
-    )
+    versions = (FORMAT, cv2.__version__, torch.__version__, resize_size)
+    digest = combine_digests([*map(str, versions), content, *_by_name(annotations)])
     return root.absolute() / digest
 
 
