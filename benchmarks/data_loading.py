@@ -31,10 +31,10 @@ from k400tiny_lib.config import AUTO
 from k400tiny_lib.data.annotations import Annotations, Clip
 from k400tiny_lib.data.loading.dataset import ClipDataset
 from k400tiny_lib.data.loading.frame_cache import CachedFrames, write_cache
-from k400tiny_lib.data.loading.loader import batches, one_thread, worker_count
+from k400tiny_lib.data.loading.loader import batches, worker_count
 from k400tiny_lib.data.loading.readers import ImageFiles
-from k400tiny_lib.data.loading.temporal_sampling import uniform_indices
 from k400tiny_lib.media.frames import decode_frame, frame_files
+from k400tiny_lib.media.sampling import uniform_indices
 from k400tiny_lib.models.architectures import ARCHITECTURES
 from k400tiny_lib.system import available_cores, cpu_name
 
@@ -100,9 +100,7 @@ def one_by_one(data: Any, repeats: int = 1) -> float:
 def in_batches(data: Any, num_workers: int, repeats: int = 1) -> float:
     """Milliseconds per clip in batches, the start of worker processes not counted."""
     order = [position % len(data) for position in range(len(data) * repeats)]
-    loader: Any = DataLoader(
-        data, BATCH, sampler=order, num_workers=num_workers, worker_init_fn=one_thread
-    )
+    loader: Any = DataLoader(data, BATCH, sampler=order, num_workers=num_workers)
     counted, start = 0, 0.0
     for number, batch in enumerate(batches(loader)):
         if number == num_workers:  # each worker has delivered, and works on its second batch
@@ -155,7 +153,7 @@ def cache_rates(annotations: Annotations, data_path: Path, rounds: int) -> tuple
 
     def decode() -> float:
         bare = BareDecoder(clips, data_path, cv2.IMREAD_COLOR_RGB, clips[0].num_frames)
-        loader: Any = DataLoader(bare, None, num_workers=cores, worker_init_fn=one_thread)
+        loader: Any = DataLoader(bare, None, num_workers=cores)
         start = time.perf_counter()
         for _ in loader:
             pass

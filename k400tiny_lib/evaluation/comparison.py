@@ -13,10 +13,10 @@ from scipy.stats import binomtest
 from k400tiny_lib.config import Config
 from k400tiny_lib.data.annotations import Annotations, Clip, unknown_labels
 from k400tiny_lib.data.loading.readers import read_frames
-from k400tiny_lib.data.loading.temporal_sampling import view_indices
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.evaluation.metrics import cluster_bootstrap
 from k400tiny_lib.evaluation.predictions import table_of_probabilities
+from k400tiny_lib.media.sampling import view_indices
 
 _NEEDED = ("video", "target", "predicted")
 

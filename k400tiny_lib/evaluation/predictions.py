@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from k400tiny_lib.data.annotations import Clip
-from k400tiny_lib.data.loading.loader import batches, one_thread
+from k400tiny_lib.data.loading.loader import batches
 from k400tiny_lib.errors import UserError, one_line
 from k400tiny_lib.evaluation.views import ViewDataset, ViewProtocol
 from k400tiny_lib.models.loaded import Geometry
@@ -115,7 +115,6 @@ def clip_loader(
         batch_size=batch_size,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=one_thread,
     )
 
 

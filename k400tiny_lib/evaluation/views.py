@@ -11,9 +11,9 @@ from torch.utils.data import Dataset
 from k400tiny_lib.data.annotations import Clip
 from k400tiny_lib.data.loading.pytorchvideo_transforms import uniform_crop
 from k400tiny_lib.data.loading.readers import read_frames
-from k400tiny_lib.data.loading.temporal_sampling import view_indices
 from k400tiny_lib.data.loading.transforms import center_crop, resize_exactly
 from k400tiny_lib.errors import UserError
+from k400tiny_lib.media.sampling import view_indices
 from k400tiny_lib.models.loaded import Geometry
 
 
@@ -92,9 +92,9 @@ class ViewDataset(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, position: int) -> tuple[Tensor, int]:
         clip, protocol = self.clips[position], self.protocol
         clip_len = self.geometry.clip_len
-        times = view_indices(clip.num_frames, clip_len, protocol.num_clips)  # (num_clips, T)
+        times = torch.from_numpy(view_indices(clip.num_frames, clip_len, protocol.num_clips))
         if protocol.extra_center:
-            times = torch.cat([times, view_indices(clip.num_frames, clip_len, 1)])
+            times = torch.cat([times, torch.from_numpy(view_indices(clip.num_frames, clip_len))])
         decoded, slots = torch.unique(times, return_inverse=True)
         frames = read_frames(self.data_path / clip.video, (decoded + clip.segment[0]).tolist())
         crops = crop_views(frames, self.geometry, protocol.num_crops)

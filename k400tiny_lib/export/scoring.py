@@ -13,7 +13,6 @@ from torch import Tensor
 from k400tiny_lib.config import NONE, Config
 from k400tiny_lib.data.annotations import Annotations, Clip, read_annotations, unknown_labels
 from k400tiny_lib.data.loading.readers import read_frames
-from k400tiny_lib.data.loading.temporal_sampling import view_indices
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.evaluation.calibration import scale
 from k400tiny_lib.evaluation.comparison import align
@@ -26,6 +25,7 @@ from k400tiny_lib.evaluation.predictions import (
 )
 from k400tiny_lib.evaluation.views import ViewProtocol
 from k400tiny_lib.export.parity import BATCHES, Predict
+from k400tiny_lib.media.sampling import view_indices
 from k400tiny_lib.models.loaded import Geometry
 
 _NOISE_SIZE = (336, 336)

@@ -20,24 +20,15 @@ _DIGITS = re.compile(r"(\d+)")
 # OpenCV, torchvision and simplejpeg all wrap libjpeg-turbo and take the same time for a full
 # frame (benchmarks/data_loading.py); OpenCV also decodes at a fraction of the size.
 _FULL = cv2.IMREAD_COLOR_RGB
-# OpenCV names the reduced flags for gray and BGR only; replace the color bit by that of RGB.
-FRACTIONS = {
-    1: _FULL,
-    2: (cv2.IMREAD_REDUCED_COLOR_2 & ~cv2.IMREAD_COLOR) | _FULL,
-    4: (cv2.IMREAD_REDUCED_COLOR_4 & ~cv2.IMREAD_COLOR) | _FULL,
-    8: (cv2.IMREAD_REDUCED_COLOR_8 & ~cv2.IMREAD_COLOR) | _FULL,
-}
+_BGR = {n: getattr(cv2, f"IMREAD_REDUCED_COLOR_{n}") for n in (2, 4, 8)}
+# OpenCV has the reduced flags for gray and BGR only; replace the color bit by that of RGB.
+FRACTIONS = {1: _FULL} | {n: (flag & ~cv2.IMREAD_COLOR) | _FULL for n, flag in _BGR.items()}
 
 
-def natural_key(name: str) -> tuple[str | int, ...]:
-    """Sort key that puts frame2 before frame10."""
-    parts = _DIGITS.split(name)
-    return tuple(int(part) if index % 2 else part for index, part in enumerate(parts))
-
-
-def frame_order(name: str) -> tuple[tuple[str | int, ...], str]:
-    """Sort key of frame names: natural order, ties such as frame1 and frame01 by the name."""
-    return natural_key(name), name
+def natural_key(path: Path) -> tuple[list[str | int], str]:
+    """Sort key by name: frame2 before frame10, ties such as frame01 and frame1 as text."""
+    parts = _DIGITS.split(path.name)
+    return [int(part) if n % 2 else part for n, part in enumerate(parts)], path.name
 
 
 def is_frame(name: str) -> bool:
@@ -51,10 +42,7 @@ def frame_files(folder: Path) -> list[Path]:
     Raises:
         OSError: if the folder cannot be listed.
     """
-    return sorted(
-        (path for path in folder.iterdir() if is_frame(path.name)),
-        key=lambda path: frame_order(path.name),
-    )
+    return sorted((path for path in folder.iterdir() if is_frame(path.name)), key=natural_key)
 
 
 def clip_digest(folder: Path) -> str:
@@ -68,22 +56,16 @@ def data_digest(data_path: Path) -> str:
     Clips are in the directory itself or one folder deeper, as `class/clip`. If no clip is dropped,
     prepare_data writes the same digest into the annotations.
     """
-    folders = [path for path in data_path.glob("*") if _is_folder(path)]
-    nested = [path for folder in folders for path in folder.glob("*") if _is_folder(path)]
-    clips = {path.relative_to(data_path).as_posix(): path for path in [*folders, *nested]}
-    clips = {name: path for name, path in clips.items() if _has_frames(path)}
+    folders = _subfolders(data_path)
+    folders += [nested for folder in folders for nested in _subfolders(folder)]
+    clips = [folder for folder in folders if any(is_frame(path.name) for path in folder.iterdir())]
+    names = [clip.relative_to(data_path).as_posix() for clip in clips]
     with ThreadPoolExecutor() as pool:  # hashing and reading release the GIL
-        return combine_named_digests(
-            dict(zip(clips, pool.map(clip_digest, clips.values()), strict=True))
-        )
+        return combine_named_digests(dict(zip(names, pool.map(clip_digest, clips), strict=True)))
 
 
-def _is_folder(path: Path) -> bool:
-    return path.is_dir() and not path.name.startswith(".")
-
-
-def _has_frames(folder: Path) -> bool:
-    return any(is_frame(path.name) for path in folder.iterdir())
+def _subfolders(folder: Path) -> list[Path]:
+    return [p for p in folder.glob("*") if p.is_dir() and not p.name.startswith(".")]
 
 
 def read_images(folder: Path, indices: Sequence[int]) -> npt.NDArray[np.uint8]:
@@ -122,13 +104,6 @@ def select_files(folder: Path, indices: Sequence[int]) -> dict[int, Path]:
     return {index: files[index] for index in dict.fromkeys(indices)}
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"data_path: {path} cannot be read: {error.strerror}.") from None
-
-
 def decode_frame(path: Path, fraction: int = 1) -> npt.NDArray[np.uint8]:
     """Decode one image file.
 
@@ -142,9 +117,11 @@ def decode_frame(path: Path, fraction: int = 1) -> npt.NDArray[np.uint8]:
     Raises:
         UserError: if the file is missing or no image; the message names it.
     """
-    encoded = np.frombuffer(_read_bytes(path), np.uint8)
     try:
+        encoded = np.frombuffer(path.read_bytes(), np.uint8)
         image = cv2.imdecode(encoded, FRACTIONS[fraction]) if encoded.size else None
+    except OSError as error:
+        raise UserError(f"data_path: {path} cannot be read: {error.strerror}.") from None
     except cv2.error:  # such as an image of more pixels than OpenCV decodes
         image = None
     if image is None:
@@ -154,10 +131,9 @@ def decode_frame(path: Path, fraction: int = 1) -> npt.NDArray[np.uint8]:
 
 def mixed_sizes(path: Path, first: Path) -> UserError:
     """The error for a clip whose frames differ in size."""
-    (height, width, _), (usual_height, usual_width, _) = (
-        decode_frame(file).shape for file in (path, first)
-    )
+    images = decode_frame(path), decode_frame(first)
+    size, usual = (f"{image.shape[1]}x{image.shape[0]}" for image in images)
     return UserError(
-        f"data_path: {path} is {width}x{height}, other frames of the clip are "
-        f"{usual_width}x{usual_height}. Needed: one size per clip."
+        f"data_path: {path} is {size}, other frames of the clip are {usual}. "
+        "Needed: one size per clip."
     )

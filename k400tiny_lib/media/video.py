@@ -4,7 +4,6 @@ import io
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from k400tiny_lib.errors import UserError, one_line
-from k400tiny_lib.media.sampling import view_positions
+from k400tiny_lib.media.sampling import view_indices
 
 Image = npt.NDArray[np.uint8]
 Result = TypeVar("Result")
@@ -44,20 +43,13 @@ class Limits:
 def read_video(
     source: Path | bytes, num_frames: int, views: int = 1, limits: Limits | None = None
 ) -> Image:
-    """Decode frames spread evenly over a video.
-
-    Args:
-        source: the file, or its content.
-        num_frames: frames of a view, at least 1; a shorter video repeats frames.
-        views: temporal views, one after the other; a single one begins with the first frame of
-            the video and ends with the last.
-        limits: the largest video to accept; None for any.
+    """Decode frames spread evenly over a video; see `sample_video`.
 
     Returns:
         uint8 (views * num_frames, H, W, 3), RGB in [0, 255].
 
     Raises:
-        UserError: if the file cannot be decoded, is truncated, holds no video or exceeds a limit.
+        UserError: as for `sample_video`, or if the frame size changes.
     """
     images = sample_video(source, num_frames, lambda image: image, views, limits)
     if len({image.shape for image in images}) > 1:
@@ -82,7 +74,8 @@ def sample_video(
         source: the file, or its content.
         num_frames: frames of a view, at least 1; a shorter video repeats frames.
         process: called once for each distinct frame with uint8 (H, W, 3), RGB, upright.
-        views: temporal views, one after the other.
+        views: temporal views, one after the other; a single one begins with the first frame of the
+            video and ends with the last.
         limits: the largest video to accept; None for any.
 
     Returns:
@@ -91,9 +84,13 @@ def sample_video(
     Raises:
         UserError: if the file cannot be decoded, is truncated, holds no video or exceeds a limit.
     """
+
+    def sample(count: int) -> list[int]:
+        indices: list[int] = view_indices(count, num_frames, views).ravel().tolist()
+        return indices
+
     try:
         packets = list_packets(source, limits)
-        sample = partial(view_positions, clip_len=num_frames, num_views=views)
         results: list[Result] = []
         if len(packets) > _SEEK_BEYOND:
             results = sample_by_seeking(source, sample(len(packets)), packets, process)
@@ -227,9 +224,9 @@ def _stream(source: Path | bytes, container: Any, limits: Limits | None) -> Any:
     context = stream.codec_context
     if limits:
         if context.width * context.height > limits.pixels:
+            size = f"{context.width}x{context.height}"
             raise UserError(
-                f"{_name(source)} has frames of {context.width}x{context.height}. Needed: at most "
-                f"{limits.pixels} pixels."
+                f"{_name(source)} has frames of {size}. Needed: at most {limits.pixels} pixels."
             )
         # The frame size may change later in the stream; the decoder, which adds a margin, refuses.
         context.options = {"max_pixels": str(2 * limits.pixels + _MARGIN)}

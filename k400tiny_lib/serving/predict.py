@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.media.frames import frame_files, natural_key, read_images
-from k400tiny_lib.media.sampling import view_positions
+from k400tiny_lib.media.sampling import view_indices
 from k400tiny_lib.media.video import VIDEO_SUFFIXES, is_video, read_video
 from k400tiny_lib.serving.onnx_classifier import OnnxClassifier
 
@@ -37,8 +37,7 @@ def find_inputs(path: Path) -> list[Path]:
         )
     if path.is_file() or _is_clip(path):
         return [path]
-    children = sorted(path.iterdir(), key=lambda p: natural_key(p.name))
-    clips = [child for child in children if _is_clip(child)]
+    clips = [child for child in sorted(path.iterdir(), key=natural_key) if _is_clip(child)]
     if not clips:
         raise UserError(
             f"input: {path} holds no clips. Needed: folders of .jpg or .png frames, or videos "
@@ -58,7 +57,8 @@ def read_clip(path: Path, clip_len: int, views: int = 1) -> Frames:
         UserError: if it cannot be read.
     """
     if path.is_dir():
-        return read_images(path, view_positions(len(frame_files(path)), clip_len, views))
+        indices = view_indices(len(frame_files(path)), clip_len, views).ravel()
+        return read_images(path, indices.tolist())
     return read_video(path, clip_len, views)
 
 

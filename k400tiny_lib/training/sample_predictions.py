@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from k400tiny_lib.data.loading.dataset import ClipDataset
-from k400tiny_lib.data.loading.temporal_sampling import uniform_indices
+from k400tiny_lib.media.sampling import uniform_indices
 from k400tiny_lib.models.weights import model_input
 from k400tiny_lib.training.state import TrainState
 
@@ -53,7 +53,7 @@ def draw_predictions(
         probabilities: float32 (N, classes).
         labels: by id; an id without a label shows as its number.
     """
-    columns = uniform_indices(clips.shape[2], min(_FRAMES, clips.shape[2]))
+    columns = uniform_indices(clips.shape[2], min(_FRAMES, clips.shape[2])).tolist()
     figure = Figure(figsize=(1.25 * len(columns), 1.5 * len(clips)), layout="constrained")
     grid = figure.subplots(len(clips), 1, squeeze=False)[:, 0]
     for axes, clip, target, scores in zip(grid, clips, targets, probabilities, strict=True):

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from k400tiny_lib.data.loading.temporal_sampling import uniform_indices
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.media.sampling import uniform_positions
+from k400tiny_lib.media.sampling import uniform_indices
 from k400tiny_lib.media.video import list_packets, read_video, sample_by_seeking
 from tests.helpers.videos import write_video, write_videos
 
@@ -24,7 +23,9 @@ def test_frames_are_the_ones_that_uniform_indices_names(videos: Path) -> None:
     assert frames.shape == (5, 80, 64, 3)
     grey = torch.from_numpy(frames).float().mean((1, 2, 3))
     # MPEG-4 moves a grey by a few of 255; less than half the step of 20 tells neighbours apart.
-    torch.testing.assert_close(grey, 20.0 * uniform_indices(11, 5).float(), atol=9, rtol=0)
+    torch.testing.assert_close(
+        grey, 20.0 * torch.from_numpy(uniform_indices(11, 5)).float(), atol=9, rtol=0
+    )
 
 
 def test_frames_agree_with_decoding_everything(videos: Path) -> None:
@@ -41,7 +42,7 @@ def test_frames_that_are_sought_are_those_of_decoding_everything(videos: Path, n
     for source in (path, path.read_bytes()):
         packets = list_packets(source)
         for clip_len in (1, 3, 7):
-            indices = uniform_positions(len(packets), clip_len)
+            indices = uniform_indices(len(packets), clip_len).tolist()
             frames = sample_by_seeking(source, indices, packets, lambda image: image)
             np.testing.assert_array_equal(frames, read_video(path, clip_len))
 

@@ -11,7 +11,7 @@ import torch
 
 from k400tiny_lib.data.loading.pytorchvideo_transforms import uniform_temporal_subsample
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.media.sampling import uniform_positions
+from k400tiny_lib.media.sampling import uniform_indices
 from k400tiny_lib.serving.onnx_classifier import (
     OnnxClassifier,
     execution_providers,
@@ -37,7 +37,7 @@ def test_positions_are_pytorchvideos_whatever_the_length() -> None:
         frames = torch.arange(num_frames)
         for clip_len in (1, 2, 3, 4, 8, 16, 32, 40):
             expected = uniform_temporal_subsample(frames, clip_len, temporal_dim=0)
-            assert uniform_positions(num_frames, clip_len) == expected.tolist()
+            assert uniform_indices(num_frames, clip_len).tolist() == expected.tolist()
 
 
 def test_a_label_does_not_wait_for_pytorch() -> None:

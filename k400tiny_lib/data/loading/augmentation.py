@@ -23,7 +23,8 @@ from k400tiny_lib.errors import UserError
 _CROP_AREA = (0.35, 1.0)
 _JITTER = v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2)
 _RAND_AUGMENT = RandAugment(magnitude=9, num_layers=2, prob=0.5)  # pytorchvideo's defaults
-_MIXUP_ALPHA, _CUTMIX_ALPHA = 0.8, 1.0  # of MViT's Kinetics recipe (arXiv:2104.11227)
+# Of MViT's Kinetics recipe (arXiv:2104.11227).
+_MIX_ALPHAS = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0}
 
 
 @contextmanager
@@ -37,13 +38,9 @@ def seeded(*numbers: int) -> Iterator[torch.Generator]:
     Yields:
         torch's default generator, which the transforms of torchvision and pytorchvideo draw from.
     """
-    state = torch.get_rng_state()
-    # torch.manual_seed would seed the GPUs as well.
-    torch.default_generator.manual_seed(_hashed(numbers))
-    try:
-        yield torch.default_generator
-    finally:
-        torch.set_rng_state(state)
+    with torch.random.fork_rng(devices=[], device_type="cuda"):  # no GPU's generator
+        # torch.manual_seed would seed the GPUs as well.
+        yield torch.default_generator.manual_seed(_hashed(numbers))
 
 
 def seeded_generator(*numbers: int) -> torch.Generator:
@@ -56,6 +53,31 @@ def seeded_generator(*numbers: int) -> torch.Generator:
 
 def _hashed(numbers: tuple[int, ...]) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+def jittered_indices(num_frames: int, clip_len: int, generator: torch.Generator) -> Tensor:
+    """Cut a segment into equal parts and take a random frame of each.
+
+    The training-time counterpart of `media.sampling.uniform_indices`, as Temporal Segment Networks
+    samples (Wang et al. 2016, arXiv:1608.00859).
+
+    Args:
+        num_frames: frames in the segment, at least 1.
+        clip_len: frames that the model sees, at least 1.
+        generator: to draw from.
+
+    Returns:
+        int64 (clip_len,), non-decreasing, within [0, num_frames).
+
+    Raises:
+        ValueError: if either is below 1.
+    """
+    if num_frames < 1 or clip_len < 1:
+        raise ValueError(f"num_frames {num_frames} and clip_len {clip_len} must be at least 1")
+    offsets = torch.rand(clip_len, generator=generator, dtype=torch.float64)
+    starts = torch.arange(clip_len, dtype=torch.float64)
+    indices = (starts + offsets) * (num_frames / clip_len)
+    return indices.long().clamp(max=num_frames - 1)
 
 
 def crop_only(images: Tensor, crop_size: int, may_flip: bool, generator: torch.Generator) -> Tensor:
@@ -84,6 +106,12 @@ def strong(images: Tensor, crop_size: int, may_flip: bool, generator: torch.Gene
     return (floats * 255).round().clamp(0, 255).to(torch.uint8)
 
 
+def _random_flip(images: Tensor, may_flip: bool, generator: torch.Generator) -> Tensor:
+    # Draw even if the class must not be mirrored: later draws must not depend on the class.
+    flip = bool(torch.rand((), generator=generator) < 0.5)
+    return images.flip(-1) if flip and may_flip else images
+
+
 def mix(clips: Tensor, targets: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     """Blend each clip with another of its batch (MixUp) or paste a box of it (CutMix).
 
@@ -97,17 +125,8 @@ def mix(clips: Tensor, targets: Tensor, num_classes: int) -> tuple[Tensor, Tenso
     Returns:
         The mixed clips, and float32 (N, K) targets; each row sums to 1.
     """
-    mix_video = MixVideo(
-        mixup_alpha=_MIXUP_ALPHA, cutmix_alpha=_CUTMIX_ALPHA, num_classes=num_classes
-    )
-    mixed, soft = mix_video(clips, targets)
+    mixed, soft = MixVideo(**_MIX_ALPHAS, num_classes=num_classes)(clips, targets)
     return mixed, soft.float()
-
-
-def _random_flip(images: Tensor, may_flip: bool, generator: torch.Generator) -> Tensor:
-    # Draw even if the class must not be mirrored: later draws must not depend on the class.
-    flip = bool(torch.rand((), generator=generator) < 0.5)
-    return images.flip(-1) if flip and may_flip else images
 
 
 @dataclass(frozen=True)
@@ -140,14 +159,10 @@ AUGMENTATIONS = {
 
 
 def no_flip_targets(no_flip_classes: str, categories: Mapping[str, int]) -> frozenset[int]:
-    """Class ids of the parameter `no_flip_classes`.
-
-    Args:
-        no_flip_classes: labels separated by commas, or `none`.
-        categories: class ids by label.
+    """Class ids of the parameter `no_flip_classes`: labels separated by commas, or `none`.
 
     Raises:
-        UserError: for a label that the data does not have.
+        UserError: for a label that is not among the categories (class ids by label).
     """
     if no_flip_classes == NONE:
         return frozenset()

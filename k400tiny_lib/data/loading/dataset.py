@@ -1,7 +1,7 @@
 """The clips of a split as a PyTorch data set."""
 
 from collections.abc import Sequence
-from typing import overload
+from dataclasses import asdict
 
 import pyarrow as pa
 import torch
@@ -9,13 +9,18 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from k400tiny_lib.data.annotations import Clip
-from k400tiny_lib.data.loading.augmentation import AUGMENTATIONS, seeded, seeded_generator
+from k400tiny_lib.data.loading.augmentation import (
+    AUGMENTATIONS,
+    jittered_indices,
+    seeded,
+    seeded_generator,
+)
 from k400tiny_lib.data.loading.readers import FrameReader
-from k400tiny_lib.data.loading.temporal_sampling import jittered_indices, uniform_indices
 from k400tiny_lib.data.loading.transforms import center_crop
+from k400tiny_lib.media.sampling import uniform_indices
 
 
-class ClipTable(Sequence[Clip]):
+class ClipTable:
     """Clips as Arrow columns, which forked workers share.
 
     Forked workers would copy a list of Python objects page by page, because reading an object
@@ -23,26 +28,14 @@ class ClipTable(Sequence[Clip]):
     """
 
     def __init__(self, clips: Sequence[Clip]) -> None:
-        self._columns = (
-            pa.array([clip.video for clip in clips], pa.string()),
-            pa.array([clip.segment[0] for clip in clips], pa.int32()),
-            pa.array([clip.segment[1] for clip in clips], pa.int32()),
-            pa.array([clip.target for clip in clips], pa.int32()),
-            pa.array([clip.group for clip in clips], pa.string()),
-        )
+        self._clips = pa.array([asdict(clip) for clip in clips])
 
     def __len__(self) -> int:
-        return len(self._columns[0])
+        return len(self._clips)
 
-    @overload
-    def __getitem__(self, position: int) -> Clip: ...
-    @overload
-    def __getitem__(self, position: slice) -> Sequence[Clip]: ...
-    def __getitem__(self, position: int | slice) -> Clip | Sequence[Clip]:
-        if isinstance(position, slice):
-            return [self[number] for number in range(*position.indices(len(self)))]
-        video, first, last, target, group = (column[position].as_py() for column in self._columns)
-        return Clip(video, (first, last), target, group)
+    def __getitem__(self, position: int) -> Clip:
+        values = self._clips[position].as_py()
+        return Clip(**values | {"segment": tuple(values["segment"])})
 
 
 class ClipDataset(Dataset[tuple[Tensor, int, int]]):
@@ -81,13 +74,11 @@ class ClipDataset(Dataset[tuple[Tensor, int, int]]):
         """
         self.clips = ClipTable(clips)
         self.read = read
-        self.clip_len = clip_len
-        self.crop_size = crop_size
+        self.clip_len, self.crop_size = clip_len, crop_size
         self.training = training
         self.augmentation = AUGMENTATIONS[augmentation]
         self.no_flip = no_flip
-        self.seed = seed
-        self.epoch = 0
+        self.seed, self.epoch = seed, 0
 
     @property
     def is_light(self) -> bool:
@@ -105,8 +96,8 @@ class ClipDataset(Dataset[tuple[Tensor, int, int]]):
         clip = self.clips[position]
         numbers = (self.seed, self.epoch, position)
         if not self.training:
-            offsets = uniform_indices(clip.num_frames, self.clip_len)
-            images = center_crop(self.read(clip, offsets.tolist()), self.crop_size)
+            indices = uniform_indices(clip.num_frames, self.clip_len)
+            images = center_crop(self.read(clip, indices.tolist()), self.crop_size)
         elif self.augmentation.is_light:
             images = self._training_frames(clip, seeded_generator(*numbers))
         else:
@@ -116,7 +107,7 @@ class ClipDataset(Dataset[tuple[Tensor, int, int]]):
         return images.transpose(0, 1).contiguous(), clip.target, position
 
     def _training_frames(self, clip: Clip, generator: torch.Generator) -> Tensor:
-        offsets = jittered_indices(clip.num_frames, self.clip_len, generator)
-        images = self.read(clip, offsets.tolist())
+        indices = jittered_indices(clip.num_frames, self.clip_len, generator)
+        images = self.read(clip, indices.tolist())
         may_flip = clip.target not in self.no_flip
         return self.augmentation.per_clip(images, self.crop_size, may_flip, generator)

@@ -2,11 +2,8 @@
 
 A cache is a directory named by the digest of its content. `clips.npy` lists the names of its clips,
 sorted; each safetensors file holds the next CLIPS_PER_FILE of them, one uint8 (T, 3, h, w) a name.
-Reading a frame is copying memory. A file gets its name when it is complete, so that a killed run
-leaves only whole files, which the next one keeps.
-
-Training and its validation read the cache. Evaluation does not: it resizes as the exported graph
-does.
+A file gets its name when it is complete: a killed run leaves only whole files, which the next one
+keeps. Evaluation does not use the cache, since it resizes as the exported graph does.
 """
 
 import functools
@@ -27,7 +24,7 @@ from tqdm import tqdm
 
 from k400tiny_lib.config import AUTO, NONE, Config
 from k400tiny_lib.data.annotations import Annotations, Clip
-from k400tiny_lib.data.loading.loader import batches, one_thread
+from k400tiny_lib.data.loading.loader import batches
 from k400tiny_lib.data.loading.readers import FrameReader, ImageFiles
 from k400tiny_lib.errors import UserError, one_line
 from k400tiny_lib.files import atomic_write, combine_digests
@@ -71,12 +68,9 @@ def write_cache(
 ) -> None:
     """Write the missing files of a cache; processes that want the same cache wait for the first.
 
-    The frames are those of `ImageFiles`: the cache changes no pixel.
-
     Args:
         annotations: the clips; all frames of their segments are cached.
-        data_path: directory of the clip folders.
-        resize_size: short side of the cached frames.
+        data_path, resize_size: of `ImageFiles`, whose frames are cached unchanged.
         folder: the cache, as `cache_folder` gives it.
         num_workers: processes that decode; 0 for this one.
 
@@ -88,15 +82,9 @@ def write_cache(
         with FileLock(folder / ".lock"):
             writer = _Writer(annotations, ImageFiles(data_path, resize_size), folder)
             missing = [n for n in range(len(writer)) if not _file(folder, n).exists()]
-            loader = DataLoader(
-                writer,
-                sampler=missing,
-                batch_size=None,
-                num_workers=min(num_workers, len(missing)),
-                worker_init_fn=one_thread,
-            )
-            progress = tqdm(batches(loader), "frame cache", len(missing), unit="file", disable=None)
-            for _ in progress:
+            workers = min(num_workers, len(missing))
+            loader = DataLoader(writer, batch_size=None, sampler=missing, num_workers=workers)
+            for _ in tqdm(batches(loader), "frame cache", len(missing), unit="file", disable=None):
                 pass
     except OSError as error:
         raise _not_written(folder, error) from None
@@ -129,7 +117,8 @@ def resolve_frame_cache(
         print("frame_cache: none, since one epoch does not repay it", flush=True)
         return None
     needed = estimated_bytes(annotations, data_path, resize_size)
-    free = _free_bytes(folder) if free_bytes is None else free_bytes
+    existing = next(parent for parent in folder.parents if parent.exists())
+    free = shutil.disk_usage(existing).free if free_bytes is None else free_bytes
     sizes = f"{needed / _GIGABYTE:.2f} GB of {free / _GIGABYTE:.2f} GB free in {config.cache_dir}"
     if config.frame_cache == AUTO and needed > _MAX_DISK_SHARE * free:
         print(f"frame_cache: none, since it needs {sizes}, more than half", flush=True)
@@ -156,12 +145,7 @@ def estimated_bytes(annotations: Annotations, data_path: Path, resize_size: int)
 
 
 def open_frames(folder: Path | None, data_path: Path, resize_size: int) -> FrameReader:
-    """The reader of a cache, or of image files without one.
-
-    Args:
-        folder: the result of `resolve_frame_cache`.
-        data_path, resize_size: as for `ImageFiles`.
-    """
+    """The reader of the cache from `resolve_frame_cache`, or of image files without one."""
     return CachedFrames(folder) if folder else ImageFiles(data_path, resize_size)
 
 
@@ -180,14 +164,7 @@ class CachedFrames:
         self._map = functools.lru_cache(_MAPPED_FILES)(map_file)
 
     def __call__(self, clip: Clip, offsets: Sequence[int]) -> Tensor:
-        """Read frames of a clip.
-
-        Args:
-            clip: the clip.
-            offsets: positions within the clip's segment.
-
-        Returns:
-            uint8 (T, 3, h, w), RGB in [0, 255], T = len(offsets), min(h, w) = resize_size.
+        """Read frames of a clip as `ImageFiles` does, see there.
 
         Raises:
             UserError: if the cache lacks the clip or is damaged.
@@ -228,9 +205,7 @@ class _Writer(Dataset[int]):
         by_name = _by_name(annotations)
         with atomic_write(folder / INDEX) as partial, partial.open("wb") as file:
             np.save(file, np.array([name.encode() for name in by_name], dtype=np.bytes_))
-        self.clips = list(by_name.values())
-        self.read = read
-        self.folder = folder
+        self.clips, self.read, self.folder = list(by_name.values()), read, folder
 
     def __len__(self) -> int:
         return _num_files(len(self.clips))
@@ -269,8 +244,3 @@ def _num_files(num_clips: int) -> int:
 def _not_written(path: Path, error: Exception) -> UserError:
     reason = getattr(error, "strerror", None) or one_line(error)
     return UserError(f"cache_dir: {path} cannot be written: {reason}.")
-
-
-def _free_bytes(path: Path) -> int:
-    existing = next(parent for parent in (path, *path.parents) if parent.exists())
-    return shutil.disk_usage(existing).free

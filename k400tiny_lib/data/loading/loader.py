@@ -18,7 +18,7 @@ from k400tiny_lib.system import available_cores
 _MAX_AUTO_WORKERS = 8
 
 # Before any fork: a child would wait forever for OpenCV's threads if its parent had started them,
-# since they do not survive the fork. One thread is enough to decode an image.
+# since they do not survive the fork. It inherits the setting; one thread is enough for an image.
 cv2.setNumThreads(1)
 
 
@@ -104,18 +104,8 @@ def _read_ahead(iterator: Iterator[Any]) -> Iterator[Any]:
             yield batch
 
 
-def one_thread(worker: int) -> None:
-    """Worker init function that keeps a loader process on one core.
-
-    PyTorch's DataLoader already limits its own threads there, but not OpenCV's.
-    """
-    if cv2.getNumThreads() != 1:
-        cv2.setNumThreads(1)
-
-
 def _ignore_signals(worker: int) -> None:
     # A signal reaches the whole process group, but training needs its clips to finish the step.
     # Loader processes end with their parent.
-    one_thread(worker)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -13,13 +13,7 @@ from torch import Tensor
 
 from k400tiny_lib.data.annotations import Clip
 from k400tiny_lib.data.loading.transforms import resize_short_side
-from k400tiny_lib.media.frames import (
-    FRACTIONS,
-    decode_frame,
-    mixed_sizes,
-    read_images,
-    select_files,
-)
+from k400tiny_lib.media import frames
 
 # Reads frames of a clip by their offsets in its segment: uint8 (T, 3, h, w), RGB in [0, 255],
 # min(h, w) = resize_size. `ImageFiles` and `frame_cache.CachedFrames` are such readers. One with a
@@ -31,7 +25,7 @@ _RESIZED_AT_ONCE = 8  # frames: few calls, yet little memory for large frames
 
 def read_frames(folder: Path, indices: Sequence[int]) -> Tensor:
     """`media.frames.read_images` as a tensor: uint8 (T, H, W, 3), RGB. Raises the same errors."""
-    return torch.from_numpy(read_images(folder, indices))
+    return torch.from_numpy(frames.read_images(folder, indices))
 
 
 @dataclass(frozen=True)
@@ -52,11 +46,7 @@ class ImageFiles:
     resize_size: int
 
     def __call__(self, clip: Clip, offsets: Sequence[int]) -> Tensor:
-        """Read frames of a clip.
-
-        Args:
-            clip: the clip.
-            offsets: positions within the clip's segment.
+        """Read frames of a clip by their offsets in its segment.
 
         Returns:
             uint8 (T, 3, h, w), RGB in [0, 255], T = len(offsets), min(h, w) = resize_size.
@@ -65,10 +55,10 @@ class ImageFiles:
             UserError: if a frame is missing, unreadable or of another size than the first.
         """
         indices = [clip.segment[0] + offset for offset in offsets]
-        files = select_files(self.data_path / clip.video, indices)
-        frames = _decode_alike(list(files.values()), self.resize_size)
+        files = frames.select_files(self.data_path / clip.video, indices)
+        decoded = _decode_alike(list(files.values()), self.resize_size)
         parts = []
-        while chunk := list(islice(frames, _RESIZED_AT_ONCE)):
+        while chunk := list(islice(decoded, _RESIZED_AT_ONCE)):
             images = torch.from_numpy(np.stack(chunk)).permute(0, 3, 1, 2)  # (T, C, H, W)
             parts.append(resize_short_side(images, self.resize_size))
         resized = torch.cat(parts)
@@ -83,10 +73,10 @@ def _decode_alike(paths: Sequence[Path], resize_size: int) -> Iterator[npt.NDArr
     fraction = _fraction(paths[0], resize_size)
     shape: tuple[int, ...] | None = None
     for path in paths:
-        frame = decode_frame(path, fraction)
+        frame = frames.decode_frame(path, fraction)
         shape = shape or frame.shape
         if frame.shape != shape:
-            raise mixed_sizes(path, paths[0])
+            raise frames.mixed_sizes(path, paths[0])
         yield frame
 
 
@@ -97,4 +87,4 @@ def _fraction(path: Path, resize_size: int) -> int:
             short = min(image.size) if image.format == "JPEG" else 0
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError):
         return 1  # decoding reports what is wrong
-    return max((f for f in FRACTIONS if short // f >= resize_size), default=1)
+    return max((f for f in frames.FRACTIONS if short // f >= resize_size), default=1)

@@ -22,7 +22,7 @@ def resize_short_side(images: Tensor, resize_size: int) -> Tensor:
 
 
 def resize_and_crop(frames: Tensor, resize_size: int, crop_size: int) -> Tensor:
-    """Resize the short side, bilinear with antialiasing, and crop the center.
+    """`resize_short_side`, then `center_crop`.
 
     Args:
         frames: uint8 (T, H, W, C), RGB in [0, 255].

@@ -11,7 +11,7 @@ from k400tiny_lib.data.annotations import SPLITS, Annotations
 from k400tiny_lib.data.loading.augmentation import seeded
 from k400tiny_lib.data.loading.dataset import ClipDataset
 from k400tiny_lib.data.loading.readers import read_frames
-from k400tiny_lib.data.loading.temporal_sampling import uniform_indices
+from k400tiny_lib.media.sampling import uniform_indices
 
 _MAX_BARS = 60
 _SHEET_FRAMES = 8
