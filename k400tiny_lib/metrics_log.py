@@ -1,7 +1,7 @@
 """Metrics of a training run as lines of JSON, which another process can follow.
 
-Rank 0 appends, and the step that launched it sends the lines to MLflow. Training thus needs no
-tracking server and never waits for one, and a line that could not be sent is not lost.
+Rank 0 appends, and the step that launched it sends the lines to MLflow: training needs no tracking
+server and never waits for one.
 """
 
 import json
@@ -29,26 +29,16 @@ class Entry:
     images: dict[str, Path] = field(default_factory=dict)
 
 
-class MetricsLog:
-    """Appends entries to a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def append(
-        self, metrics: Mapping[str, float], step: int, images: Mapping[str, Path] | None = None
-    ) -> None:
-        """Append the metrics of a step, and its images: files in the directory of the log."""
-        record: dict[str, Any] = {
-            "step": step,
-            "timestamp": int(time.time() * 1000),
-            "metrics": dict(metrics),
-        }
-        if images:
-            folder = self.path.parent
-            record["images"] = {name: str(p.relative_to(folder)) for name, p in images.items()}
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+def append_entry(
+    path: Path, metrics: Mapping[str, float], step: int, images: Mapping[str, Path] | None = None
+) -> None:
+    """Append the metrics of a step to a log, and its images: files in the directory of the log."""
+    timestamp = int(time.time() * 1000)
+    record: dict[str, Any] = {"step": step, "timestamp": timestamp, "metrics": dict(metrics)}
+    if images:
+        record["images"] = {n: str(file.relative_to(path.parent)) for n, file in images.items()}
+    with path.open("a") as file:
+        file.write(json.dumps(record) + "\n")
 
 
 def attachments_dir(metrics_log: Path) -> Path:

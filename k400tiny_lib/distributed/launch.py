@@ -30,8 +30,7 @@ class Job:
     """The job description that worker processes read from a JSON file.
 
     Attributes:
-        config: the parameters of the step, with local paths in place of URIs; the launch parameters
-            are among them.
+        config: the parameters of the step, with local paths in place of URIs.
         folder: for the files of the workers: job description, log, message to the user, results.
     """
 
@@ -80,9 +79,7 @@ def processes_per_node(config: Config) -> int:
 def torchrun_command(config: Config, job_file: Path, module: str) -> list[str]:
     """The torchrun command line of a worker module, the same for one process and for many."""
     command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
+        *(sys.executable, "-m", "torch.distributed.run"),
         f"--nnodes={config.nnodes}",
         f"--nproc-per-node={processes_per_node(config)}",
         f"--max-restarts={config.max_restarts}",
@@ -91,15 +88,12 @@ def torchrun_command(config: Config, job_file: Path, module: str) -> list[str]:
     ]
     if config.nnodes > 1:
         # c10d would guess the host by comparing names, which fails where nodes share one.
-        conf = {
-            "is_host": int(config.node_rank == 0),
-            "join_timeout": config.rdzv_timeout,
-            "read_timeout": config.rdzv_timeout,  # also of the first connection to node 0
-        }
+        is_host, timeout = int(config.node_rank == 0), config.rdzv_timeout
         command += [
             f"--node-rank={config.node_rank}",
             f"--local-addr={local_address(config.rdzv_endpoint)}",
-            f"--rdzv-conf={','.join(f'{key}={value}' for key, value in conf.items())}",
+            # read_timeout is also that of the first connection to node 0.
+            f"--rdzv-conf=is_host={is_host},join_timeout={timeout},read_timeout={timeout}",
             "--rdzv-id=k400tiny",
         ]
     return [*command, "-m", module, str(job_file)]
@@ -114,9 +108,9 @@ def local_address(rdzv_endpoint: str) -> str:
     host, _, port = rdzv_endpoint.rpartition(":")
     try:
         family, _, _, _, address = socket.getaddrinfo(host.strip("[]"), int(port))[0]
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect(address)  # sends nothing, only chooses the route
-            return str(probe.getsockname()[0])
+        with socket.socket(family, socket.SOCK_DGRAM) as udp:
+            udp.connect(address)  # sends nothing, only chooses the route
+            return str(udp.getsockname()[0])
     except (OSError, ValueError) as error:
         raise UserError(
             f"rdzv_endpoint: {rdzv_endpoint} cannot be reached from this node ({error}). "
@@ -133,21 +127,19 @@ def interface_of(address: str) -> str | None:
 
 
 def _environment(config: Config) -> dict[str, str]:
-    environment = dict(os.environ)
     threads = max(1, available_cores() // processes_per_node(config))
-    environment.setdefault("OMP_NUM_THREADS", str(threads))  # torchrun would set 1
-    # Threads that spin while they wait take cores from the loader's processes and from other
-    # programs: while one was running, a training step took three times as long.
-    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    defaults = {
+        "OMP_NUM_THREADS": str(threads),  # torchrun would set 1
+        # Threads that spin while they wait take cores from the loader's processes and from other
+        # programs: while one was running, a training step took three times as long.
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
+    # Gloo would take the address that the node's name resolves to, often the loopback's.
+    if config.nnodes > 1 and (interface := interface_of(local_address(config.rdzv_endpoint))):
+        defaults["GLOO_SOCKET_IFNAME"] = interface
     # After a restart, workers would find the addresses of their dead predecessors in torchrun's
     # store (pytorch#135712). With this, rank 0 opens a new store each time.
-    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    if config.nnodes > 1:
-        # Gloo would take the address that the node's name resolves to, often the loopback's.
-        interface = interface_of(local_address(config.rdzv_endpoint))
-        if interface is not None:
-            environment.setdefault("GLOO_SOCKET_IFNAME", interface)
-    return environment
+    return defaults | os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
 def launch(
@@ -177,13 +169,17 @@ def launch(
             torchrun_command(job.config, job.file, module), env=_environment(job.config), stderr=log
         )
         try:
-            # An error file means a user's mistake: stop, before torchrun restarts the worker into
-            # it.
+            # An error file means a user's mistake: torchrun must not restart the worker into it.
             while process.poll() is None and not job.error.exists():
                 time.sleep(poll_seconds)
                 while_running()
         finally:
-            _stop(process)
+            process.terminate()  # nothing if it has ended
+            try:
+                process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
     if job.error.exists():
         raise UserError(job.error.read_text())
     if process.returncode == 0:
@@ -197,13 +193,3 @@ def launch(
         )
     tail = log_text.splitlines()[-_LOG_LINES:]
     raise WorkerFailed("\n".join([f"torchrun exited with code {process.returncode}:", *tail]))
-
-
-def _stop(process: "subprocess.Popen[bytes]") -> None:
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()

@@ -1,8 +1,9 @@
-"""This process's rank, device and share of the clips, as torchrun has set them."""
+"""A process of torchrun: its rank, its device, its share of the clips, and signals to it."""
 
 import itertools
 import os
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import DistributedSampler
 
 T = TypeVar("T")
+
+EXIT_CODE = 128 + signal.SIGTERM  # of a process that a signal has stopped
 
 # Longer than a process is ever busy alone (rank 0 saves and draws), but finite: when a node is lost
 # for good, the other processes must end.
@@ -115,3 +118,25 @@ def process_group() -> Iterator[Process]:
         )
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def stop_signal() -> Iterator[Callable[[], bool]]:
+    """Record SIGTERM and SIGINT in a block, so that training can finish its update and save.
+
+    torchrun, Slurm and Ctrl-C send several. torchrun sends SIGKILL after 30 seconds; the updates
+    since the last save are then lost.
+
+    Yields:
+        A function that returns whether a signal has arrived.
+    """
+    received: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, frame: received.append(number))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

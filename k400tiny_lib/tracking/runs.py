@@ -50,10 +50,9 @@ def step_run(step: str, config: Config) -> Iterator[Run]:
     try:
         _check_artifact_store(run)
         parameters = parameters_of(step, config)
-        mlflow.set_tags({STEP_TAG: step} | ({} if launched else {"mlflow.runName": step}))
-        missing = {k: v for k, v in parameters.items() if k not in run.data.params}
-        if missing and not launched:
-            mlflow.log_params(missing)
+        mlflow.set_tag(STEP_TAG, step)
+        if not launched:
+            mlflow.log_params(parameters)
         mlflow.log_dict(parameters, RESOLVED)
         yield run
     except BaseException as error:

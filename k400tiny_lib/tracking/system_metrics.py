@@ -9,7 +9,7 @@ from pathlib import Path
 from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-from k400tiny_lib.metrics_log import MetricsLog
+from k400tiny_lib.metrics_log import append_entry
 
 
 class SystemSampler:
@@ -21,7 +21,7 @@ class SystemSampler:
     """
 
     def __init__(self, run_id: str, metrics_log: Path) -> None:
-        self._metrics_log = MetricsLog(metrics_log)
+        self._metrics_log = metrics_log
         self._step = 0
         logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
         setting = os.environ.get(MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.name, "").lower()
@@ -39,7 +39,8 @@ class SystemSampler:
             values = self._monitor.aggregate_metrics()
             for part in self._monitor.monitors:
                 part.clear_metrics()
-            self._metrics_log.append({f"system/{k}": v for k, v in values.items()}, self._step)
+            metrics = {f"system/{name}": value for name, value in values.items()}
+            append_entry(self._metrics_log, metrics, self._step)
         except Exception as error:  # of psutil, of a GPU's driver; training must not fail for it
             print(f"tracking: no more system metrics: {error}", file=sys.stderr, flush=True)
             self._monitor = None

@@ -22,19 +22,15 @@ from k400tiny_lib.tracking.runs import ERROR_TAG
 from k400tiny_lib.tracking.system_metrics import SystemSampler
 from k400tiny_lib.tracking.uploader import MetricsUploader, fail_fast
 
-_RETRY_SECONDS = 5.0
 _NOTE_TAG = "mlflow.note.content"  # shown as the run's description
 
 
 class TrainingLog:
     """Sends the files of one training run; for one process at a time."""
 
-    def __init__(
-        self, run_id: str, metrics_log: Path, retry_seconds: float = _RETRY_SECONDS
-    ) -> None:
+    def __init__(self, run_id: str, metrics_log: Path, retry_seconds: float = 5.0) -> None:
         self._client = MlflowClient()
-        self._run_id = run_id
-        self._metrics_log = metrics_log
+        self._run_id, self._metrics_log = run_id, metrics_log
         self._attachments = attachments_dir(metrics_log)
         self._images = self._attachments / "images"
         self._images.mkdir(exist_ok=True)
@@ -56,21 +52,22 @@ class TrainingLog:
         """Sample system metrics and send what is new; call it about every second."""
         self._system.sample()
         if time.monotonic() >= self._next_try:
-            with fail_fast():
-                self._report(self._send())
+            self._report(self._try_to_send())
 
-    def _send(self) -> Exception | None:
-        for uploader in self._uploaders:
-            error = uploader.send()
-            if error is not None:
-                return error
+    def _try_to_send(self) -> Exception | None:
         try:
-            while self._unsent:
-                self._client.log_artifact(self._run_id, str(self._unsent[0]), "images")
-                del self._unsent[0]
+            with fail_fast():
+                self._send()
         except Exception as error:  # any store may raise anything; training goes on
             return error
         return None
+
+    def _send(self) -> None:
+        for uploader in self._uploaders:
+            uploader.send()
+        while self._unsent:
+            self._client.log_artifact(self._run_id, str(self._unsent[0]), "images")
+            del self._unsent[0]
 
     def _report(self, error: Exception | None) -> None:
         """Print once that the server became unreachable, and once that it is back."""
@@ -90,9 +87,7 @@ class TrainingLog:
 
     def abandon(self) -> None:
         """Send what the server takes at once, after training failed; never raises."""
-        with fail_fast():
-            error = self._send()
-        if error is not None:
+        if error := self._try_to_send():
             _warn(f"{one_line(error)}. {self._kept()}")
 
     def close(
@@ -114,19 +109,17 @@ class TrainingLog:
         if self._unreachable_since is not None:
             _warn("training is over; waiting for the server up to some minutes more.")
         try:
-            error = self._send()
-            if error is not None:
-                raise error
+            self._send()
             for name, value in metrics.items():
                 self._client.log_metric(self._run_id, name, value)
             if checkpoint is not None:
                 self._client.log_artifact(self._run_id, str(checkpoint), "checkpoints")
             if note:
                 self._client.set_tag(self._run_id, _NOTE_TAG, note)
-        except Exception as failure:  # any store may raise anything
+        except Exception as error:  # any store may raise anything
             raise UserError(
                 f"MLFLOW_TRACKING_URI: {mlflow.get_tracking_uri()} does not take the results "
-                f"({one_line(failure)}). {self._kept()}"
+                f"({one_line(error)}). {self._kept()}"
             ) from None
         self._report(None)
 
@@ -140,28 +133,22 @@ class TrainingLog:
             A line for the console.
         """
         status = "FAILED" if failure else "FINISHED"
-        end_time = max(
-            (entry.timestamp for entry, _ in read_entries(self._metrics_log)), default=None
-        )
-        tags = self._client.get_run(self._run_id).data.tags
+        times = (entry.timestamp for entry, _ in read_entries(self._metrics_log))
+        end_time = max(times, default=None)
         if failure:
             self._client.set_tag(self._run_id, ERROR_TAG, failure)
-        elif ERROR_TAG in tags:  # set when the results could not be sent
+        elif ERROR_TAG in self._client.get_run(self._run_id).data.tags:
+            # Set when the results could not be sent.
             self._client.delete_tag(self._run_id, ERROR_TAG)
         self._client.set_terminated(self._run_id, status, end_time)
         return f"run {self._run_id}: everything is logged, {status}"
 
     def _kept(self) -> str:
+        server, folder = shlex.quote(mlflow.get_tracking_uri()), shlex.quote(str(self._attachments))
         return (
-            f"Checkpoints and metrics are safe in {self._metrics_log.parent}. "
-            f"Needed: the server back, then `{self.command()}`."
+            f"Checkpoints and metrics are safe in {self._metrics_log.parent}. Needed: the server "
+            f"back, then `MLFLOW_TRACKING_URI={server} python -m steps.log_training {folder}`."
         )
-
-    def command(self) -> str:
-        """The command line that sends the rest."""
-        server = shlex.quote(mlflow.get_tracking_uri())
-        folder = shlex.quote(str(self._attachments))
-        return f"MLFLOW_TRACKING_URI={server} python -m steps.log_training {folder}"
 
 
 def _warn(message: str) -> None:

@@ -12,9 +12,8 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from k400tiny_lib.files import atomic_write
-from k400tiny_lib.metrics_log import Entry, attachments_dir, read_entries
+from k400tiny_lib.metrics_log import attachments_dir, read_entries
 
-_MAX_METRICS = 1000  # MLflow's limit for one batch
 # MLflow tries a call 8 times over four minutes, each for up to two minutes.
 _FAIL_FAST = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
@@ -25,16 +24,14 @@ def fail_fast() -> Iterator[None]:
 
     For calls that are tried again later anyway, or that must not delay an error message.
     """
-    before = {name: os.environ.get(name) for name in _FAIL_FAST}
+    before = {name: os.environ[name] for name in _FAIL_FAST if name in os.environ}
     os.environ.update(_FAIL_FAST)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in _FAIL_FAST:
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def is_unreachable(error: BaseException) -> bool:
@@ -59,33 +56,22 @@ class MetricsUploader:
         if self._offsets_file.exists():
             self._offsets = json.loads(self._offsets_file.read_text())
 
-    def send(self) -> Exception | None:
-        """Send what is new; returns the reason if the server refuses or is unreachable."""
-        try:
-            self._send_metrics()
-            self._send_images()
-        except Exception as error:  # any store may raise anything; training goes on
-            return error
-        return None
+    def send(self) -> None:
+        """Send what is new.
 
-    def _send_metrics(self) -> None:
-        batch: list[Metric] = []
-        offset = self._offsets["metrics"]
-        for entry, end in read_entries(self._metrics_log, offset):
-            metrics = _metrics(entry)
-            if batch and len(batch) + len(metrics) > _MAX_METRICS:
-                self._client.log_batch(self._run_id, metrics=batch)
-                self._store(metrics=offset)
-                batch = []
-            batch += metrics
-            offset = end
-        if batch:
-            self._client.log_batch(self._run_id, metrics=batch)
-            self._store(metrics=offset)
-
-    def _send_images(self) -> None:
-        offset = self._offsets["images"]
-        for entry, end in read_entries(self._metrics_log, offset):
+        Raises:
+            Exception: whatever the store raises.
+        """
+        entries = list(read_entries(self._metrics_log, self._offsets["metrics"]))
+        if entries:
+            metrics = [
+                Metric(name, value, entry.timestamp, entry.step)
+                for entry, _ in entries
+                for name, value in entry.metrics.items()
+            ]
+            self._client.log_batch(self._run_id, metrics=metrics)
+            self._store(metrics=entries[-1][1])
+        for entry, end in read_entries(self._metrics_log, self._offsets["images"]):
             for name, path in entry.images.items():
                 if not path.exists():  # deleted to save space, say
                     continue
@@ -93,18 +79,9 @@ class MetricsUploader:
                     self._client.log_image(
                         self._run_id, image, key=name, step=entry.step, timestamp=entry.timestamp
                     )
-                self._store(images=end)
-            offset = end
-        if offset != self._offsets["images"]:
-            self._store(images=offset)
+            self._store(images=end)
 
     def _store(self, **offsets: int) -> None:
         self._offsets |= offsets
         with atomic_write(self._offsets_file) as part:
             part.write_text(json.dumps(self._offsets))
-
-
-def _metrics(entry: Entry) -> list[Metric]:
-    return [
-        Metric(name, value, entry.timestamp, entry.step) for name, value in entry.metrics.items()
-    ]

@@ -81,6 +81,8 @@ def train_epoch(state: TrainState, save: Save) -> dict[str, float]:
     dataset.epoch = state.epoch
     mix = AUGMENTATIONS[config.augmentation].per_batch
     loader, num_batches = batches(state.train_loader), len(state.train_loader)
+    accum = config.grad_accum_steps
+    print_interval = config.print_interval if state.process.is_main else 0
     state.forward.train()
     if config.freeze_epochs:
         freeze_backbone(state.model, state.epoch < config.freeze_epochs)
@@ -89,14 +91,10 @@ def train_epoch(state: TrainState, save: Save) -> dict[str, float]:
         start = data_start = time.perf_counter()
         losses: list[tuple[int, Tensor, Tensor]] = []  # batch, loss, positions of its clips
         # The last update of an epoch may have fewer batches; they weigh the same within it.
-        num_parts = min(
-            config.grad_accum_steps - state.batch % config.grad_accum_steps,
-            num_batches - state.batch,
-        )
+        num_parts = min(accum - state.batch % accum, num_batches - state.batch)
+        parts = enumerate(islice(loader, num_parts), start=state.batch + 1)
         last = state.batch + num_parts
-        for number, (clips, targets, positions) in enumerate(
-            islice(loader, num_parts), start=state.batch + 1
-        ):
+        for number, (clips, targets, positions) in parts:
             state.waiting += time.perf_counter() - data_start
             clips = clips.to(device, non_blocking=True)
             targets = targets.to(device, non_blocking=True)
@@ -112,11 +110,7 @@ def train_epoch(state: TrainState, save: Save) -> dict[str, float]:
                 state.scaler.scale(loss / num_parts).backward()
             losses.append((number, loss.detach(), positions))
             state.meters.update(loss, logits, targets)
-            if (
-                config.print_interval
-                and state.process.is_main
-                and number % config.print_interval == 0
-            ):
+            if print_interval and number % print_interval == 0:
                 print(f"  epoch {state.epoch + 1} batch {number}/{num_batches} loss {loss:.4f}")
             data_start = time.perf_counter()
 
@@ -144,14 +138,10 @@ def train_epoch(state: TrainState, save: Save) -> dict[str, float]:
 
 
 def freeze_backbone(model: nn.Module, frozen: bool) -> None:
-    """Train only the head, or everything again; call it after `model.train()`.
+    """Train only the head of a plain model, or everything again; call it after `model.train()`.
 
     The first gradients of a new head are noise that would spoil pretrained features. BatchNorm
     statistics are frozen too: they belong to the backbone.
-
-    Args:
-        model: the plain model, not wrapped.
-        frozen: whether the backbone is frozen.
     """
     head = f"{architecture_of_model(model).head}."
     for name, parameter in model.named_parameters():

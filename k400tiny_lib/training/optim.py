@@ -1,7 +1,6 @@
 """Optimizer, learning rate schedule, mixed precision and weight averaging, from torch.optim."""
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -23,10 +22,6 @@ def peak_lr(config: Config, world_size: int) -> float:
 
     By the linear scaling rule (Goyal et al. 2017, arXiv:1706.02677): k times the clips, k times
     the rate. A recipe that states its rate for `lr_batch_size` clips then fits any number of GPUs.
-
-    Args:
-        config: lr, lr_batch_size, batch_size and grad_accum_steps.
-        world_size: number of processes on all nodes.
     """
     if not config.lr_batch_size:
         return config.lr
@@ -48,19 +43,14 @@ def scaled_lr_line(config: Config, world_size: int) -> str:
 def make_optimizer(model: nn.Module, config: Config, world_size: int = 1) -> Optimizer:
     """SGD (Nesterov where there is momentum) or AdamW; biases and norms without weight decay."""
     lr = peak_lr(config, world_size)
-    decayed = [p for p in _trainable(model) if p.ndim > 1]
-    others = [p for p in _trainable(model) if p.ndim <= 1]
+    trainable = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if config.optimizer == "adamw":
         return AdamW(groups, lr=lr)
     return SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.momentum > 0)
-
-
-def _trainable(model: nn.Module) -> Iterator[nn.Parameter]:
-    return (p for p in model.parameters() if p.requires_grad)
 
 
 def lr_factor(position: float, config: Config, updates_per_epoch: int) -> float:

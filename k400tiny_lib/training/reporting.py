@@ -12,7 +12,7 @@ import torch
 
 from k400tiny_lib.config import Config
 from k400tiny_lib.distributed.process import Process
-from k400tiny_lib.metrics_log import MetricsLog, attachments_dir, read_entries
+from k400tiny_lib.metrics_log import append_entry, attachments_dir, read_entries
 from k400tiny_lib.models.checkpoint import BEST, write_checkpoint, write_last
 from k400tiny_lib.training.sample_predictions import save_predictions
 from k400tiny_lib.training.state import TrainState, gather_state
@@ -32,7 +32,7 @@ class Reporter:
         self.config = config
         self.run_id = run_id
         self.categories = categories
-        self.metrics_log = MetricsLog(metrics_log)
+        self.metrics_log = metrics_log
         self.folder = Path(config.checkpoint_dir)
         self.is_main = process.is_main
         self.epoch_start = self.last_save = time.monotonic()
@@ -51,9 +51,9 @@ class Reporter:
             # Before the checkpoint, which holds a copy of the log. After a crash between the two
             # the epoch is trained again, with the same metrics.
             if state.epoch not in self.reported:
-                folder = attachments_dir(self.metrics_log.path)
+                folder = attachments_dir(self.metrics_log)
                 images = save_predictions(state, self.categories, folder)
-                self.metrics_log.append(metrics, state.epoch, images)
+                append_entry(self.metrics_log, metrics, state.epoch, images)
                 self.reported.add(state.epoch)
         if state.epoch % self.config.save_every == 0 or state.finished:
             self.save(state)
@@ -70,7 +70,7 @@ class Reporter:
         """Write last.pt; every process must call it."""
         content = gather_state(state)
         if self.is_main:
-            log = self.metrics_log.path
+            log = self.metrics_log
             content["metrics_log"] = log.read_text() if log.exists() else ""
             write_last(self._content(state) | content, self.folder)
         self.last_save = time.monotonic()
@@ -86,12 +86,7 @@ class Reporter:
 
 
 def add_earlier_epochs(metrics_log: Path, checkpoint: Mapping[str, Any]) -> None:
-    """Append the epochs of the resumed checkpoint's log, so that the curves are complete.
-
-    Args:
-        metrics_log: of this run; epochs that it has already are left out.
-        checkpoint: as `Reporter.save` wrote it.
-    """
+    """Append the epochs that a checkpoint of `Reporter.save` has and the log of this run lacks."""
     # Older checkpoints call it "journal".
     text = checkpoint["metrics_log" if "metrics_log" in checkpoint else "journal"]
     logged = _logged_epochs(metrics_log)
@@ -126,7 +121,7 @@ def progress_line(
     Args:
         epoch: its number, from 1.
         num_epochs: of the run.
-        metrics: of the epoch: those of `loop.train_epoch` and `loop.validate`, and memory_gb.
+        metrics: those of `loop.train_epoch` and `loop.validate`, and memory_gb.
         is_best: whether it is the best so far, marked by a star.
         seconds: duration of the epoch.
     """

@@ -46,18 +46,14 @@ def resolve_checkpoint_paths(config: Config, run_id: str) -> tuple[Config, str |
     folder = Path("checkpoints", run_id) if auto_dir else Path(config.checkpoint_dir)
     folder.mkdir(parents=True, exist_ok=True)
     config = config.replace(checkpoint_dir=str(folder))
-    path: Path | None = None
-    if config.resume == AUTO:
-        path = newest_checkpoint(folder)
-        if path is None:
-            print(f"resume: nothing to continue in {folder}, training starts anew")
-    elif config.resume != NONE:
-        path = Path(config.resume)
-        if path.is_dir():
-            path = newest_checkpoint(path)
-            if path is None:
-                raise UserError(f"resume: {config.resume} holds no usable checkpoint.")
+    if config.resume == NONE:
+        return config, None
+    start = folder if config.resume == AUTO else Path(config.resume)
+    path = newest_checkpoint(start) if start.is_dir() else start
+    if path is None and config.resume != AUTO:
+        raise UserError(f"resume: {config.resume} holds no usable checkpoint.")
     if path is None:
+        print(f"resume: nothing to continue in {folder}, training starts anew")
         return config.replace(resume=NONE), None
     run_of_checkpoint = read_training_state(path, mapped=True).get("run_id")
     return config.replace(resume=str(path)), run_of_checkpoint
@@ -107,11 +103,6 @@ def read_resume_checkpoint(config: Config, run_id: str, process: Process) -> dic
     Rank 0, which writes them, may be on another node after a restart, so the newest on the disk of
     any process is sent to those that do not have it.
 
-    Args:
-        config: `resume` is a file or `none`.
-        run_id: the MLflow run.
-        process: this process.
-
     Raises:
         UserError: if the named checkpoint cannot be resumed from.
     """
@@ -121,22 +112,14 @@ def read_resume_checkpoint(config: Config, run_id: str, process: Process) -> dic
     checkpoint = None if path is None else read_training_state(path)
     if process.world_size == 1:
         return checkpoint
-    ages = process.gather(None if checkpoint is None else _age(checkpoint))
+    age_keys = ("finished_epochs", "batch", "updates", "run_id")
+    ages = process.gather(None if checkpoint is None else [checkpoint[key] for key in age_keys])
     newest = max((age for age in ages if age is not None), default=None)
     if newest is None or all(age == newest for age in ages):
         return checkpoint
     box = [checkpoint]
     dist.broadcast_object_list(box, src=ages.index(newest), device=process.device)
     return box[0]
-
-
-def _age(checkpoint: Mapping[str, Any]) -> tuple[int, int, int, str]:
-    return (
-        checkpoint["finished_epochs"],
-        checkpoint["batch"],
-        checkpoint["updates"],
-        str(checkpoint["run_id"]),
-    )
 
 
 def check_resumable(

@@ -76,12 +76,7 @@ def draw_predictions(
 def save_predictions(
     state: TrainState, categories: Mapping[str, int], folder: Path
 ) -> dict[str, Path]:
-    """Draw the sample if it is due after the current epoch.
-
-    Args:
-        state: after its validation.
-        categories: ids by label.
-        folder: for the series of images.
+    """Draw the sample into a folder if it is due after the current epoch.
 
     Returns:
         The image file by the name of its series; empty where none is due.

@@ -22,6 +22,8 @@ from k400tiny_lib.training.optim import amp_dtype, make_scheduler
 
 Loader = DataLoader[tuple[Tensor, int, int]]
 
+_PROGRESS = ("batch", "updates", "lr", "best_epoch", "best_val_acc1", "improved_epoch")
+
 
 @dataclass
 class TrainState:
@@ -130,14 +132,9 @@ def gather_state(state: TrainState) -> dict[str, Any]:
         "average": state.average.state_dict() if state.average is not None else None,
         "optimizer": state.optimizer.state_dict(),
         "scaler": state.scaler.state_dict(),
-        "updates": state.updates,
-        "lr": state.lr,
         "finished_epochs": state.epoch,
-        "batch": state.batch,
+        **{name: getattr(state, name) for name in _PROGRESS},
         "order": _order(state),
-        "best_epoch": state.best_epoch,
-        "best_val_acc1": state.best_val_acc1,
-        "improved_epoch": state.improved_epoch,
         "processes": state.process.gather(_process_state(state)),
     }
 
@@ -149,22 +146,18 @@ def load_state(state: TrainState, checkpoint: dict[str, Any], source: str) -> No
     momenta come from the checkpoint, and the schedule continues at the same position in epochs.
 
     Args:
-        state: the state to fill.
+        state: to fill.
         checkpoint: as `gather_state` returned it.
-        source: the checkpoint's origin, for the message.
+        source: what the message calls it.
 
     Raises:
         UserError: if the checkpoint does not fit the state.
     """
-    order = _order(state)
-    if checkpoint["batch"] and checkpoint["order"] != order:
-        changed = ", ".join(
-            f"{name} {checkpoint['order'][name]} (here {value})"
-            for name, value in order.items()
-            if checkpoint["order"][name] != value
-        )
+    order, saved = _order(state), checkpoint["order"]
+    if checkpoint["batch"] and saved != order:
+        changed = [f"{k} {saved[k]} (here {order[k]})" for k in order if saved[k] != order[k]]
         raise UserError(
-            f"{source} was saved within an epoch of other batches: {changed}. "
+            f"{source} was saved within an epoch of other batches: {', '.join(changed)}. "
             "Needed: the same, or a checkpoint of the end of an epoch."
         )
     try:
@@ -181,22 +174,21 @@ def load_state(state: TrainState, checkpoint: dict[str, Any], source: str) -> No
         else:
             state.average.module.load_state_dict(checkpoint["raw_model"])  # averaging begins here
     state.scaler.load_state_dict(checkpoint["scaler"])
-    state.updates, state.lr = checkpoint["updates"], checkpoint["lr"]
-    state.epoch, state.batch = checkpoint["finished_epochs"], checkpoint["batch"]
-    state.best_epoch, state.best_val_acc1 = checkpoint["best_epoch"], checkpoint["best_val_acc1"]
-    state.improved_epoch = checkpoint["improved_epoch"]
+    state.epoch = checkpoint["finished_epochs"]
+    for name in _PROGRESS:
+        setattr(state, name, checkpoint[name])
     state.scheduler = _scheduler_at_position(state)
     _load_process_state(state, checkpoint["processes"])
 
 
 def _scheduler_at_position(state: TrainState) -> LRScheduler:
     # `updates` does not tell: those before the checkpoint may have been of another number of clips.
-    config, num_batches = state.config, len(state.train_loader)
-    per_epoch = updates_per_epoch(num_batches, config.grad_accum_steps)
-    at_end = state.batch == num_batches  # before validation
-    in_epoch = per_epoch if at_end else state.batch // config.grad_accum_steps
+    num_batches, accum = len(state.train_loader), state.config.grad_accum_steps
+    per_epoch = updates_per_epoch(num_batches, accum)
+    # The last update of an epoch may have fewer batches.
+    in_epoch = per_epoch if state.batch == num_batches else state.batch // accum
     start = state.epoch * per_epoch + in_epoch
-    return make_scheduler(state.optimizer, config, per_epoch, start)
+    return make_scheduler(state.optimizer, state.config, per_epoch, start)
 
 
 def _order(state: TrainState) -> dict[str, int]:
@@ -225,10 +217,9 @@ def _process_state(state: TrainState) -> dict[str, Any]:
     not those of the average, and nothing does between the last batch and the end of an epoch.
     """
     device = state.process.device
-    on_gpu = device.type == "cuda"
     return {
         "torch_rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state(device) if on_gpu else None,
+        "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         "buffers": _buffers(state.model),
         "average_buffers": _buffers(state.average) if state.average is not None else {},
         "meters": state.meters.sums.cpu(),
@@ -239,12 +230,13 @@ def _process_state(state: TrainState) -> dict[str, Any]:
 
 def _load_process_state(state: TrainState, processes: list[dict[str, Any]]) -> None:
     device, world_size = state.process.device, state.process.world_size
-    if len(processes) != world_size:
+    as_many = len(processes) == world_size
+    saved = processes[state.process.rank if as_many else 0]
+    state.seconds, state.waiting = saved["seconds"], saved["waiting"]
+    if not as_many:
         # Each process takes its share of the sums; dropout is drawn anew.
         state.meters.sums += sum(p["meters"] for p in processes).to(device) / world_size
-        state.seconds, state.waiting = processes[0]["seconds"], processes[0]["waiting"]
         return
-    saved = processes[state.process.rank]
     torch.set_rng_state(saved["torch_rng"])
     if device.type == "cuda" and saved["cuda_rng"] is not None:
         torch.cuda.set_rng_state(saved["cuda_rng"], device)
@@ -252,7 +244,6 @@ def _load_process_state(state: TrainState, processes: list[dict[str, Any]]) -> N
     if state.average is not None:
         _fill(state.average, saved["average_buffers"])
     state.meters.sums += saved["meters"].to(device)
-    state.seconds, state.waiting = saved["seconds"], saved["waiting"]
 
 
 def _buffers(model: nn.Module) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """Results of a training run: its best epoch, its learning curves, and a summary for people."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from k400tiny_lib.config import Config
 from k400tiny_lib.distributed.launch import processes_per_node
-from k400tiny_lib.metrics_log import Entry, attachments_dir, read_entries
+from k400tiny_lib.metrics_log import attachments_dir, read_entries
 from k400tiny_lib.plots import CURVE_METRICS, plot_learning_curves
 from k400tiny_lib.system import available_cores, cpu_name
 from k400tiny_lib.training.reporting import duration
@@ -34,20 +34,14 @@ class Results:
     note: str
 
 
-def best_of(entries: Sequence[Entry]) -> Entry:
-    """The best epoch; of equal ones the later, as in `loop.fit`."""
-    return max(entries, key=lambda entry: (entry.metrics["val_acc1"], entry.step))
+def learning_curves(metrics_log: Path) -> Figure:
+    """The curves of a metrics log."""
+    entries = [entry for entry, _ in read_entries(metrics_log)]
 
+    def history(name: str) -> list[tuple[int, float]]:
+        return [(e.step, e.metrics[name]) for e in entries if name in e.metrics]
 
-def learning_curves(journal: Path) -> Figure:
-    """The curves of a journal."""
-    entries = [entry for entry, _ in read_entries(journal)]
-    return plot_learning_curves(
-        {
-            name: [(e.step, e.metrics[name]) for e in entries if name in e.metrics]
-            for name in CURVE_METRICS
-        }
-    )
+    return plot_learning_curves({name: history(name) for name in CURVE_METRICS})
 
 
 def summarize(metrics_log: Path, config: Config, run_id: str) -> Results | None:
@@ -64,7 +58,9 @@ def summarize(metrics_log: Path, config: Config, run_id: str) -> Results | None:
     entries = [entry for entry, _ in read_entries(metrics_log)]
     if not entries:
         return None
-    best, last = best_of(entries), entries[-1]
+    # Of equal epochs the later, as in `TrainState.end_epoch`.
+    best = max(entries, key=lambda entry: (entry.metrics["val_acc1"], entry.step))
+    last = entries[-1]
     seconds = sum(entry.metrics["epoch_seconds"] for entry in entries)
     speed = median(entry.metrics["clips_per_second"] for entry in entries)
     waiting = median(entry.metrics["data_time_fraction"] for entry in entries)
@@ -73,7 +69,10 @@ def summarize(metrics_log: Path, config: Config, run_id: str) -> Results | None:
     if config.patience and last.step < config.num_epochs:
         epochs += f" (no better one in {config.patience})"
     pace = f"{epochs} in {duration(seconds)}, {speed:.1f} clips/s, waiting for data {waiting:.0%}"
-    commands = _next_steps(config, run_id)
+    checkpoint = f"-P checkpoint=runs:/{run_id}/checkpoints/best.pt"
+    data = f"-P data_path={config.data_path} -P annotations={config.annotations}"
+    run = "mlflow run . --env-manager local -e"
+    commands = f"{run} evaluate {data} {checkpoint}\n{run} export_onnx {checkpoint}"
     rows = {
         "model": f"{config.model}, {config.clip_len} frames of {config.crop_size} px",
         "training": pace,
@@ -93,21 +92,13 @@ def summarize(metrics_log: Path, config: Config, run_id: str) -> Results | None:
 
 def _train_and_val(metrics: Mapping[str, float]) -> dict[str, str]:
     """A row for each metric of both splits; accuracies are in percent."""
-    names = [name.removeprefix("val_") for name in metrics if name.startswith("val_")]
     rows = {}
-    for name in names:
-        values = [metrics[f"{split}_{name}"] for split in ("train", "val")]
-        percent = name.startswith("acc")
-        text = " / ".join(f"{value:.1f}" if percent else f"{value:.3f}" for value in values)
-        rows[f"train / val {name}"] = text + " %" * percent
+    for name in (name.removeprefix("val_") for name in metrics if name.startswith("val_")):
+        train, val = metrics[f"train_{name}"], metrics[f"val_{name}"]
+        is_percent = name.startswith("acc")
+        row = f"{train:.1f} / {val:.1f} %" if is_percent else f"{train:.3f} / {val:.3f}"
+        rows[f"train / val {name}"] = row
     return rows
-
-
-def _next_steps(config: Config, run_id: str) -> str:
-    checkpoint = f"-P checkpoint=runs:/{run_id}/checkpoints/best.pt"
-    data = f"-P data_path={config.data_path} -P annotations={config.annotations}"
-    run = "mlflow run . --env-manager local -e"
-    return f"{run} evaluate {data} {checkpoint}\n{run} export_onnx {checkpoint}"
 
 
 def hardware(config: Config) -> str:

@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,13 @@ from k400tiny_lib.data.loading.dataset import ClipDataset
 from k400tiny_lib.data.loading.frame_cache import open_frames
 from k400tiny_lib.data.loading.loader import make_loader, worker_count
 from k400tiny_lib.distributed.launch import Job
-from k400tiny_lib.distributed.process import Process, TrainSampler, process_group
-from k400tiny_lib.distributed.signals import EXIT_CODE, StopSignal
+from k400tiny_lib.distributed.process import (
+    EXIT_CODE,
+    Process,
+    TrainSampler,
+    process_group,
+    stop_signal,
+)
 from k400tiny_lib.errors import UserError, one_line
 from k400tiny_lib.models.checkpoint import read_checkpoint
 from k400tiny_lib.models.conv2d import to_fast_layout
@@ -102,9 +108,7 @@ def make_model(
     model = to_fast_layout(build(config, num_classes), process.device, config.channels_last)
     if config.sync_bn:
         if process.device.type == "cpu":
-            raise UserError(
-                "sync_bn: PyTorch's SyncBatchNorm does not run on a CPU. Needed: False."
-            )
+            raise UserError("sync_bn: SyncBatchNorm does not run on a CPU. Needed: False.")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     forward: nn.Module = model
     if process.world_size > 1:
@@ -144,12 +148,8 @@ def make_loaders(
     # the ranks (pytorch#25162).
     val_share = range(process.rank, len(val_set), process.world_size)
     workers = worker_count(config.num_workers, process.local_world_size, train_set)
-    return (
-        make_loader(
-            train_set, sampler, batch_size=config.batch_size, num_workers=workers, drop_last=True
-        ),
-        make_loader(val_set, val_share, batch_size=config.batch_size, num_workers=workers),
-    )
+    make = partial(make_loader, batch_size=config.batch_size, num_workers=workers)
+    return make(train_set, sampler, drop_last=True), make(val_set, val_share)
 
 
 def make_train_state(
@@ -206,7 +206,7 @@ def run(job: TrainingJob, process: Process, build: BuildModel = initial_model) -
     resume(state, job.run_id, job.metrics_log, annotations.categories)
     reporter = Reporter(job.config, job.run_id, job.metrics_log, annotations.categories, process)
     state.save_due = reporter.save_due
-    with StopSignal() as state.stop:
+    with stop_signal() as state.stop:
         try:
             fit(state, reporter.on_epoch, reporter.save)
         except Interrupted:

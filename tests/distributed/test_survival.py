@@ -18,8 +18,7 @@ import pytest
 import torch
 
 from k400tiny_lib.distributed.launch import launch
-from k400tiny_lib.distributed.process import Process
-from k400tiny_lib.distributed.signals import EXIT_CODE
+from k400tiny_lib.distributed.process import EXIT_CODE, Process
 from k400tiny_lib.metrics_log import read_entries
 from k400tiny_lib.models.checkpoint import read_training_state
 from k400tiny_lib.training.loop import Interrupted, fit

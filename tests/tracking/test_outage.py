@@ -16,7 +16,7 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from k400tiny_lib.metrics_log import MetricsLog
+from k400tiny_lib.metrics_log import append_entry
 from k400tiny_lib.tracking.runs import ERROR_TAG
 from k400tiny_lib.tracking.training_log import TrainingLog
 from steps.log_training import log_training
@@ -134,9 +134,9 @@ def test_a_server_that_is_killed_costs_no_metric_and_no_checkpoint(
     client = MlflowClient()
     # One run during which the server comes back; its metrics log is written by hand.
     run_id = client.create_run("0").info.run_id
-    metrics_log = MetricsLog(tmp_path / "metrics.jsonl")
-    log = TrainingLog(run_id, metrics_log.path, retry_seconds=0.0)
-    metrics_log.append({"val_acc1": 10.0}, 1)
+    metrics_log = tmp_path / "metrics.jsonl"
+    log = TrainingLog(run_id, metrics_log, retry_seconds=0.0)
+    append_entry(metrics_log, {"val_acc1": 10.0}, 1)
     log.follow()
     # And one that trains, during which it does not.
     training = train(server, tiny_data[0], tmp_path)
@@ -147,7 +147,7 @@ def test_a_server_that_is_killed_costs_no_metric_and_no_checkpoint(
         time.sleep(0.1)
     server.kill()
 
-    metrics_log.append({"val_acc1": 20.0}, 2)
+    append_entry(metrics_log, {"val_acc1": 20.0}, 2)
     for _ in range(3):
         log.follow()
     assert capfd.readouterr().err.count("tracking:") == 1  # said once, not each time
@@ -161,7 +161,7 @@ def test_a_server_that_is_killed_costs_no_metric_and_no_checkpoint(
 
     server.start()
     server.wait()
-    metrics_log.append({"val_acc1": 30.0}, 3)
+    append_entry(metrics_log, {"val_acc1": 30.0}, 3)
     log.follow()
     assert "back after" in capfd.readouterr().err
     assert steps_of(client, run_id, "val_acc1") == [1, 2, 3]

@@ -15,7 +15,7 @@ from PIL import Image
 
 from k400tiny_lib.config import Config
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.metrics_log import MetricsLog, read_entries
+from k400tiny_lib.metrics_log import append_entry, read_entries
 from k400tiny_lib.tracking.runs import ERROR_TAG, end_running_children, local_copy, step_run
 from k400tiny_lib.tracking.system_metrics import SystemSampler
 from k400tiny_lib.tracking.uploader import MetricsUploader
@@ -102,7 +102,7 @@ def test_inputs_come_from_paths_and_from_runs(store: str, tmp_path: Path) -> Non
 
 def test_a_line_that_is_still_being_written_waits(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    MetricsLog(path).append({"loss": 1.0}, step=1)
+    append_entry(path, {"loss": 1.0}, step=1)
     complete = path.read_bytes()
     path.write_bytes(complete + complete[:10])
     [(entry, offset)] = list(read_entries(path))
@@ -119,37 +119,38 @@ def history(run_id: str, name: str) -> list[tuple[int, float]]:
 def test_metrics_logged_while_the_server_is_unreachable_arrive_once_when_it_is_back(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log = tmp_path / "metrics.jsonl"
     run_id = MlflowClient().create_run("0").info.run_id
-    uploader = MetricsUploader(run_id, log.path)
-    log.append({"loss": 3.0}, step=1)
-    assert uploader.send() is None
+    uploader = MetricsUploader(run_id, log)
+    append_entry(log, {"loss": 3.0}, step=1)
+    uploader.send()
     real = MlflowClient.log_batch
 
     def unreachable(*args: Any, **kwargs: Any) -> None:
         raise ConnectionError("unreachable")
 
     monkeypatch.setattr(MlflowClient, "log_batch", unreachable)
-    log.append({"loss": 2.0}, step=2)
-    assert isinstance(uploader.send(), ConnectionError)
-    log.append({"loss": 1.0}, step=3)
+    append_entry(log, {"loss": 2.0}, step=2)
+    with pytest.raises(ConnectionError):
+        uploader.send()
+    append_entry(log, {"loss": 1.0}, step=3)
     monkeypatch.setattr(MlflowClient, "log_batch", real)
-    assert uploader.send() is None
-    assert uploader.send() is None
+    uploader.send()
+    uploader.send()
     assert history(run_id, "loss") == [(1, 3.0), (2, 2.0), (3, 1.0)]
 
 
 def test_another_process_goes_on_where_a_killed_one_stopped(store: str, tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log = tmp_path / "metrics.jsonl"
     run_id = MlflowClient().create_run("0").info.run_id
     image = tmp_path / "a.png"
     Image.new("RGB", (20, 10)).save(image)
-    log.append({"loss": 2.0}, 1, {"samples": image})
-    assert MetricsUploader(run_id, log.path).send() is None
-    log.append({"loss": 1.0}, 2, {"samples": image})
-    assert MetricsUploader(run_id, log.path).send() is None
+    append_entry(log, {"loss": 2.0}, 1, {"samples": image})
+    MetricsUploader(run_id, log).send()
+    append_entry(log, {"loss": 1.0}, 2, {"samples": image})
+    MetricsUploader(run_id, log).send()
     (tmp_path / "metrics" / "sent.json").unlink()  # killed before it was noted
-    assert MetricsUploader(run_id, log.path).send() is None
+    MetricsUploader(run_id, log).send()
     assert history(run_id, "loss") == [(1, 2.0), (2, 1.0)]
     names = [file.path for file in MlflowClient().list_artifacts(run_id, "images")]
     steps = [name.split("+")[2] for name in names if name.endswith(".png")]
@@ -157,11 +158,11 @@ def test_another_process_goes_on_where_a_killed_one_stopped(store: str, tmp_path
 
 
 def test_more_metrics_than_one_batch_may_hold_all_arrive(store: str, tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log = tmp_path / "metrics.jsonl"
     for step in range(30):
-        log.append({f"metric{number:02d}": step for number in range(50)}, step)
+        append_entry(log, {f"metric{number:02d}": step for number in range(50)}, step)
     run_id = MlflowClient().create_run("0").info.run_id
-    assert MetricsUploader(run_id, log.path).send() is None
+    MetricsUploader(run_id, log).send()
     for name in ("metric00", "metric49"):
         assert history(run_id, name) == [(step, step) for step in range(30)]
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from k400tiny_lib.config import Config
 from k400tiny_lib.config.steps import resolve
-from k400tiny_lib.metrics_log import MetricsLog, read_entries
+from k400tiny_lib.metrics_log import append_entry, read_entries
 from k400tiny_lib.training.reporting import duration, progress_line
 from k400tiny_lib.training.sample_predictions import (
     draw_predictions,
@@ -99,13 +99,13 @@ def test_right_and_wrong_predictions_are_titled_as_such() -> None:
 
 
 def test_the_summary_names_the_best_epoch_and_commands_that_exist(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path / "metrics-1.jsonl")
+    log = tmp_path / "metrics-1.jsonl"
     settings = Config(data_path="frames", annotations="a.json", num_epochs=9, patience=1)
-    assert summarize(log.path, settings, "1") is None
+    assert summarize(log, settings, "1") is None
     for epoch, accuracy in ((1, 40.0), (2, 60.0), (3, 60.0), (4, 50.0)):
-        log.append(METRICS | {"val_acc1": accuracy}, epoch)
-    assert len(list(read_entries(log.path))) == 4
-    results = summarize(log.path, settings, "1")
+        append_entry(log, METRICS | {"val_acc1": accuracy}, epoch)
+    assert len(list(read_entries(log))) == 4
+    results = summarize(log, settings, "1")
     assert results is not None
     assert results.metrics == {"best_epoch": 3, "best_val_acc1": 60.0}
     assert "val top-1 60.0 % after epoch 3; 4 of 9 epochs" in results.headline
@@ -120,6 +120,6 @@ def test_the_summary_names_the_best_epoch_and_commands_that_exist(tmp_path: Path
         assert words[words.index("-e") + 1] == step
         parameters = [words[i + 1].split("=", 1) for i, word in enumerate(words) if word == "-P"]
         assert resolve(step, dict(parameters)).checkpoint == "runs:/1/checkpoints/best.pt"
-    assert read_results(log.path) is None
-    write_results(results, log.path)
-    assert read_results(log.path) == results
+    assert read_results(log) is None
+    write_results(results, log)
+    assert read_results(log) == results
