@@ -46,9 +46,8 @@ class ContentIndex:
     def load(self, root: str) -> dict[str, tuple[str, str]]:
         """All entries below a root: name -> (signature, fact)."""
         with self._connect() as connection:
-            rows = connection.execute(
-                "SELECT name, signature, fact FROM facts WHERE root = ?", (root,)
-            )
+            query = "SELECT name, signature, fact FROM facts WHERE root = ?"
+            rows = connection.execute(query, (root,))
             return {name: (signature, fact) for name, signature, fact in rows}
 
     def save(self, root: str, rows: Iterable[tuple[str, str, str]]) -> None:
