@@ -142,11 +142,7 @@ def check_annotations(
 ) -> None:
     """Refuse missing data and parameters that do not fit it, before hours of work.
 
-    Args:
-        annotations: all splits.
-        data_path: directory of the clip folders.
-        clip_len: frames that the model sees.
-        num_classes: size of the model's head, or `auto` for as many as the annotations have.
+    `num_classes` is the size of the model's head, or `auto` for as many as the annotations have.
 
     Raises:
         UserError: if a clip's folder is missing below `data_path`, `clip_len` is beyond the frames

@@ -46,8 +46,7 @@ def describe(prepared: "Prepared") -> str:
     report = prepared.report
     lines = [f"note: {note}" for note in report["notes"]]
     lines += [f"dropped {row['video']}: {row['reason']}" for row in report["dropped"][:_MAX_LINES]]
-    if report["num_dropped"] > _MAX_LINES:
-        more = report["num_dropped"] - _MAX_LINES
+    if (more := report["num_dropped"] - _MAX_LINES) > 0:
         lines.append(f"and {more} more, see annotations/data_report.json")
     shares = ", ".join(f"{name} {share:.0%}" for name, share in report["split_fractions"].items())
     leak = report["random_split_would_leak"]

@@ -95,28 +95,25 @@ def _run_or_reuse(step: str, config: Config, source: Source) -> Finished:
 
 
 def _run_nested(step: str, config: Config, parent: Run) -> Run:
-    client = MlflowClient()
+    client, experiment = MlflowClient(), parent.info.experiment_id
     try:
         submitted = mlflow.projects.run(
             str(ROOT),
             entry_point=step,
             parameters=parameters_of(step, config),
-            experiment_id=parent.info.experiment_id,
+            experiment_id=experiment,
             env_manager=config.env_manager,
             run_name=step,
         )
     except ExecutionException:
-        children = client.search_runs(
-            [parent.info.experiment_id],
-            f"tags.mlflow.parentRunId = '{parent.info.run_id}'",
-            order_by=["attributes.start_time DESC"],
-            max_results=1,
-        )
+        is_child = f"tags.mlflow.parentRunId = '{parent.info.run_id}'"
+        newest = ["attributes.start_time DESC"]
+        children = client.search_runs([experiment], is_child, order_by=newest, max_results=1)
         if not children:
             raise
-        [child] = children
-        reason = child.data.tags.get(runs.ERROR_TAG, "it ended without a message; see above")
-        raise UserError(f"{step} failed (run {child.info.run_id}): {reason}") from None
+        run = children[0]
+        reason = run.data.tags.get(runs.ERROR_TAG, "it ended without a message; see above")
+        raise UserError(f"{step} failed (run {run.info.run_id}): {reason}") from None
     return client.get_run(submitted.run_id)
 
 

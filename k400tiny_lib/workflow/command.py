@@ -58,9 +58,8 @@ def parse_arguments(step: str, arguments: list[str]) -> Config | None:
         UserError: for an unknown, missing or ill-typed parameter.
     """
     try:
-        texts = click_command(step).main(
-            arguments, prog_name=f"python -m steps.{step}", standalone_mode=False
-        )
+        program = f"python -m steps.{step}"
+        texts = click_command(step).main(arguments, program, standalone_mode=False)
     except click.NoSuchOption as error:
         raise unknown_parameter(step, error.option_name.lstrip("-")) from None
     except click.ClickException as error:

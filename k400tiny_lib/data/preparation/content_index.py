@@ -76,9 +76,5 @@ class ContentIndex:
 
 
 def open_index(config: Config) -> ContentIndex:
-    """The index in the local directory of `output_dir`.
-
-    Raises:
-        UserError: if it cannot be created there.
-    """
+    """The index in the local directory of `output_dir`; a UserError if it cannot be there."""
     return ContentIndex(local_path(config.output_dir) / _FILE)

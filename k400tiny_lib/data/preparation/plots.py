@@ -62,11 +62,7 @@ def plot_contact_sheet(table: pd.DataFrame, clips_path: Path) -> Figure:
 
 
 def plot_augmented_clips(dataset: ClipDataset, annotations: Annotations) -> Figure:
-    """Training clips after augmentation, mixed where the recipe mixes batches.
-
-    Args:
-        dataset: the training clips; six, evenly spread, are shown.
-        annotations: has the names of the classes.
+    """Six training clips, evenly spread, after augmentation, mixed where the recipe mixes batches.
 
     Raises:
         UserError: if a clip cannot be read.

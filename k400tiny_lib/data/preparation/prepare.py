@@ -27,7 +27,7 @@ class Prepared:
         annotations: the clips of the three splits.
         table: one row per clip: folder_name, youtube_id, label, group, digest and content (of its
             frames with and without their names), num_frames, split, target.
-        report: what was found, kept and dropped, ready for JSON.
+        report: see `data_report`.
         directory: where the clip folders are.
     """
 

@@ -113,7 +113,7 @@ def _main_labels(table: pd.DataFrame) -> "pd.Series[str]":
 def _draw(
     groups: "pd.Series[int]", num_clips: int, num_spared: int, random: np.random.RandomState
 ) -> pd.Index:
-    """Draw whole groups with about `num_clips` clips, sparing `num_spared` groups; their index."""
+    """Draw whole groups of about `num_clips` clips, leaving `num_spared`; returns their index."""
     num_groups = groups.nunique()
     size = min(max(round(num_groups * num_clips / len(groups)), 1), num_groups - num_spared)
     shuffle = GroupShuffleSplit(_DRAWS, test_size=size, random_state=random)
@@ -142,9 +142,8 @@ def random_split_leak(
     labels = table["label"]
     held_out = round(len(table) * (val_fraction + test_fraction))
     held_out = min(max(held_out, 1), len(table) - 1)
-    stratify = labels
-    if labels.value_counts().min() < 2 or min(held_out, len(table) - held_out) < labels.nunique():
-        stratify = None  # scikit-learn cannot stratify so few clips
+    too_few = min(held_out, len(table) - held_out) < labels.nunique()  # for scikit-learn
+    stratify = None if too_few or labels.value_counts().min() < 2 else labels
     train, rest = train_test_split(
         np.arange(len(table)), test_size=held_out, random_state=seed, stratify=stratify
     )

@@ -102,12 +102,10 @@ def make_ground_truth(
 def clean_rows(table: pd.DataFrame) -> GroundTruth:
     """Repair labels, drop rows that cannot be used, keep one row per clip."""
     names = table["folder_name"].map(_normalize_name)
-    reasons = np.select(
-        [names == "", table["label"].str.strip() == "", names.map(_escapes)],
-        ["a row without a name", "it has no label", ESCAPES_DATA_PATH],
-        default="",
-    )
-    table, dropped = drop_rows(table.assign(folder_name=names), reasons)
+    conditions = [names == "", table["label"].str.strip() == "", names.map(_escapes)]
+    reasons = ["a row without a name", "it has no label", ESCAPES_DATA_PATH]
+    chosen = np.select(conditions, reasons, default="")
+    table, dropped = drop_rows(table.assign(folder_name=names), chosen)
 
     labels, repaired = unify_spelling(table["label"])
     table = table.assign(label=labels).sort_values("folder_name", kind="stable")

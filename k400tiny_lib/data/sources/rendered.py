@@ -44,7 +44,7 @@ class RenderedSample:
     """The sample: frame folders with a CSV, after they have been rendered.
 
     Args:
-        config: the parameters; output_dir and seed decide where the clips are.
+        config: output_dir and seed decide where the clips are.
         render: called as `render(directory, seed=...)` where they do not exist yet.
     """
 

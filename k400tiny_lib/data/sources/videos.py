@@ -142,12 +142,9 @@ def _find_kinetics_files(
     times = [f"_{s:06.0f}_{e:06.0f}" for s, e in zip(start, end, strict=True)]
     names = ids.where(~has_times, ids + times)
     table = table.assign(folder_name=names, file=names.map(by_stem))
-    reasons = np.select(
-        [~has_times, table["file"].isna()],
-        ["time_start or time_end is no number", f"{_MISSING} (YouTube loses some)"],
-        default="",
-    )
-    return drop_rows(table, reasons)
+    conditions = [~has_times, table["file"].isna()]
+    reasons = ["time_start or time_end is no number", f"{_MISSING} (YouTube loses some)"]
+    return drop_rows(table, np.select(conditions, reasons, default=""))
 
 
 def _name_clips(
@@ -160,9 +157,6 @@ def _name_clips(
         files_per_stem = names.groupby(stems).transform("nunique")
         table = table.assign(folder_name=stems.where(files_per_stem == 1, names))
     escapes = names.str.match(r"/|\.\./") | names.str.contains("/../", regex=False)
-    reasons = np.select(
-        [names == "", escapes, ~names.isin(list(videos))],
-        ["it names no file", ESCAPES_DATA_PATH, _MISSING],
-        default="",
-    )
-    return drop_rows(table.assign(file=names), reasons)
+    conditions = [names == "", escapes, ~names.isin(list(videos))]
+    reasons = ["it names no file", ESCAPES_DATA_PATH, _MISSING]
+    return drop_rows(table.assign(file=names), np.select(conditions, reasons, default=""))
