@@ -45,7 +45,7 @@ class PairedComparison:
 
 
 class Classifier(Protocol):
-    """A model that takes whole frames and crops the center itself, as the registry holds them."""
+    """A registered model: it takes whole frames and crops the center itself."""
 
     @property
     def class_names(self) -> list[str]: ...

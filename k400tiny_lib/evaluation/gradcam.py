@@ -53,10 +53,7 @@ class Gallery:
 def make_gallery(
     table: pd.DataFrame, clips: Sequence[Clip], data_path: Path, loaded: LoadedModel
 ) -> Gallery:
-    """Choose clips from a predictions table, which has their order, and draw their center views.
-
-    The model is on the CPU.
-    """
+    """Choose clips from their predictions table and draw their center views, on the CPU."""
     correct = table["predicted"] == table["target"]
     dataset = ViewDataset(clips, data_path, loaded.geometry, ViewProtocol(1, 1))
     names = loaded.class_names

@@ -115,7 +115,8 @@ def export_model(
         predictions = clips.predictions(run)
     choice = Choice(FLOAT32, proto, predictions)
     if predictions is not None and config.quantize != NONE:
-        plain, most = graph_of(loaded.model) if optimize else proto, config.max_accuracy_drop
+        plain = graph_of(loaded.model) if optimize else proto
+        most = config.max_accuracy_drop
         choice = choose_variant(config.quantize, proto, plain, predictions, clips, most)
         rows = pd.DataFrame(choice.variants)
         notes.append(rows.to_string(index=False, float_format=lambda value: f"{value:.2f}"))

@@ -126,7 +126,7 @@ def register(
     promotion: Promotion,
     tags: Mapping[str, str],
     description: str = "",
-    settle_s: float = 1.0,
+    wait_s: float = 1.0,
 ) -> tuple[ModelVersion, PromotionDecision]:
     """Register a logged model that passed the parity check and decide who is champion.
 
@@ -136,7 +136,7 @@ def register(
             not exist.
         tags: of the version.
         description: of the version, in markdown, at most 5000 characters.
-        settle_s: see `promote`.
+        wait_s: see `promote`.
 
     Returns:
         The version, with alias `challenger`, and whether it is `champion` now, and why.
@@ -146,6 +146,6 @@ def register(
     client.set_registered_model_alias(name, CHALLENGER, registered.version)
     if description:
         client.update_model_version(name, registered.version, description)
-    decision = promote(str(registered.version), promotion, settle_s)
+    decision = promote(str(registered.version), promotion, wait_s)
     client.set_model_version_tag(name, registered.version, DECISION_TAG, decision.text)
     return registered, decision
