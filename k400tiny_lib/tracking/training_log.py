@@ -152,16 +152,12 @@ class TrainingLog:
         return f"run {self._run_id}: everything is logged, {status}"
 
     def _kept(self) -> str:
-        return (
-            f"Checkpoints and metrics are safe in {self._metrics_log.parent}. "
-            f"Needed: the server back, then `{self.command()}`."
-        )
-
-    def command(self) -> str:
-        """The command line that sends the rest."""
         server = shlex.quote(mlflow.get_tracking_uri())
         folder = shlex.quote(str(self._attachments))
-        return f"MLFLOW_TRACKING_URI={server} python -m steps.log_training {folder}"
+        return (
+            f"Checkpoints and metrics are safe in {self._metrics_log.parent}. Needed: the server "
+            f"back, then `MLFLOW_TRACKING_URI={server} python -m steps.log_training {folder}`."
+        )
 
 
 def _warn(message: str) -> None:

@@ -30,10 +30,7 @@ IGNORED_ON_RESUME = {name for name, p in PARAMETERS.items() if not p.affects_res
 def resolve_checkpoint_paths(config: Config, run_id: str) -> tuple[Config, str | None]:
     """Turn `checkpoint_dir` into a directory, and `resume` into a checkpoint file or `none`.
 
-    Args:
-        config: `checkpoint_dir` is `auto` or a directory; `resume` is `auto`, `none`, a file or a
-            directory.
-        run_id: the MLflow run; `auto` names the directory after it.
+    `checkpoint_dir=auto` is named after the MLflow run; `resume` may be a directory.
 
     Returns:
         The parameters with both resolved, and the id of the MLflow run that wrote the checkpoint,
@@ -46,21 +43,17 @@ def resolve_checkpoint_paths(config: Config, run_id: str) -> tuple[Config, str |
     folder = Path("checkpoints", run_id) if auto_dir else Path(config.checkpoint_dir)
     folder.mkdir(parents=True, exist_ok=True)
     config = config.replace(checkpoint_dir=str(folder))
-    path: Path | None = None
-    if config.resume == AUTO:
-        path = newest_checkpoint(folder)
-        if path is None:
-            print(f"resume: nothing to continue in {folder}, training starts anew")
-    elif config.resume != NONE:
-        path = Path(config.resume)
-        if path.is_dir():
-            path = newest_checkpoint(path)
-            if path is None:
-                raise UserError(f"resume: {config.resume} holds no usable checkpoint.")
-    if path is None:
-        return config.replace(resume=NONE), None
-    run_of_checkpoint = read_training_state(path, mapped=True).get("run_id")
-    return config.replace(resume=str(path)), run_of_checkpoint
+    if config.resume == NONE:
+        return config, None
+    path = folder if config.resume == AUTO else Path(config.resume)
+    checkpoint = newest_checkpoint(path) if path.is_dir() else path
+    if checkpoint is not None:
+        former_run = read_training_state(checkpoint, mapped=True).get("run_id")
+        return config.replace(resume=str(checkpoint)), former_run
+    if config.resume != AUTO:
+        raise UserError(f"resume: {config.resume} holds no usable checkpoint.")
+    print(f"resume: nothing to continue in {folder}, training starts anew")
+    return config.replace(resume=NONE), None
 
 
 def resume(
@@ -68,11 +61,7 @@ def resume(
 ) -> None:
     """Continue from a checkpoint, if there is one; every process must call it.
 
-    Args:
-        state: as `make_train_state` returned it; the `resume` of its config is a file or `none`.
-        run_id: the MLflow run.
-        metrics_log: of this run; it gets the epochs before the checkpoint.
-        categories: class ids of the data by label.
+    The epochs before the checkpoint are added to the metrics log.
 
     Raises:
         UserError: if the checkpoint cannot be read or is of another training.
@@ -107,11 +96,6 @@ def read_resume_checkpoint(config: Config, run_id: str, process: Process) -> dic
     Rank 0, which writes them, may be on another node after a restart, so the newest on the disk of
     any process is sent to those that do not have it.
 
-    Args:
-        config: `resume` is a file or `none`.
-        run_id: the MLflow run.
-        process: this process.
-
     Raises:
         UserError: if the named checkpoint cannot be resumed from.
     """
@@ -130,13 +114,8 @@ def read_resume_checkpoint(config: Config, run_id: str, process: Process) -> dic
     return box[0]
 
 
-def _age(checkpoint: Mapping[str, Any]) -> tuple[int, int, int, str]:
-    return (
-        checkpoint["finished_epochs"],
-        checkpoint["batch"],
-        checkpoint["updates"],
-        str(checkpoint["run_id"]),
-    )
+def _age(checkpoint: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(checkpoint[key] for key in ("finished_epochs", "batch", "updates", "run_id"))
 
 
 def check_resumable(
