@@ -61,7 +61,11 @@ def _identity(name: str, value: str) -> str:
         return file_digest(local_copy(value, name))
     if name in ("checkpoint", "load_model", "resume"):
         # The artifacts of a run never change: its URI says as much as the file, and costs nothing.
-        return value if ":/" in value else file_digest(local_copy(value, name))
+        if ":/" in value:
+            return value
+        path = local_copy(value, name)
+        files = sorted(path.glob("*.pt")) if path.is_dir() else [path]
+        return combine_digests(map(file_digest, files))
     if name == "evaluation":
         return file_digest(local_copy(f"{evaluation_folder(value)}/predictions.csv", name))
     return "" if name == "gt_csv" else value
