@@ -9,9 +9,8 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -19,6 +18,8 @@ from typing import Any
 import fsspec
 
 from k400tiny_lib.errors import UserError, one_line
+
+Stamps = Mapping[str, str]  # relative path -> a text that changes when the file does
 
 _blake2b = partial(hashlib.blake2b, digest_size=16)  # 128 bits
 
@@ -88,36 +89,34 @@ def local_path(uri: str) -> Path:
     return Path(uri.removeprefix("file://").removeprefix("local://")).absolute()
 
 
-def file_stamp(stat: os.stat_result) -> str:
-    """A text that changes when a local file does: its size, time and inode."""
+def file_stamp(file: "Path | os.DirEntry[str]") -> str:
+    """Size, time and inode of a local file; empty for a link to nowhere."""
+    try:
+        stat = file.stat()
+    except OSError:
+        return ""
     return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
 
 
 def list_files(uri: str, parameter: str) -> dict[str, str]:
-    """The files below a remote directory.
+    """The stamps of the files below a remote directory, sorted by path.
 
-    Returns:
-        Relative path -> stamp, a text that changes when the file does, sorted by path. If the URI
-        names a file, its only entry is the empty path.
+    If the URI names a file, its only entry is the empty path.
 
     Raises:
         UserError: if it cannot be listed or nothing is there.
     """
-    files, root = _filesystem(uri, parameter)
-    try:
+    with _user_errors(uri, parameter):
+        files, root = _connect(uri)
+        files.invalidate_cache()
         infos: dict[str, dict[str, Any]] = files.find(root, detail=True)
-    except Exception as error:  # every file system raises its own
-        raise _failure(uri, parameter, error) from None
     if not infos:
         raise UserError(f"{parameter}: {uri} does not exist or is empty.")
-    return {
-        path[len(root) :].lstrip("/"): _stamp(info)
-        for path, info in sorted(infos.items())
-        if not path.endswith("/")
-    }
+    listing = sorted(infos.items())
+    return {path[len(root) :].lstrip("/"): _stamp(i) for path, i in listing if path[-1] != "/"}
 
 
-def fetch(uri: str, parameter: str, stamps: Mapping[str, str] | None = None) -> Path:
+def fetch(uri: str, parameter: str, stamps: Stamps | None = None) -> Path:
     """Bring the local copy of a remote file or directory up to date.
 
     Files whose stamp has not changed since they were fetched are not fetched again. An interrupted
@@ -126,7 +125,7 @@ def fetch(uri: str, parameter: str, stamps: Mapping[str, str] | None = None) -> 
     Args:
         uri: what to copy.
         parameter: the parameter that named it, for the message.
-        stamps: what `list_files` returned for the URI, if it has been listed already.
+        stamps: from `list_files`, if the URI has been listed already.
 
     Returns:
         The local path; for a local `uri` that path, untouched and perhaps missing.
@@ -137,25 +136,23 @@ def fetch(uri: str, parameter: str, stamps: Mapping[str, str] | None = None) -> 
     target = local_path(uri)
     if not is_remote(uri):
         return target
-    _, root = _filesystem(uri, parameter)
     stamps = list_files(uri, parameter) if stamps is None else stamps
     manifest = target.parent / _MANIFEST
     known = _read_manifest(manifest)
+    logging = Lock()
 
-    def get(files: Any, name: str) -> None:
+    def get(files: Any, root: str, name: str) -> None:
         local = target / name
         local.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(local) as partial_path:
             files.get_file(f"{root}/{name}".rstrip("/"), str(partial_path))
+        with logging:
+            log.write(json.dumps({name: stamps[name]}) + "\n")
 
     changed = [n for n, s in stamps.items() if known.get(n) != s or not (target / n).is_file()]
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with manifest.open("a", buffering=1) as log:  # a line is written when its file is
-            for name in _run_concurrently(get, uri, changed):
-                log.write(json.dumps({name: stamps[name]}) + "\n")
-    except Exception as error:
-        raise _failure(uri, parameter, error) from None
+    with _user_errors(uri, parameter), manifest.open("a", buffering=1) as log:
+        _run_concurrently(get, uri, changed)
     for name in known.keys() - stamps.keys():
         (target / name).unlink(missing_ok=True)
     with atomic_write(manifest) as partial_path:
@@ -164,12 +161,8 @@ def fetch(uri: str, parameter: str, stamps: Mapping[str, str] | None = None) -> 
 
 
 def fetch_file(uri: str, target: Path) -> None:
-    """Copy one remote file.
-
-    Raises:
-        Exception: whatever the file system raises.
-    """
-    files, path = fsspec.core.url_to_fs(uri)
+    """Copy one remote file; errors are those of the file system."""
+    files, path = _connect(uri)
     files.get_file(path, str(target))
 
 
@@ -182,56 +175,51 @@ def upload(folder: Path, uri: str, parameter: str) -> None:
     Raises:
         UserError: if it cannot be written.
     """
-    files, root = _filesystem(uri, parameter)
 
-    def make_directory(files: Any, path: str) -> None:
-        files.makedirs(path, exist_ok=True)
-
-    def put(files: Any, name: str) -> None:
+    def put(files: Any, root: str, name: str) -> None:
         files.put_file(str(folder / name), f"{root}/{name}")
 
-    try:
+    def make_directory(files: Any, root: str, name: str) -> None:
+        files.makedirs(f"{root}/{name}".rstrip("/"), exist_ok=True)
+
+    with _user_errors(uri, parameter):
+        files, root = _connect(uri)
+        files.invalidate_cache()
         remote = files.find(root, detail=True) if files.exists(root) else {}
-        changed = []
-        for path in sorted(folder.rglob("*")):
-            name = path.relative_to(folder)
-            if not path.is_file() or any(part.startswith(".") for part in name.parts):
-                continue
-            if remote.get(f"{root}/{name.as_posix()}", {}).get("size") != path.stat().st_size:
-                changed.append(name.as_posix())
-        directories = sorted({f"{root}/{name}".rpartition("/")[0] for name in changed})
-        list(_run_concurrently(make_directory, uri, directories))
-        list(_run_concurrently(put, uri, changed))
-    except Exception as error:
-        raise _failure(uri, parameter, error) from None
+        local = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
+        changed = [
+            name
+            for name, path in local.items()
+            if path.is_file() and not any(part.startswith(".") for part in name.split("/"))
+            if remote.get(f"{root}/{name}", {}).get("size") != path.stat().st_size
+        ]
+        directories = sorted({name.rpartition("/")[0] for name in changed})
+        _run_concurrently(make_directory, uri, directories)
+        _run_concurrently(put, uri, changed)
 
 
-def _run_concurrently(
-    work: Callable[[Any, str], None], uri: str, items: Iterable[str]
-) -> Iterator[str]:
-    """Call work(file system, item) in threads; yields each item when it is done.
+def _run_concurrently(work: Callable[[Any, str, str], None], uri: str, items: list[str]) -> None:
+    """Call work(file system, root, item) in threads.
 
     `fs.get` and `fs.put` with lists of files do this too, but only for asynchronous file systems,
     and do not tell which files have arrived when one of them fails.
     """
-
     connecting = Lock()
 
-    def call(item: str) -> str:
+    def call(item: str) -> None:
         # fsspec gives all threads one asynchronous client, and each thread its own of the others,
         # which need not be thread-safe. SSH servers refuse to connect many at the same time.
         with connecting:
-            files = fsspec.core.url_to_fs(uri)[0]
-        work(files, item)
-        return item
+            files, root = _connect(uri)
+        work(files, root, item)
 
-    is_async = fsspec.core.url_to_fs(uri)[0].async_impl
-    remaining = iter(items)
-    with ThreadPoolExecutor(_ASYNC_CALLS if is_async else _CONNECTIONS) as pool:
+    connections = _ASYNC_CALLS if _connect(uri)[0].async_impl else _CONNECTIONS
+    with ThreadPoolExecutor(connections) as pool:
         try:
-            while chunk := list(islice(remaining, _CHUNK)):
+            for start in range(0, len(items), _CHUNK):
+                chunk = items[start : start + _CHUNK]
                 for future in as_completed([pool.submit(call, item) for item in chunk]):
-                    yield future.result()
+                    future.result()
         finally:
             pool.shutdown(cancel_futures=True)  # else Ctrl-C waits for the whole chunk
 
@@ -240,10 +228,8 @@ def _read_manifest(path: Path) -> dict[str, str]:
     """Relative path -> stamp of the files that were fetched; a later line of JSON has priority."""
     stamps: dict[str, str] = {}
     for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
+        with suppress(ValueError):  # the last line of a fetch that was killed
             stamps |= json.loads(line)
-        except ValueError:  # the last line of a fetch that was killed
-            continue
     return stamps
 
 
@@ -253,14 +239,16 @@ def _stamp(info: dict[str, Any]) -> str:
     return " ".join(str(info[key]) for key in keys if info.get(key) is not None)
 
 
-def _filesystem(uri: str, parameter: str) -> tuple[Any, str]:
-    try:
-        files, root = fsspec.core.url_to_fs(uri)
-    except Exception as error:  # an unknown protocol, or one whose package is missing
-        raise _failure(uri, parameter, error) from None
-    files.invalidate_cache()
+def _connect(uri: str) -> tuple[Any, str]:
+    """The file system of a URI, and the path in it."""
+    files, root = fsspec.core.url_to_fs(uri)
     return files, root.rstrip("/")
 
 
-def _failure(uri: str, parameter: str, error: Exception) -> UserError:
-    return UserError(f"{parameter}: {uri} cannot be used: {one_line(error)}")
+@contextmanager
+def _user_errors(uri: str, parameter: str) -> Iterator[None]:
+    """Turn every error into a UserError: each file system has its own types."""
+    try:
+        yield
+    except Exception as error:  # also an unknown protocol, or one whose package is missing
+        raise UserError(f"{parameter}: {uri} cannot be used: {one_line(error)}") from None

@@ -11,10 +11,10 @@ from k400tiny_lib.workflow.command import step_command
 @step_command("main")
 def main(config: Config) -> None:
     """Chain the steps, re-using what is finished already."""
-    from k400tiny_lib.workflow.chain import run_chain, summarise
+    from k400tiny_lib.workflow.chain import run_chain, summarize
 
     finished = run_chain(config)
-    print(summarise(finished, config))
+    print(summarize(finished, config))
 
 
 if __name__ == "__main__":

@@ -21,18 +21,14 @@ def mlproject_text() -> str:
     """The whole file: every entry point with its parameters, types, defaults and command."""
     entry_points = {}
     for step, spec in STEPS.items():
-        parameters = {}
+        parameters = {name: {"type": PARAMETERS[name].type} for name in spec.params}
         for name in spec.params:
-            default = default_text(step, name)
-            parameters[name] = {"type": PARAMETERS[name].type} | (
-                {} if default is None else {"default": default}
-            )
+            if (default := default_text(step, name)) is not None:
+                parameters[name]["default"] = default
         # MLflow quotes the values itself; quotes around a placeholder would open an injection.
         options = " ".join(f"--{name} {{{name}}}" for name in spec.params)
-        entry_points[step] = {
-            "parameters": parameters,
-            "command": f"python -m steps.{step} {options}",
-        }
+        command = f"python -m steps.{step} {options}"
+        entry_points[step] = {"parameters": parameters, "command": command}
     project = {"name": "k400tiny", "conda_env": "conda.yaml", "entry_points": entry_points}
     body = yaml.dump(project, sort_keys=False, default_flow_style=None, width=96)
     return HEADER + body

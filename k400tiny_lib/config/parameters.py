@@ -19,10 +19,11 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from k400tiny_lib.config.declaration import AUTO, NONE, declared_parameters, param
+from k400tiny_lib.config.declaration import AUTO, NONE, StepName, declared_parameters, param
 from k400tiny_lib.models.architectures import ARCHITECTURES  # imports no torch
 
 _DEFAULT_MODEL = "r2plus1d_18"
+_WITH_MODEL: tuple[StepName, ...] = ("train", "evaluate", "export_onnx")
 # Values of `augmentation` that mix the clips of a batch: rows of data.loading.augmentation's table,
 # which imports torch, with a `per_batch`.
 MIXING_AUGMENTATIONS = ("strong",)
@@ -73,13 +74,7 @@ class Config(
     input: str = param("", "predict", required_in=("predict",))
     """A frame folder, a video file, or a directory of either."""
     data_path: str = param(
-        "sample",
-        "prepare_data",
-        "train",
-        "evaluate",
-        "export_onnx",
-        required_in=("train", "evaluate"),
-        in_recipe=False,
+        "sample", "prepare_data", *_WITH_MODEL, required_in=("train", "evaluate"), in_recipe=False
     )
     """Directory or URI with frame folders or videos, named by gt_csv or in one folder per class;
     `sample` to render one."""
@@ -104,12 +99,7 @@ class Config(
     """Dask scheduler (tcp://host:port) whose workers decode videos, `none` for this machine;
     prepare_data also takes it as `scheduler`."""
     annotations: str = param(
-        NONE,
-        "train",
-        "evaluate",
-        "export_onnx",
-        required_in=("train", "evaluate"),
-        handed_over=True,
+        NONE, *_WITH_MODEL, required_in=("train", "evaluate"), handed_over=True
     )
     """annotations.json: a path or an artifact URI (runs:/...)."""
 
@@ -118,7 +108,7 @@ class Config(
     """Architecture."""
     checkpoint: str = param(NONE, "evaluate", "export_onnx", handed_over=True)
     """Checkpoint (best.pt): a path or an artifact URI; `none` where `weights` is given."""
-    weights: str = param(NONE, "train", "evaluate", "export_onnx")
+    weights: str = param(NONE, *_WITH_MODEL)
     """torchvision weights (R2Plus1D_18_Weights.KINETICS400_V1); `none` for scratch or a
     checkpoint."""
     load_model: str = param(NONE, "train")

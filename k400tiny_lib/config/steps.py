@@ -20,12 +20,7 @@ CHAIN = ("prepare_data", "train", "evaluate", "export_onnx")  # the steps of mai
 
 @dataclass(frozen=True)
 class Step:
-    """One entry point.
-
-    Attributes:
-        help: what the step does, in one sentence.
-        params: the parameters it takes, in the order of `--help`.
-    """
+    """One entry point: its help, and the parameters that it takes in the order of `--help`."""
 
     help: str
     params: tuple[str, ...]

@@ -9,7 +9,7 @@ The layout is that of K400-Tiny, with the additional keys `group` and `data_dige
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +36,6 @@ class Clip:
     target: int
     group: str
 
-    def to_dict(self) -> dict[str, Any]:
-        """The clip's entry in the file."""
-        return {
-            "video": self.video,
-            "segment": list(self.segment),
-            "target": self.target,
-            "group": self.group,
-        }
-
     @property
     def num_frames(self) -> int:
         """Frames in the segment."""
@@ -58,12 +49,7 @@ def class_names_by_id(categories: Mapping[str, int], num_classes: int) -> list[s
 
 
 def unknown_labels(categories: Mapping[str, int], class_names: Sequence[str]) -> list[str]:
-    """Labels of the data that a model does not have under the same id, sorted.
-
-    Args:
-        categories: class ids of the data by label.
-        class_names: labels of the model by class id.
-    """
+    """Sorted labels of the data that a model does not have under the same class id."""
     known = dict(enumerate(class_names))
     return sorted(label for label, index in categories.items() if known.get(index) != label)
 
@@ -99,16 +85,12 @@ class Annotations:
     def to_json(self) -> str:
         """The content of the file; the same annotations give the same text."""
         content: dict[str, Any] = {"categories": self.categories}
-        content |= {name: [clip.to_dict() for clip in self.splits[name]] for name in SPLITS}
+        content |= {name: [asdict(clip) for clip in self.splits[name]] for name in SPLITS}
         return json.dumps(content | {"data_digest": self.data_digest})
 
     @classmethod
     def from_json(cls, text: str, path: str) -> "Annotations":
-        """Parse and check the content of the file.
-
-        Args:
-            text: the JSON.
-            path: where it was read, for the message.
+        """Parse and check the content of the file; `path` is for the message.
 
         Raises:
             UserError: if it is not an annotations file.
@@ -122,18 +104,17 @@ class Annotations:
                 f"annotations: {path} is not an annotations file "
                 f"({type(error).__name__}: {error}). Needed: what prepare_data writes."
             ) from None
-        known = set(categories.values())
-        for name in SPLITS:
-            for clip in splits[name]:
-                if clip.target not in known or clip.segment[0] < 0 or clip.num_frames < 1:
-                    raise UserError(
-                        f"annotations: {path} gives clip {clip.video} the target {clip.target} "
-                        f"and the segment {list(clip.segment)}. Needed: a category's id, "
-                        "first <= last."
-                    )
-        if not known:
+        if not categories:
             raise UserError(f"annotations: {path} names no categories.")
-        return cls(categories, splits, str(content.get("data_digest", "")))
+        annotations = cls(categories, splits, str(content.get("data_digest", "")))
+        ids = set(categories.values())
+        for clip in annotations.clips:
+            if clip.target not in ids or clip.segment[0] < 0 or clip.num_frames < 1:
+                raise UserError(
+                    f"annotations: {path} gives clip {clip.video} the target {clip.target} and the "
+                    f"segment {list(clip.segment)}. Needed: a category's id, first <= last."
+                )
+        return annotations
 
 
 def _clip(entry: dict[str, Any]) -> Clip:
@@ -161,11 +142,7 @@ def check_annotations(
 ) -> None:
     """Refuse missing data and parameters that do not fit it, before hours of work.
 
-    Args:
-        annotations: all splits.
-        data_path: directory of the clip folders.
-        clip_len: frames that the model sees.
-        num_classes: size of the model's head, or `auto` for as many as the annotations have.
+    `num_classes` is the size of the model's head, or `auto` for as many as the annotations have.
 
     Raises:
         UserError: if a clip's folder is missing below `data_path`, `clip_len` is beyond the frames

@@ -1,8 +1,4 @@
-"""Temperature scaling: one number that brings confidences close to accuracies.
-
-Guo et al. 2017, "On Calibration of Modern Neural Networks", arXiv:1706.04599. Scaling never changes
-the predicted class.
-"""
+"""Temperature scaling, Guo et al. 2017, arXiv:1706.04599. It never changes a predicted class."""
 
 from dataclasses import dataclass
 
@@ -65,11 +61,11 @@ def loss_at(probabilities: Floats, targets: Ints, temperature: float) -> float:
 
 def fit_temperature(probabilities: Floats, targets: Ints) -> float:
     """The temperature in [0.05, 20] with the smallest loss."""
-    best = minimize_scalar(
-        lambda log_t: loss_at(probabilities, targets, float(np.exp(log_t))),
-        bounds=_LOG_RANGE,
-        method="bounded",
-    )
+
+    def loss(log_t: float) -> float:
+        return loss_at(probabilities, targets, float(np.exp(log_t)))
+
+    best = minimize_scalar(loss, bounds=_LOG_RANGE, method="bounded")
     return float(np.exp(best.x))
 
 
@@ -91,34 +87,22 @@ def held_out_gain(probabilities: Floats, targets: Ints, groups: "pd.Series[str]"
 
 
 def calibrate(fitting: pd.DataFrame, table: pd.DataFrame) -> Calibration:
-    """Fit a temperature on the validation clips and measure it on others.
+    """Fit a temperature on predictions of the validation clips and measure it on another table.
 
     The temperature is applied if it lowers the mean loss of validation clips that it was not fitted
     on (cross-validated over sources) and the calibration error of the evaluated split.
-
-    Args:
-        fitting: predictions of the validation clips.
-        table: predictions of the clips to measure on.
     """
     probabilities, targets = probabilities_of(fitting), fitting["target"].to_numpy()
     temperature = fit_temperature(probabilities, targets)
     gain = held_out_gain(probabilities, targets, fitting["group"])
     p, t = probabilities_of(table), table["target"].to_numpy()
-    scaled = scale(p, temperature)
-    before, after = calibration_error(p, t), calibration_error(scaled, t)
+    before, after = calibration_error(p, t), calibration_error(scale(p, temperature), t)
+    losses = loss_at(p, t, 1.0), loss_at(p, t, temperature)
     if gain <= 0:
         reason = "on validation clips that it was not fitted on it does not lower the loss"
     elif after >= before:
         reason = "it helps on validation clips, but does not lower the calibration error here"
     else:
         reason = "it lowers the loss on held-out validation clips and the calibration error here"
-    return Calibration(
-        temperature,
-        gain > 0 and after < before,
-        reason,
-        len(fitting),
-        before,
-        after,
-        loss_at(p, t, 1.0),
-        loss_at(p, t, temperature),
-    )
+    applied = gain > 0 and after < before
+    return Calibration(temperature, applied, reason, len(fitting), before, after, *losses)

@@ -45,7 +45,7 @@ class PairedComparison:
 
 
 class Classifier(Protocol):
-    """A model that takes whole frames and crops the center itself, as the registry holds them."""
+    """A registered model: it takes whole frames and crops the center itself."""
 
     @property
     def class_names(self) -> list[str]: ...
@@ -84,12 +84,7 @@ def align(other: pd.DataFrame, clips: Sequence[Clip]) -> pd.DataFrame:
 def compare_predictions(
     table: pd.DataFrame, predicted: "pd.Series[int]", other: "pd.Series[int]"
 ) -> PairedComparison:
-    """Compare two sets of predictions, clip by clip.
-
-    Args:
-        table: target and group of each clip.
-        predicted, other: the predicted class of each clip, in the order of the table.
-    """
+    """Compare two predicted classes of each clip of a table with its columns target and group."""
     groups, targets = table["group"], table["target"].to_numpy()
     this_correct, other_correct = predicted.to_numpy() == targets, other.to_numpy() == targets
     gain = pd.Series(this_correct.astype(np.float64) - other_correct, groups.index)
@@ -103,28 +98,16 @@ def compare_predictions(
     else:
         low, high = cluster_bootstrap(gain, groups)
     discordant = only_this + only_other
-    p_value = binomtest(only_this, discordant, 0.5).pvalue if discordant else 1.0
-    return PairedComparison(
-        acc1=100 * float(this_correct.mean()),
-        other_acc1=100 * float(other_correct.mean()),
-        difference=100 * float(gain.mean()),
-        low=100 * low,
-        high=100 * high,
-        only_this=only_this,
-        only_other=only_other,
-        mcnemar_p=float(p_value),
-    )
+    p_value = float(binomtest(only_this, discordant, 0.5).pvalue) if discordant else 1.0
+    means = this_correct.mean(), other_correct.mean(), gain.mean()
+    acc1, other_acc1, difference, low, high = (100 * float(v) for v in (*means, low, high))
+    return PairedComparison(acc1, other_acc1, difference, low, high, only_this, only_other, p_value)
 
 
 def predict_frames(
     classifier: Classifier, annotations: Annotations, config: Config
 ) -> pd.DataFrame:
     """The predictions table of another model for the split and the views of an evaluation.
-
-    Args:
-        classifier: the other model.
-        annotations: the data.
-        config: of the evaluation.
 
     Raises:
         UserError: if the model has other classes, or there are views beyond the center crop.
@@ -148,12 +131,7 @@ def predict_frames(
 
 @dataclass(frozen=True)
 class OtherModel:
-    """The model that `compare_with` names.
-
-    Attributes:
-        name: for the report.
-        source: its predictions in an earlier evaluation, or the model itself.
-    """
+    """The model of `compare_with`: its name for the report, and its predictions or itself."""
 
     name: str
     source: pd.DataFrame | Classifier

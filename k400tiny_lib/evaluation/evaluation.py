@@ -15,6 +15,7 @@ import pandas as pd
 
 from k400tiny_lib.config import Config
 from k400tiny_lib.data.annotations import Annotations, check_annotations, read_annotations
+from k400tiny_lib.distributed.launch import Job
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.evaluation.calibration import Calibration, calibrate, scale
 from k400tiny_lib.evaluation.comparison import OtherModel, PairedComparison, compare_predictions
@@ -23,7 +24,7 @@ from k400tiny_lib.evaluation.metrics import confused_pairs, per_class, reliabili
 from k400tiny_lib.evaluation.predictions import probabilities_of
 from k400tiny_lib.evaluation.robustness import compare_corrupted
 from k400tiny_lib.evaluation.views import ViewProtocol, check_views
-from k400tiny_lib.evaluation.worker import CALIBRATION_SPLIT, Job, launch_workers, predict_splits
+from k400tiny_lib.evaluation.worker import CALIBRATION_SPLIT, launch_workers, predict_splits
 from k400tiny_lib.models.loaded import LoadedModel, load_model
 
 
@@ -33,22 +34,17 @@ class Evaluation:
 
     Attributes:
         split: the evaluated split.
-        annotations: the data.
-        model: the model.
         protocol, clip_protocol: of the video's and the clip's scores, in words.
         tables: predictions tables of the evaluated split and of the calibration split.
         scores: see `metrics.score`, and those of the parts below.
-        classes: see `metrics.per_class`.
-        pairs: see `metrics.confused_pairs`.
-        bins: see `metrics.reliability`.
+        classes, pairs, bins: see `per_class`, `confused_pairs` and `reliability` of `metrics`.
         bins_calibrated: the same at the fitted temperature; None without `calibration`.
         calibration: None without clips to fit a temperature on.
         views: averaged views against the center view; None where they are the same.
         comparison: with the model that `compared_with` describes, if there is one.
         compared_with: the other model in words, or "".
-        corrupted: see `robustness.corruption_table`; None where it was not measured.
-        corruptions: see `robustness.compare_corrupted`; empty where it was not measured.
-        gallery: clips worth looking at.
+        corrupted, corruptions: see `corruption_table` and `compare_corrupted` of `robustness`; None
+            and empty where it was not measured.
     """
 
     split: str
@@ -90,11 +86,8 @@ class Evaluation:
 
     def files(self) -> dict[str, str]:
         """Tables and calibration as the text of files, by name."""
-        tables = {
-            "predictions" if split == self.split else f"predictions_{split}": table
-            for split, table in self.tables.items()
-        }
-        tables["per_class"] = self.classes
+        others = {f"predictions_{s}": t for s, t in self.tables.items() if s != self.split}
+        tables = {"predictions": self.table, **others, "per_class": self.classes}
         if self.corrupted is not None:
             tables["robustness"] = self.corrupted
         calibration = dataclasses.asdict(self.calibration) if self.calibration else {}
@@ -153,15 +146,13 @@ def evaluate_predictions(
     compared_with: str = "",
     gallery: Gallery | None = None,
 ) -> Evaluation:
-    """Compute all results from predictions.
+    """Compute all results from the predictions of a model.
 
     Args:
         split: the evaluated split.
         tables: the predictions tables of this split and, where there is one, of the calibration
             split.
-        annotations: the data.
-        model: the model that made the predictions.
-        protocol: the views that were averaged.
+        annotations, model, protocol: what the predictions were made with.
         corrupted: from `robustness.corruption_table`.
         other: predictions of another model for the same clips in the same order.
         compared_with: the other model in words.

@@ -53,14 +53,7 @@ class Gallery:
 def make_gallery(
     table: pd.DataFrame, clips: Sequence[Clip], data_path: Path, loaded: LoadedModel
 ) -> Gallery:
-    """Choose clips from a predictions table and draw their center views.
-
-    Args:
-        table: the predictions table.
-        clips: those of the table, in its order.
-        data_path: directory of the clip folders.
-        loaded: the model, on the CPU.
-    """
+    """Choose clips from their predictions table and draw their center views, on the CPU."""
     correct = table["predicted"] == table["target"]
     dataset = ViewDataset(clips, data_path, loaded.geometry, ViewProtocol(1, 1))
     names = loaded.class_names
@@ -72,14 +65,9 @@ def make_gallery(
         heat = grad_cam(loaded.model, inputs, int(row["predicted"]))[0]
         times = np.linspace(0, view.shape[1] - 1, min(_FRAMES, view.shape[1])).round().astype(int)
         frames = view[:, times].permute(1, 2, 3, 0).numpy()  # (C, T, H, W) -> (T, H, W, C)
-        return Card(
-            str(row["video"]),
-            names[row["target"]],
-            names[row["predicted"]],
-            float(row["confidence"]),
-            _strip(frames),
-            _strip(_overlay(frames, heat[times].numpy())),
-        )
+        strips = _strip(frames), _strip(_overlay(frames, heat[times].numpy()))
+        labels = names[row["target"]], names[row["predicted"]]
+        return Card(str(row["video"]), *labels, float(row["confidence"]), *strips)
 
     mistakes = table[~correct].nlargest(_MISTAKES, "confidence")
     uncertain = table[correct].nsmallest(_UNCERTAIN, "confidence")
@@ -107,8 +95,7 @@ def grad_cam(model: nn.Module, clips: Tensor, target: int, min_moments: int = 4)
     )
     # (N * heads, 1, T, H, W) -> (N, 1, T, H, W); convolutions have one head
     maps = maps.unflatten(0, (len(clips), -1)).sum(1)
-    size = tuple(clips.shape[2:])
-    maps = LayerAttribution.interpolate(maps, size, "trilinear")[:, 0].detach()
+    maps = LayerAttribution.interpolate(maps, tuple(clips.shape[2:]), "trilinear")[:, 0].detach()
     peak: Tensor = maps.amax(dim=(1, 2, 3), keepdim=True)
     heat: Tensor = maps / peak.clamp(min=torch.finfo(maps.dtype).tiny)
     return heat
@@ -141,9 +128,7 @@ def _overlay(frames: npt.NDArray[np.uint8], heat: npt.NDArray[np.float32]) -> np
 
 def _strip(frames: npt.NDArray[np.uint8]) -> str:
     """Frames uint8 RGB (T, H, W, 3) side by side as one JPEG, as a data URI."""
-    size = (_SIDE, _SIDE)
-    scaled = [cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC) for frame in frames]
-    _, encoded = cv2.imencode(
-        ".jpg", np.hstack(scaled)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
-    )
+    row = [cv2.resize(f, (_SIDE, _SIDE), interpolation=cv2.INTER_CUBIC) for f in frames]
+    quality = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
+    _, encoded = cv2.imencode(".jpg", np.hstack(row)[..., ::-1], quality)
     return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode()

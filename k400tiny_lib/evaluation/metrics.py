@@ -8,14 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import sklearn.metrics
 import torch
 from scipy.stats import binomtest, bootstrap
-from sklearn.metrics import (
-    log_loss,
-    precision_recall_fscore_support,
-    recall_score,
-    top_k_accuracy_score,
-)
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from k400tiny_lib.evaluation.predictions import Floats, Ints, probabilities_of
@@ -66,17 +61,17 @@ def score(table: pd.DataFrame, split: str) -> dict[str, float]:
     clip_correct = table["clip_predicted"] == table["target"]
     low, high = accuracy_interval(correct, table["group"])
     clip_low, clip_high = accuracy_interval(clip_correct, table["group"])
+    predicted = table["predicted"]
+    recall = sklearn.metrics.recall_score(targets, predicted, labels=present, average="macro")
     scores = {
-        "loss": log_loss(targets, probabilities, labels=classes),
+        "loss": sklearn.metrics.log_loss(targets, probabilities, labels=classes),
         "acc1": 100 * correct.mean(),
         "acc1_ci_low": 100 * low,
         "acc1_ci_high": 100 * high,
         "clip_acc1": 100 * clip_correct.mean(),
         "clip_acc1_ci_low": 100 * clip_low,
         "clip_acc1_ci_high": 100 * clip_high,
-        # A class without a clip has no recall.
-        "mean_class_acc": 100
-        * recall_score(targets, table["predicted"], labels=present, average="macro"),
+        "mean_class_acc": 100 * recall,  # a class without a clip has none
         "ece": calibration_error(probabilities, targets),
     }
     if len(classes) >= 5:
@@ -102,19 +97,13 @@ def top_k(probabilities: Floats, targets: Ints, classes: Ints, k: int) -> float:
         return 1.0
     if len(classes) == 2:  # scikit-learn expects a single column for two classes
         return float((classes[probabilities.argmax(1)] == targets).mean())
-    return float(top_k_accuracy_score(targets, probabilities, k=k, labels=classes))
+    return float(sklearn.metrics.top_k_accuracy_score(targets, probabilities, k=k, labels=classes))
 
 
 def calibration_error(probabilities: Floats, targets: Ints) -> float:
     """Expected calibration error over 15 equal bins of the confidence, in [0, 1]."""
-    return float(
-        multiclass_calibration_error(
-            torch.tensor(probabilities),
-            torch.tensor(targets),
-            num_classes=probabilities.shape[1],
-            n_bins=CALIBRATION_BINS,
-        )
-    )
+    p, t = torch.tensor(probabilities), torch.tensor(targets)
+    return float(multiclass_calibration_error(p, t, p.shape[1], CALIBRATION_BINS))
 
 
 def accuracy_interval(correct: "pd.Series[bool]", groups: "pd.Series[str]") -> tuple[float, float]:
@@ -167,19 +156,12 @@ def cluster_bootstrap(values: "pd.Series[float]", groups: "pd.Series[str]") -> t
 def per_class(table: pd.DataFrame, class_names: Sequence[str]) -> pd.DataFrame:
     """Precision, recall, F1 (in [0, 1]) and support of the classes that occur or are predicted."""
     present = np.union1d(table["target"], table["predicted"])
-    precision, recall, f1, support = precision_recall_fscore_support(
+    columns = sklearn.metrics.precision_recall_fscore_support(
         table["target"], table["predicted"], labels=present, zero_division=0
     )
-    return pd.DataFrame(
-        {
-            "class_id": present,
-            "label": [class_names[index] for index in present],
-            "precision": precision,
-            "recall": recall,
-            "f1": f1,
-            "support": support,
-        }
-    )
+    scores = dict(zip(("precision", "recall", "f1", "support"), columns, strict=True))
+    labels = [class_names[index] for index in present]
+    return pd.DataFrame({"class_id": present, "label": labels, **scores})
 
 
 def confused_pairs(table: pd.DataFrame, class_names: Sequence[str]) -> pd.DataFrame:
@@ -189,19 +171,13 @@ def confused_pairs(table: pd.DataFrame, class_names: Sequence[str]) -> pd.DataFr
         true, predicted (labels), clips, and share of the true class's clips in [0, 1].
     """
     wrong = table[table["target"] != table["predicted"]]
-    counts = wrong.groupby(["target", "predicted"]).size().rename("clips").reset_index()
-    support = table["target"].value_counts()
-    pairs = pd.DataFrame(
-        {
-            "true": [class_names[index] for index in counts["target"]],
-            "predicted": [class_names[index] for index in counts["predicted"]],
-            "clips": counts["clips"],
-            "share": counts["clips"] / counts["target"].map(support),
-        }
-    )
-    return pairs.sort_values(
-        ["clips", "share", "true", "predicted"], ascending=[False, False, True, True]
-    ).reset_index(drop=True)
+    pairs = wrong.groupby(["target", "predicted"]).size().rename("clips").reset_index()
+    pairs["share"] = pairs["clips"] / pairs["target"].map(table["target"].value_counts())
+    pairs["true"] = [class_names[index] for index in pairs["target"]]
+    pairs["predicted"] = [class_names[index] for index in pairs["predicted"]]
+    columns, ascending = ["clips", "share", "true", "predicted"], [False, False, True, True]
+    pairs = pairs.sort_values(columns, ascending=ascending, ignore_index=True)
+    return pairs[["true", "predicted", "clips", "share"]]
 
 
 def reliability(probabilities: Floats, targets: Ints) -> pd.DataFrame:
@@ -212,9 +188,9 @@ def reliability(probabilities: Floats, targets: Ints) -> pd.DataFrame:
         in [0, 1]; NaN where it is empty).
     """
     edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
-    confidence = probabilities.max(1)
-    clips = pd.DataFrame(
-        {"confidence": confidence, "accuracy": probabilities.argmax(1) == targets}
-    ).groupby(np.digitize(confidence, edges[1:-1]))
+    confidence, correct = probabilities.max(1), probabilities.argmax(1) == targets
+    clips = pd.DataFrame({"confidence": confidence, "accuracy": correct}).groupby(
+        np.digitize(confidence, edges[1:-1])
+    )
     bins = pd.DataFrame({"low": edges[:-1], "high": edges[1:]}).join(clips.size().rename("clips"))
     return bins.fillna({"clips": 0}).astype({"clips": int}).join(clips.mean())

@@ -6,7 +6,6 @@ A section is added in `templates/report.html.j2`; it reads the fields of `Evalua
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import jinja2
 import matplotlib
@@ -39,12 +38,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a model and its evaluation come from, according to the tracking store.
-
-    Attributes:
-        facts: the commit and the runs.
-        histories: metrics of the training run, of `plots.CURVE_METRICS`; empty if it is not there.
-    """
+    """The commit, the runs and the learning curves of a model, as the tracking store has them."""
 
     facts: Sequence[Fact] = ()
     histories: Histories = field(default_factory=dict)
@@ -59,7 +53,7 @@ def render_report(evaluation: Evaluation, provenance: Provenance) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"records": _records, "svg": _inline_svg}
+    environment.filters["svg"] = _inline_svg
     return environment.get_template("report.html.j2").render(
         e=evaluation,
         facts=[*_facts(evaluation), *provenance.facts],
@@ -77,10 +71,6 @@ def plot_confusion_matrix(table: pd.DataFrame, class_names: Sequence[str]) -> Fi
     """Confusion matrix of the classes that occur or are predicted; colors are shares of the row.
 
     Up to 40 classes are drawn with their names and numbers of clips; of more, the ids of some.
-
-    Args:
-        table: a predictions table.
-        class_names: labels by class id.
     """
     present = np.union1d(table["target"], table["predicted"])
     counts = confusion_matrix(table["target"], table["predicted"], labels=present)
@@ -90,9 +80,8 @@ def plot_confusion_matrix(table: pd.DataFrame, class_names: Sequence[str]) -> Fi
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     # A label may contain a dollar sign.
     with matplotlib.rc_context({"text.parse_math": False, "font.size": 9}):
-        display = ConfusionMatrixDisplay(
-            shares, display_labels=[class_names[index] for index in present]
-        )
+        names = [class_names[index] for index in present]
+        display = ConfusionMatrixDisplay(shares, display_labels=names)
         display.plot(
             ax=figure.subplots(),
             cmap="Blues",
@@ -103,10 +92,9 @@ def plot_confusion_matrix(table: pd.DataFrame, class_names: Sequence[str]) -> Fi
             im_kw={"norm": PowerNorm(1 if labeled else 0.4, vmin=0, vmax=1)},
         )
         if labeled:
-            for text, count, share in zip(
-                display.text_.flat, counts.flat, shares.flat, strict=True
-            ):
-                text.set(text=str(count or ""), color="white" if share > 0.65 else "black")
+            for cell, text in np.ndenumerate(display.text_):
+                color = "white" if shares[cell] > 0.65 else "black"
+                text.set(text=str(counts[cell] or ""), color=color)
         else:
             ticks = np.arange(0, len(present), len(present) // 20)
             display.ax_.set_xticks(ticks, present[ticks])
@@ -125,27 +113,19 @@ def _inline_svg(figure: Figure) -> Markup:
     return Markup(start + rest)
 
 
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    records: list[dict[str, Any]] = table.to_dict("records")
-    return records
-
-
 def _facts(evaluation: Evaluation) -> list[Fact]:
     annotations, split, model = evaluation.annotations, evaluation.split, evaluation.model
     sizes = "; ".join(f"{name} {_size(annotations, name)}" for name in SPLITS)
     lengths = [clip.num_frames for clip in annotations.splits[split]]
-    parameters = sum(parameter.numel() for parameter in model.model.parameters())
+    millions = sum(parameter.numel() for parameter in model.model.parameters()) / 1e6
+    size = f"{millions:.1f} million parameters, {len(model.class_names)} classes"
     crop = model.geometry.crop_size
     return [
         Fact("data", sizes),
         Fact("frames of a clip", f"{min(lengths)} to {max(lengths)}"),
         Fact("digest of the data", annotations.data_digest or "not noted in the annotations"),
         Fact(f"digest of {split}", annotations.split_digest(split)),
-        Fact(
-            "model",
-            f"{model.architecture}, {parameters / 1e6:.1f} million parameters, "
-            f"{len(model.class_names)} classes",
-        ),
+        Fact("model", f"{model.architecture}, {size}"),
         Fact("weights", model.source),
         Fact("input", f"{model.geometry.clip_len} frames of {crop} x {crop} pixels"),
     ]

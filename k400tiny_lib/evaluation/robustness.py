@@ -95,10 +95,7 @@ def predict_corrupted(
     num_workers: int,
     device: torch.device,
 ) -> pd.DataFrame:
-    """Classify the center view of some clips under every corruption.
-
-    Args:
-        positions: the clips that this process predicts; for the others see `predict_clips`.
+    """Classify the center view of some clips under every corruption; for Args see `predict_clips`.
 
     Returns:
         The predicted class ids: one row per clip, indexed by position, one column per corruption.
@@ -118,18 +115,12 @@ def corruption_table(table: pd.DataFrame, parts: Sequence[pd.DataFrame]) -> pd.D
         table: the predictions table; its center view is the column `as recorded`.
         parts: from `predict_corrupted`, of all processes.
     """
-    corrupted = pd.concat(parts).sort_index()
-    clips = table[["video", "group", "target", "clip_predicted"]].loc[corrupted.index]
-    joined = clips.rename(columns={"clip_predicted": UNCORRUPTED}).join(corrupted)
-    return joined.reset_index(drop=True)
+    clips = table[["video", "group", "target", "clip_predicted"]]
+    clips = clips.rename(columns={"clip_predicted": UNCORRUPTED})
+    return clips.join(pd.concat(parts).sort_index(), how="right").reset_index(drop=True)
 
 
 def compare_corrupted(table: pd.DataFrame) -> dict[str, PairedComparison]:
-    """Each corruption compared with the same clips as recorded, by its name.
-
-    Args:
-        table: from `corruption_table`.
-    """
-    return {
-        name: compare_predictions(table, table[name], table[UNCORRUPTED]) for name in CORRUPTIONS
-    }
+    """Each corruption in a `corruption_table` compared with the clips as recorded, by its name."""
+    recorded = table[UNCORRUPTED]
+    return {name: compare_predictions(table, table[name], recorded) for name in CORRUPTIONS}

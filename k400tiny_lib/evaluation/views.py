@@ -58,11 +58,7 @@ class ViewProtocol:
 
 
 def check_views(clips: Sequence[Clip], protocol: ViewProtocol) -> None:
-    """Refuse more temporal views than a clip has frames.
-
-    Raises:
-        UserError: naming the shortest clip.
-    """
+    """Raise UserError for more temporal views than a clip has frames, naming the shortest clip."""
     shortest = min(clips, key=lambda clip: clip.num_frames)
     if protocol.num_clips > shortest.num_frames:
         raise UserError(
@@ -105,7 +101,7 @@ class ViewDataset(Dataset[tuple[Tensor, int]]):
 
 
 def crop_views(frames: Tensor, geometry: Geometry, num_crops: int) -> list[Tensor]:
-    """Resize, then crop the center, or both ends of the long side and the center.
+    """Resize, then crop the center (1 crop), or both ends of the long side and the center (3).
 
     Args:
         frames: uint8 (T, H, W, C), RGB in [0, 255].

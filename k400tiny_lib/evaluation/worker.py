@@ -16,30 +16,22 @@ import pandas as pd
 import torch
 
 from k400tiny_lib.config import Config
-from k400tiny_lib.data.annotations import Annotations, read_annotations
+from k400tiny_lib.data.annotations import Annotations, Clip, read_annotations
 from k400tiny_lib.data.loading.loader import worker_count
-from k400tiny_lib.distributed import launch
+from k400tiny_lib.distributed.launch import Job, launch
 from k400tiny_lib.distributed.process import Process, process_group
 from k400tiny_lib.errors import UserError, one_line
-from k400tiny_lib.evaluation.predictions import ClipPredictions, make_table, predict_clips
-from k400tiny_lib.evaluation.robustness import (
-    corrupted_positions,
-    corruption_table,
-    predict_corrupted,
-)
+from k400tiny_lib.evaluation import robustness
+from k400tiny_lib.evaluation.predictions import make_table, predict_clips
 from k400tiny_lib.evaluation.views import ViewProtocol
 from k400tiny_lib.models.loaded import load_model
 
 CALIBRATION_SPLIT = "val"  # the temperature is fitted on it
 
 
-class Job(launch.Job):
-    """The job of an evaluation; its folder gets the predictions of the processes."""
-
-
 def launch_workers(job: Job) -> None:
     """Run the worker processes to their end; raises like `launch`."""
-    launch.launch(job, module="k400tiny_lib.evaluation.worker")
+    launch(job, module="k400tiny_lib.evaluation.worker")
 
 
 def predict_splits(
@@ -50,7 +42,7 @@ def predict_splits(
     Args:
         config: of evaluate, with local paths.
         annotations: the content of `config.annotations`.
-        start: runs the workers of a job.
+        start: runs the workers of a job to their end.
 
     Returns:
         The predictions tables by split, and the table of `corruption_table` for the evaluated split
@@ -60,22 +52,22 @@ def predict_splits(
         UserError: with the message of a worker.
     """
     with tempfile.TemporaryDirectory() as folder:
-        job = Job(config, Path(folder))
-        start(job)
-        tables = {}
-        for split in _splits(config, annotations):
-            parts = [ClipPredictions.load(file) for file in job.folder.glob(f"{split}-*.npz")]
-            tables[split] = make_table(annotations.splits[split], parts)
+        start(Job(config, Path(folder)))
+
+        def written(name: str) -> list[pd.DataFrame]:
+            return [pd.read_pickle(file) for file in Path(folder).glob(f"{name}-*.pkl")]
+
+        splits = _clips_by_split(config, annotations)
+        tables = {split: make_table(clips, written(split)) for split, clips in splits.items()}
         if not config.robustness:
             return tables, None
-        files = job.folder.glob("robustness-*.csv")
-        corrupted = [pd.read_csv(file, index_col=0, dtype=int) for file in files]
-        return tables, corruption_table(tables[config.split], corrupted)
+        return tables, robustness.corruption_table(tables[config.split], written("robustness"))
 
 
-def _splits(config: Config, annotations: Annotations) -> list[str]:
-    names = dict.fromkeys((config.split, CALIBRATION_SPLIT))
-    return [name for name in names if annotations.splits[name]]
+def _clips_by_split(config: Config, annotations: Annotations) -> dict[str, list[Clip]]:
+    """The splits to predict that have clips, the evaluated one first."""
+    names = (config.split, CALIBRATION_SPLIT)
+    return {name: annotations.splits[name] for name in names if annotations.splits[name]}
 
 
 def run(job: Job, process: Process) -> None:
@@ -93,20 +85,17 @@ def run(job: Job, process: Process) -> None:
         "device": process.device,
     }
     share = slice(process.rank, None, process.world_size)
-    for split in _splits(config, annotations):
-        clips = annotations.splits[split]
-        every = range(len(clips))
-        predictions = predict_clips(
-            model, clips, every[share], data_path, loaded.geometry, protocol, **options
-        )
-        predictions.save(job.folder / f"{split}-{process.rank}.npz")
+    for split, clips in _clips_by_split(config, annotations).items():
+        positions = range(len(clips))[share]
+        predict_clips(
+            model, clips, positions, data_path, loaded.geometry, protocol, **options
+        ).to_pickle(job.folder / f"{split}-{process.rank}.pkl")
     if config.robustness:
         clips = annotations.splits[config.split]
-        positions = corrupted_positions(len(clips))[share]
-        corrupted = predict_corrupted(
-            model, clips, positions, data_path, loaded.geometry, **options
-        )
-        corrupted.to_csv(job.folder / f"robustness-{process.rank}.csv")
+        corrupted = robustness.corrupted_positions(len(clips))[share]
+        robustness.predict_corrupted(
+            model, clips, corrupted, data_path, loaded.geometry, **options
+        ).to_pickle(job.folder / f"robustness-{process.rank}.pkl")
 
 
 def main() -> None:

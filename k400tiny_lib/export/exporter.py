@@ -12,15 +12,10 @@ from torch import nn
 
 from k400tiny_lib.config import NONE, Config
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.export import parity
-from k400tiny_lib.export.onnx_graph import (
-    FramesToProbabilities,
-    describe,
-    export_graph,
-    frames_free,
-)
+from k400tiny_lib.export import onnx_graph, parity
+from k400tiny_lib.export.onnx_graph import frames_free
 from k400tiny_lib.export.scoring import ExportClips, read_evaluation
-from k400tiny_lib.export.variants import FLOAT32, Choice, Variant, choose_variant
+from k400tiny_lib.export.variants import FLOAT32, Choice, choose_variant
 from k400tiny_lib.models.architectures import ARCHITECTURES
 from k400tiny_lib.models.loaded import LoadedModel
 
@@ -35,25 +30,21 @@ class Exported:
     """A graph that passed the parity check, with everything that is known about it.
 
     Attributes:
-        proto: the graph, float32 or the chosen variant.
+        choice: the graph, float32 or a variant, and its predictions.
         metadata: as written into the graph.
         parity: largest difference of a probability between float32 ONNX and PyTorch.
         onnx_ms, torch_ms: median latency of one clip in float32.
-        variants: the rows of the table of variants; none without `quantize`.
         clips: the data that the export used.
-        predictions: the graph's predictions table of the test clips, None where there is none.
-        not_scored: why there is none.
+        not_scored: why there are no predictions.
         notes: about the export, to be shown to the user.
     """
 
-    proto: onnx.ModelProto
+    choice: Choice
     metadata: dict[str, Any]
     parity: float
     onnx_ms: float
     torch_ms: float
-    variants: Sequence[Variant]
     clips: ExportClips
-    predictions: pd.DataFrame | None
     not_scored: str
     notes: Sequence[str]
 
@@ -88,9 +79,8 @@ def export_model(
     clips = ExportClips.of_config(config, loaded.geometry.clip_len)
     not_scored = clips.reason_not_to_score(loaded.class_names)
     if not_scored and config.quantize != NONE:
-        raise UserError(
-            f"quantize: {not_scored}. Needed: test clips to judge {config.quantize} on."
-        )
+        needed = f"test clips to judge {config.quantize} on"
+        raise UserError(f"quantize: {not_scored}. Needed: {needed}.")
     notes = []
     eager = partial(parity.run_eager, loaded.model, loaded.geometry, views=views)
     temperature, predictions = 1.0, None
@@ -99,18 +89,15 @@ def export_model(
         if isinstance(prior, str):
             notes.append(f"evaluation: not used, {prior}")
         else:
-            temperature, predictions = prior.temperature, prior.table
+            temperature, predictions = prior
             eager = partial(eager, temperature=temperature)
 
-    metadata = describe_model(loaded) | {
-        "views_in_graph": views,
-        "temperature": temperature,
-        "commit": commit,
-    }
+    added = {"views_in_graph": views, "temperature": temperature, "commit": commit}
+    metadata = describe_model(loaded) | added
 
     def graph_of(model: nn.Module) -> onnx.ModelProto:
-        module = FramesToProbabilities(model, loaded.geometry, views, temperature).eval()
-        return export_graph(module, config.opset, metadata)
+        module = onnx_graph.FramesToProbabilities(model, loaded.geometry, views, temperature)
+        return onnx_graph.export_graph(module.eval(), config.opset, metadata)
 
     optimize = ARCHITECTURES[loaded.architecture].optimize_for_export
     proto = graph_of(optimize(loaded.model) if optimize else loaded.model)
@@ -129,28 +116,16 @@ def export_model(
     choice = Choice(FLOAT32, proto, predictions)
     if predictions is not None and config.quantize != NONE:
         plain = graph_of(loaded.model) if optimize else proto
-        choice = choose_variant(
-            config.quantize, proto, plain, predictions, clips, config.max_accuracy_drop
-        )
+        most = config.max_accuracy_drop
+        choice = choose_variant(config.quantize, proto, plain, predictions, clips, most)
         rows = pd.DataFrame(choice.variants)
         notes.append(rows.to_string(index=False, float_format=lambda value: f"{value:.2f}"))
     metadata["quantize"] = NONE if choice.name == FLOAT32 else choice.name
     metadata["frames_free"] = frames_free(choice.proto)
     if choice.predictions is not None:
         metadata |= clips.score(choice.predictions, loaded.geometry)
-    describe(choice.proto, metadata)
-    return Exported(
-        proto=choice.proto,
-        metadata=metadata,
-        parity=difference,
-        onnx_ms=onnx_ms,
-        torch_ms=torch_ms,
-        variants=choice.variants,
-        clips=clips,
-        predictions=choice.predictions,
-        not_scored=not_scored,
-        notes=notes,
-    )
+    onnx_graph.describe(choice.proto, metadata)
+    return Exported(choice, metadata, difference, onnx_ms, torch_ms, clips, not_scored, notes)
 
 
 def describe_model(loaded: LoadedModel) -> dict[str, Any]:
@@ -159,13 +134,12 @@ def describe_model(loaded: LoadedModel) -> dict[str, Any]:
     `resize_size` is the short side as a number, or [height, width].
     """
     geometry, architecture = loaded.geometry, ARCHITECTURES[loaded.architecture]
-    short_side = len(geometry.resize) == 1
     return {
         "architecture": loaded.architecture,
         "class_names": loaded.class_names,
         "clip_len": geometry.clip_len,
         "sampling": SAMPLING,
-        "resize_size": geometry.resize[0] if short_side else list(geometry.resize),
+        "resize_size": geometry.resize[0] if len(geometry.resize) == 1 else list(geometry.resize),
         "antialias": geometry.antialias,
         "crop_size": geometry.crop_size,
         "mean": list(architecture.mean),

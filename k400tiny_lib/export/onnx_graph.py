@@ -27,7 +27,7 @@ class FramesToProbabilities(nn.Module):
     """A classifier together with the preprocessing and the averaging of its evaluation.
 
     Attributes:
-        model: from float32 (N, C, T, H, W) to logits (N, K).
+        model: from `build_model`.
         geometry: frames of a view, and how its pixels are resized and cropped.
         views: temporal views of a video, one after the other along T; their probabilities are
             averaged.
@@ -149,7 +149,7 @@ def _export(module: FramesToProbabilities, opset: int, free_frames: bool) -> onn
     # size.
     shape = (2, module.views * module.geometry.clip_len, side, side + 16, 3)
     axes = {0: free, 2: free, 3: free} | ({1: free} if free_frames else {})
-    with _quiet(), tempfile.TemporaryDirectory() as folder:
+    with quiet(), tempfile.TemporaryDirectory() as folder:
         program = torch.onnx.export(
             module,
             (torch.randint(0, 256, shape, dtype=torch.uint8),),
@@ -182,9 +182,13 @@ def describe(proto: onnx.ModelProto, metadata: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's progress lines and deprecation warnings off the console."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield
+def quiet() -> Iterator[None]:
+    """Keep progress lines, warnings and advice of the export's tools off the console."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)

@@ -18,8 +18,8 @@ from k400tiny_lib.evaluation.calibration import scale
 from k400tiny_lib.evaluation.comparison import align
 from k400tiny_lib.evaluation.metrics import score
 from k400tiny_lib.evaluation.predictions import (
-    PROBABILITY,
     probabilities_of,
+    probability_columns,
     read_predictions,
     table_of_probabilities,
 )
@@ -30,7 +30,7 @@ from k400tiny_lib.models.loaded import Geometry
 
 _NOISE_SIZE = (336, 336)
 _CALIBRATION_CLIPS = 32
-_PROBED = 3  # clips whose probabilities show whether an evaluation is of this very model
+_COMPARED = 3  # clips whose probabilities show whether an evaluation is of this very model
 # Between a CPU and a GPU the same model differs by 1e-4 at most.
 _SAME_MODEL = 1e-3
 
@@ -52,21 +52,13 @@ class ExportClips:
 
     @classmethod
     def of_config(cls, config: Config, clip_len: int) -> "ExportClips":
-        """The clips of export_onnx's parameters.
-
-        Raises:
-            UserError: if the annotations cannot be read.
-        """
+        """The clips of export_onnx's parameters; raises UserError for unreadable annotations."""
         has_data = config.annotations != NONE
         annotations = read_annotations(Path(config.annotations)) if has_data else None
         return cls(annotations, Path(config.data_path), clip_len, config.views_in_graph)
 
     def read(self, clip: Clip) -> Tensor:
-        """The frames of a clip, one view after the other.
-
-        Raises:
-            UserError: if they cannot be read.
-        """
+        """The frames of a clip, one view after the other; raises UserError if unreadable."""
         indices = view_indices(clip.num_frames, self.clip_len, self.views) + clip.segment[0]
         return read_frames(self.data_path / clip.video, indices.flatten().tolist())
 
@@ -155,20 +147,9 @@ def top1(table: pd.DataFrame) -> float:
     return 100 * float((table["predicted"] == table["target"]).mean())
 
 
-@dataclass(frozen=True)
-class PriorEvaluation:
-    """An earlier evaluation of the same model on the same clips.
-
-    Attributes:
-        temperature: to divide the logits by; 1 where calibration does not help.
-        table: its predictions of the test clips, at that temperature.
-    """
-
-    temperature: float
-    table: pd.DataFrame
-
-
-def read_evaluation(folder: Path, clips: ExportClips, eager: Predict) -> PriorEvaluation | str:
+def read_evaluation(
+    folder: Path, clips: ExportClips, eager: Predict
+) -> tuple[float, pd.DataFrame] | str:
     """Read the results of evaluate, if they are of this model, these clips and these views.
 
     Args:
@@ -177,7 +158,8 @@ def read_evaluation(folder: Path, clips: ExportClips, eager: Predict) -> PriorEv
         eager: the model at temperature 1.
 
     Returns:
-        The evaluation, or why it cannot be used.
+        The temperature, 1 where calibration does not help, and the predictions table of the test
+        clips at that temperature; or why the evaluation cannot be used.
 
     Raises:
         UserError: if the folder was not written by evaluate.
@@ -196,17 +178,11 @@ def read_evaluation(folder: Path, clips: ExportClips, eager: Predict) -> PriorEv
     except UserError:
         return "it is not of the test clips of these annotations"
     probabilities = probabilities_of(table)
-    for clip, stored in zip(clips.test[:_PROBED], probabilities, strict=False):
+    for clip, stored in zip(clips.test[:_COMPARED], probabilities, strict=False):
         ours = eager(clips.read(clip)[None])[0]
         if ours.shape != stored.shape or np.abs(ours - stored).max() > _SAME_MODEL:
             views = f"{clips.views} view(s) of the center"
             return f"its probabilities of {clip.video} are not this model's on {views}"
-    return PriorEvaluation(temperature, _rescaled(table, temperature))
-
-
-def _rescaled(table: pd.DataFrame, temperature: float) -> pd.DataFrame:
-    """A predictions table at a temperature."""
-    scaled = scale(probabilities_of(table), temperature)
-    names = [f"{PROBABILITY}{index}" for index in range(scaled.shape[1])]
-    others = table.drop(columns=names).assign(confidence=scaled.max(1))
-    return pd.concat([others, pd.DataFrame(scaled, columns=names)], axis=1)
+    scaled = scale(probabilities, temperature)
+    table = table.assign(confidence=scaled.max(1), **probability_columns(scaled))
+    return temperature, table

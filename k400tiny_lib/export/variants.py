@@ -1,10 +1,8 @@
 """Smaller variants of a graph, and whether they are worth their loss of accuracy here."""
 
-import contextlib
-import logging
 import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
+import timeit
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +14,7 @@ import onnxruntime
 import pandas as pd
 from torch import Tensor
 
-from k400tiny_lib.export.onnx_graph import INPUT
+from k400tiny_lib.export.onnx_graph import INPUT, quiet
 from k400tiny_lib.export.parity import open_session, run_onnx
 from k400tiny_lib.export.scoring import ExportClips, top1
 
@@ -87,12 +85,12 @@ def choose_variant(
     protos = {FLOAT32: proto, name: make_variant(name, plain, calibration)}
     sessions = {key: open_session(value) for key, value in protos.items()}
     tables = {FLOAT32: predictions, name: clips.predictions(partial(run_onnx, sessions[name]))}
-    variants = compare_variants(
-        {key: top1(table) for key, table in tables.items()},
-        {key: value.ByteSize() for key, value in protos.items()},
-        time_in_turns(sessions, calibration[0]),
-        max_accuracy_drop,
-    )
+    accuracies = {key: top1(table) for key, table in tables.items()}
+    sizes = {key: value.ByteSize() for key, value in protos.items()}
+    clip = calibration[0].numpy()
+    single = time_in_turns(sessions, clip[None], _ROUNDS)
+    batch = time_in_turns(sessions, np.stack([clip] * _BATCH), _BATCH_ROUNDS)
+    variants = compare_variants(accuracies, sizes, single, batch, max_accuracy_drop)
     [kept] = [variant.name for variant in variants if variant.kept]
     return Choice(kept, protos[kept], tables[kept], variants)
 
@@ -114,36 +112,31 @@ def make_variant(name: str, proto: onnx.ModelProto, clips: Sequence[Tensor]) -> 
 
 
 def _to_int8(proto: onnx.ModelProto, clips: Sequence[Tensor]) -> onnx.ModelProto:
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        QuantFormat,
-        QuantType,
-        quantize_static,
-    )
+    from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
             self.feeds = ({INPUT: clip[None].numpy()} for clip in clips)
 
         def get_next(self) -> dict[str, npt.NDArray[np.uint8]] | None:
             return next(self.feeds, None)
 
-    with _quiet(), tempfile.TemporaryDirectory() as folder:
+    with quiet(), tempfile.TemporaryDirectory() as folder:
         source, prepared, result = (Path(folder) / f"{n}.onnx" for n in ("in", "prepared", "out"))
         onnx.save(proto, source)
         quant_pre_process(str(source), str(prepared))
         # Unsigned activations, signed weights by channel: dynamic and other settings were 8 to 25
         # times slower on a CPU with AVX2. The operators between convolutions are quantized too:
         # with convolutions alone the result was 1.35 times slower.
-        quantize_static(
+        quantization.quantize_static(
             str(prepared),
             str(result),
             Reader(),
-            quant_format=QuantFormat.QDQ,
+            quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
-            weight_type=QuantType.QInt8,
-            activation_type=QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            activation_type=quantization.QuantType.QUInt8,
             op_types_to_quantize=["Conv", "Relu", "Add", "Reshape", "Transpose"],
         )
         quantized: onnx.ModelProto = onnx.load(result)
@@ -155,49 +148,38 @@ def _to_fp16(proto: onnx.ModelProto) -> onnx.ModelProto:
     from onnxruntime.transformers.onnx_model import OnnxModel
 
     copy = onnx.load_from_string(proto.SerializeToString())
-    with _quiet():
+    with quiet():
         # Half precision would round the resized gray levels before the graph does.
         blocked = [*DEFAULT_OP_BLOCK_LIST, "Resize", "Round"]
-        half: onnx.ModelProto = convert_float_to_float16(
-            copy, keep_io_types=True, op_block_list=blocked
-        )
+        options = {"keep_io_types": True, "op_block_list": blocked}
+        half: onnx.ModelProto = convert_float_to_float16(copy, **options)
         OnnxModel.graph_topological_sort(half.graph)  # the converter appends its casts at the end
     return half
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Seconds per call, of the same rounds for all sessions that are compared."""
-
-    single: list[float]
-    batch: list[float]
-
-
 def time_in_turns(
-    sessions: Mapping[str, onnxruntime.InferenceSession], clip: Tensor
-) -> dict[str, Timing]:
-    """Time sessions on one clip and on batches of 4, one after the other within each round.
+    sessions: Mapping[str, onnxruntime.InferenceSession], frames: npt.NDArray[np.uint8], rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of each call of some sessions, which take turns within each round.
 
     Args:
         sessions: by name.
-        clip: uint8 (T, H, W, 3).
+        frames: uint8 (N, T, H, W, 3).
+        rounds: that are measured, after one that warms up.
     """
-    single, batch = clip[None].numpy(), np.stack([clip.numpy()] * _BATCH)
-    timings = {name: Timing([], []) for name in sessions}
-    for frames, rounds, which in ((single, _ROUNDS, "single"), (batch, _BATCH_ROUNDS, "batch")):
-        for number in range(-1, rounds):
-            for name, session in sessions.items():
-                start = time.perf_counter()
-                session.run(None, {INPUT: frames})
-                if number >= 0:  # the round before the first warms up
-                    getattr(timings[name], which).append(time.perf_counter() - start)
-    return timings
+    seconds: dict[str, list[float]] = {name: [] for name in sessions}
+    for _ in range(1 + rounds):
+        for name, session in sessions.items():
+            call = partial(session.run, None, {INPUT: frames})
+            seconds[name].append(timeit.timeit(call, number=1))
+    return {name: measured[1:] for name, measured in seconds.items()}
 
 
 def compare_variants(
     accuracies: Mapping[str, float],
     sizes: Mapping[str, int],
-    timings: Mapping[str, Timing],
+    single: Mapping[str, Sequence[float]],
+    batch: Mapping[str, Sequence[float]],
     max_accuracy_drop: float,
 ) -> list[Variant]:
     """Keep a variant in place of float32 if it loses little accuracy and is faster.
@@ -205,7 +187,7 @@ def compare_variants(
     Args:
         accuracies: test top-1 in percent, of float32 and of the variant, by name.
         sizes: bytes of the files.
-        timings: see `time_in_turns`.
+        single, batch: seconds of calls with one clip and with 4, from `time_in_turns`.
         max_accuracy_drop: points that the variant may lose.
 
     Returns:
@@ -213,8 +195,7 @@ def compare_variants(
     """
     [name] = accuracies.keys() - {FLOAT32}
     drop = accuracies[FLOAT32] - accuracies[name]
-    pairs = zip(timings[FLOAT32].single, timings[name].single, strict=True)
-    speedups = [full / small for full, small in pairs]
+    speedups = np.divide(single[FLOAT32], single[name])  # round by round
     faster = float(np.quantile(speedups, 0.25)) > 1  # in three rounds of four, so not by chance
     measured = f"{-drop:+.2f} points and {np.median(speedups):.2f} times as fast as float32"
     kept = drop <= max_accuracy_drop and faster
@@ -224,24 +205,10 @@ def compare_variants(
         reason = f"not faster here ({measured})"
     else:
         reason = f"loses more than max_accuracy_drop={max_accuracy_drop:g} ({measured})"
-    return [
-        _row(n, accuracies[n], sizes[n], timings[n], kept is (n == name), why)
-        for n, why in ((FLOAT32, "" if kept else f"{name} is not kept"), (name, reason))
-    ]
 
+    def row(name: str, kept: bool, reason: str) -> Variant:
+        p50, p95 = (1000 * float(np.quantile(single[name], q)) for q in (0.5, 0.95))
+        rate = _BATCH / float(np.median(batch[name]))
+        return Variant(name, sizes[name] / 1e6, p50, p95, rate, accuracies[name], kept, reason)
 
-def _row(name: str, acc1: float, size: int, timing: Timing, kept: bool, reason: str) -> Variant:
-    p50, p95 = (1000 * float(np.quantile(timing.single, q)) for q in (0.5, 0.95))
-    rate = _BATCH / float(np.median(timing.batch))
-    return Variant(name, size / 1e6, p50, p95, rate, acc1, kept, reason)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the tools' advice about settings off the console."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(previous)
+    return [row(FLOAT32, not kept, "" if kept else f"{name} is not kept"), row(name, kept, reason)]

@@ -8,6 +8,7 @@ a test compares with torchvision.
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 Triple = tuple[float, float, float]
@@ -24,9 +25,8 @@ class Architecture:
         feature_layers: modules whose input is feature maps (N, C, T, H, W), from shallow to deep;
             for a transformer with heads (N * heads, C, T, H, W).
         mean, std: of the RGB in [0, 1] that its published weights were trained with.
-        clip_len: frames of a clip, unless the user gives them.
-        resize_size: short side after resizing in pixels, unless the user gives it.
-        crop_size: side of the square crop in pixels, unless the user gives it.
+        clip_len, resize_size, crop_size: frames of a clip, short side after resizing and side of
+            the square crop in pixels, unless the user gives them.
         min_clip_len, min_crop_size: the smallest clip that it can be trained on.
         gains_from_bf16_on_cpu: whether bf16 trains it faster on a CPU with matrix instructions for
             it; two were measured to train slower.
@@ -39,30 +39,26 @@ class Architecture:
     feature_layers: tuple[str, ...]
     mean: Triple
     std: Triple
-    clip_len: int
-    resize_size: int
-    crop_size: int
+    clip_len: int = 16
+    resize_size: int = 256
+    crop_size: int = 224
     min_clip_len: int = 1
     min_crop_size: int = 1
     gains_from_bf16_on_cpu: bool = True
     optimize_for_export: Callable[[Any], Any] | None = None
 
 
-def _drop_after_pool(model: Any, dropout: float) -> Any:
-    from torch import nn
-
-    # Appended to the pooling so that the head keeps its state_dict keys.
-    if dropout:
-        model.avgpool = nn.Sequential(model.avgpool, nn.Dropout(dropout))
-    return model
-
-
 def _torchvision(name: str) -> Callable[[int, float], Any]:
     def build(num_classes: int, dropout: float) -> Any:
+        from torch import nn
         from torchvision.models import get_model
 
-        # The `dropout` of torchvision's swin3d_t would drop within every block as well.
-        return _drop_after_pool(get_model(name, weights=None, num_classes=num_classes), dropout)
+        model: Any = get_model(name, weights=None, num_classes=num_classes)
+        # Appended to the pooling so that the head keeps its state_dict keys. The `dropout` of
+        # torchvision's swin3d_t would drop within every block as well.
+        if dropout:
+            model.avgpool = nn.Sequential(model.avgpool, nn.Dropout(dropout))
+        return model
 
     return build
 
@@ -97,10 +93,9 @@ def _pytorchvideo_hub() -> Any:
 def _x3d(num_classes: int, dropout: float) -> Any:
     from k400tiny_lib.models.modules import FittingPool
 
+    options = {"model_num_class": num_classes, "dropout_rate": dropout}
     # Its head would end in a softmax, which the loss applies already.
-    model = _pytorchvideo_hub().x3d_s(
-        model_num_class=num_classes, dropout_rate=dropout, head_activation=None
-    )
+    model = _pytorchvideo_hub().x3d_s(**options, head_activation=None)
     model.blocks[-1].pool.pool = FittingPool.like(model.blocks[-1].pool.pool)
     return model
 
@@ -119,92 +114,52 @@ def _pack_rows(model: Any) -> Any:
     return pack_rows(model)
 
 
-def _video_resnet(
-    name: str, optimize_for_export: Callable[[Any], Any] | None = None
-) -> Architecture:
-    return Architecture(
-        build=_torchvision(name),
-        head="fc",
-        feature_layers=("layer2", "layer3", "layer4", "avgpool"),
-        mean=_KINETICS_MEAN,
-        std=_KINETICS_STD,
-        clip_len=16,
-        resize_size=128,
-        crop_size=112,
-        optimize_for_export=optimize_for_export,
-    )
+# Architectures by the mean and standard deviation that they were trained with.
+_of_imagenet = partial(Architecture, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+_of_kinetics = partial(
+    Architecture, mean=(0.43216, 0.394666, 0.37645), std=(0.22803, 0.22145, 0.216989)
+)
+# All Kinetics models of pytorchvideo, and torchvision's mvit_v2_s.
+_of_pytorchvideo = partial(Architecture, mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225))
 
-
-_KINETICS_MEAN, _KINETICS_STD = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# torchvision's mvit_v2_s and all Kinetics models of pytorchvideo.
-_PYTORCHVIDEO_MEAN, _PYTORCHVIDEO_STD = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
+_RESNET_LAYERS = ("layer2", "layer3", "layer4", "avgpool")
+_video_resnet = partial(
+    _of_kinetics, head="fc", feature_layers=_RESNET_LAYERS, resize_size=128, crop_size=112
+)
+_BLOCKS = ("blocks.2", "blocks.3", "blocks.4", "blocks.5")
+_blocks_of_pytorchvideo = partial(_of_pytorchvideo, head="blocks.5.proj", feature_layers=_BLOCKS)
 
 ARCHITECTURES = {
-    "r2plus1d_18": _video_resnet("r2plus1d_18", _pack_rows),
-    "r3d_18": _video_resnet("r3d_18"),
-    "mc3_18": _video_resnet("mc3_18"),
-    "s3d": Architecture(
+    "r2plus1d_18": _video_resnet(build=_torchvision("r2plus1d_18"), optimize_for_export=_pack_rows),
+    "r3d_18": _video_resnet(build=_torchvision("r3d_18")),
+    "mc3_18": _video_resnet(build=_torchvision("mc3_18")),
+    # 16 frames are what its head pools at once. torchvision scored the weights on 128 frames, more
+    # than the clips of K400-Tiny have.
+    "s3d": _of_kinetics(
         build=_s3d,
         head="classifier.1",
         feature_layers=("features.7", "features.13", "avgpool"),
-        mean=_KINETICS_MEAN,
-        std=_KINETICS_STD,
-        # What its head pools at once. torchvision scored the weights on 128 frames, more than the
-        # clips of K400-Tiny have.
-        clip_len=16,
-        resize_size=256,
-        crop_size=224,
         # Two pixels and two frames must be left for the last of its poolings. Two frames need 5,
         # but with 5 to 7 frames oneDNN computes wrong gradients for the first convolution in time
         # on a CPU with AVX-512, or writes past its memory.
         min_clip_len=8,
         min_crop_size=17,
     ),
-    "mvit_v2_s": Architecture(
+    "mvit_v2_s": _of_pytorchvideo(
         build=_mvit,
         head="head.1",
         feature_layers=("blocks.14.attn.pool_v.pool",),  # what the class token attends to at last
-        mean=_PYTORCHVIDEO_MEAN,
-        std=_PYTORCHVIDEO_STD,
-        clip_len=16,
-        resize_size=256,
-        crop_size=224,
         gains_from_bf16_on_cpu=False,
     ),
-    "swin3d_t": Architecture(
-        build=_torchvision("swin3d_t"),
-        head="head",
-        feature_layers=("avgpool",),
-        mean=_IMAGENET_MEAN,
-        std=_IMAGENET_STD,
-        clip_len=32,
-        resize_size=256,
-        crop_size=224,
+    "swin3d_t": _of_imagenet(
+        build=_torchvision("swin3d_t"), head="head", feature_layers=("avgpool",), clip_len=32
     ),
     # Frames and crop of pytorchvideo's builder (models/hub/x3d.py), resized as its hub page says:
     # https://pytorch.org/hub/facebookresearch_pytorchvideo_x3d
-    "x3d_s": Architecture(
-        build=_x3d,
-        head="blocks.5.proj",
-        feature_layers=("blocks.2", "blocks.3", "blocks.4", "blocks.5"),
-        mean=_PYTORCHVIDEO_MEAN,
-        std=_PYTORCHVIDEO_STD,
-        clip_len=13,
-        resize_size=182,
-        crop_size=160,
-        gains_from_bf16_on_cpu=False,
+    "x3d_s": _blocks_of_pytorchvideo(
+        build=_x3d, clip_len=13, resize_size=182, crop_size=160, gains_from_bf16_on_cpu=False
     ),
     # Frames and crop that the head of pytorchvideo's builder pools at once (models/hub/resnet.py),
     # resized as https://pytorch.org/hub/facebookresearch_pytorchvideo_resnet says.
-    "slow_r50": Architecture(
-        build=_slow,
-        head="blocks.5.proj",
-        feature_layers=("blocks.2", "blocks.3", "blocks.4", "blocks.5"),
-        mean=_PYTORCHVIDEO_MEAN,
-        std=_PYTORCHVIDEO_STD,
-        clip_len=8,
-        resize_size=256,
-        crop_size=224,
-    ),
+    "slow_r50": _blocks_of_pytorchvideo(build=_slow, clip_len=8),
 }

@@ -70,10 +70,6 @@ def newest_checkpoint(folder: Path, run_id: str | None = None) -> Path | None:
 def read_training_state(path: Path, *, mapped: bool = False) -> dict[str, Any]:
     """Read a checkpoint that training can be resumed from.
 
-    Args:
-        path: the file.
-        mapped: map the tensors instead of reading them, to see only what the file is.
-
     Raises:
         UserError: as for `read_checkpoint`, and for a best.pt, which holds no training state.
     """
@@ -138,13 +134,8 @@ def check_categories(
 ) -> None:
     """Refuse a checkpoint that does not know all classes of the data by the same ids.
 
-    Args:
-        checkpoint: a checkpoint as read.
-        categories: class ids of the data by label.
-        source: the parameter and the file, for the message.
-
     Raises:
-        UserError: naming the first label that differs.
+        UserError: beginning with `source`, and naming the first label that differs.
     """
     known = checkpoint["categories"]
     class_names = class_names_by_id(known, max(known.values(), default=-1) + 1)

@@ -66,17 +66,14 @@ def decompose_conv3d(model: nn.Module) -> nn.Module:
 def to_fast_layout(
     model: nn.Module, device: torch.device, channels_last: bool | Literal["auto"]
 ) -> nn.Module:
-    """Move a model to a device, in the memory layout that runs fastest there.
+    """Move a model to a device, in place, in the memory layout that runs fastest there.
 
     Args:
-        model: changed in place; its `state_dict` keeps its names and shapes.
+        model: its `state_dict` keeps its names and shapes.
         device: the target.
         channels_last: channels-last memory and 2D convolutions, or neither; `auto` decides by the
             device: both on a GPU and on a CPU with matrix instructions for bf16, neither on
             another CPU, where they change little (benchmarks/training_step.py).
-
-    Returns:
-        The model.
     """
     model = model.to(device)
     if channels_last == "auto":

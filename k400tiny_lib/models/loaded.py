@@ -1,8 +1,4 @@
-"""The one loader of models for use, from a checkpoint or from torchvision weights.
-
-Evaluation and export both load with it, so that the evaluated and the registered model see the same
-pixels.
-"""
+"""The one loader of models for evaluation and export, so that both see the same pixels."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -113,14 +109,10 @@ def _from_checkpoint(path: str) -> LoadedModel:
     checkpoint = read_checkpoint(Path(path), "checkpoint")
     model, trained = model_of(checkpoint, "checkpoint")
     num_classes = class_count(trained.model, checkpoint["model"])
-    return LoadedModel(
-        model,
-        trained.model,
-        Geometry.trained_with(trained),
-        class_names_by_id(checkpoint["categories"], num_classes),
-        f"checkpoint of epoch {checkpoint['epoch']}",
-        str(checkpoint.get("run_id", "")),
-    )
+    class_names = class_names_by_id(checkpoint["categories"], num_classes)
+    geometry, source = Geometry.trained_with(trained), f"checkpoint of epoch {checkpoint['epoch']}"
+    run_id = str(checkpoint.get("run_id", ""))
+    return LoadedModel(model, trained.model, geometry, class_names, source, run_id)
 
 
 def _from_weights(name: str) -> LoadedModel:
@@ -132,11 +124,9 @@ def _from_weights(name: str) -> LoadedModel:
     load_weights(model, state, f"weights: {name}")
     weights = get_weight(name)
     accuracy = weights.meta["_metrics"]["Kinetics-400"]
+    published = Published(accuracy["acc@1"], accuracy["acc@5"], str(weights.meta["_docs"]))
+    geometry = Geometry.of_weights(weights, ARCHITECTURES[architecture].clip_len)
+    source = f"torchvision {name}"
     return LoadedModel(
-        model.eval(),
-        architecture,
-        Geometry.of_weights(weights, ARCHITECTURES[architecture].clip_len),
-        class_names,
-        f"torchvision {name}",
-        published=Published(accuracy["acc@1"], accuracy["acc@5"], str(weights.meta["_docs"])),
+        model.eval(), architecture, geometry, class_names, source, published=published
     )

@@ -72,10 +72,7 @@ def find_weights(weights_name: str, model_name: str) -> WeightsEnum:
 
 
 def pretrained_state(weights_name: str, model_name: str) -> tuple[dict[str, Tensor], list[str]]:
-    """Fetch torchvision weights, from the hub's cache or the internet.
-
-    Args:
-        weights_name, model_name: as for `find_weights`.
+    """Fetch torchvision weights, as for `find_weights`, from the hub's cache or the internet.
 
     Returns:
         The state_dict and the class names of its head.
@@ -123,12 +120,12 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> 
     Raises:
         UserError: if the weights are of another architecture.
     """
-    current, head = model.state_dict(), f"{architecture_of_model(model).head}."
-    differing = {
-        key
-        for key in current.keys() | state.keys()
-        if key not in current or key not in state or current[key].shape != state[key].shape
-    }
+    head = f"{architecture_of_model(model).head}."
+    current, loaded = (
+        {(key, value.shape) for key, value in tensors.items()}
+        for tensors in (model.state_dict(), state)
+    )
+    differing = {key for key, _ in current ^ loaded}
     if backbone := sorted(key for key in differing if not key.startswith(head)):
         raise UserError(
             f"{source} is of another architecture: {len(backbone)} tensors differ, first "

@@ -64,10 +64,7 @@ class Promotion:
     not_scored: str = ""
 
     def decide(self, champion: str | None) -> PromotionDecision:
-        """Decide against the version number of the champion, None where there is none.
-
-        If no comparison is possible, the champion keeps its alias.
-        """
+        """Decide against a champion's version, if any; it stays where nothing can be compared."""
         if champion is None:
             return PromotionDecision(True, "there was none")
         if self.policy != "better":
@@ -152,17 +149,17 @@ def champion_of(name: str) -> str | None:
         raise
 
 
-def promote(version: str, promotion: Promotion, settle_s: float = 1.0) -> PromotionDecision:
+def promote(version: str, promotion: Promotion, wait_s: float = 1.0) -> PromotionDecision:
     """Give a new version the alias `champion` if it is promoted.
 
     The registry has no locks. A decision holds only while the champion that it was made against is
     still the champion, so that is read again before the alias is set and, for an export that sets
-    it at the same moment, once more `settle_s` later.
+    it at the same moment, once more `wait_s` later.
 
     Args:
         version: number of the new version.
         promotion: the rule.
-        settle_s: longer than another export takes from reading the alias to setting it.
+        wait_s: longer than another export takes from reading the alias to setting it.
     """
     while True:
         champion = champion_of(promotion.name)
@@ -174,6 +171,6 @@ def promote(version: str, promotion: Promotion, settle_s: float = 1.0) -> Promot
         MlflowClient().set_registered_model_alias(promotion.name, CHAMPION, version)
         if promotion.policy != "better":
             return decision
-        time.sleep(settle_s)
+        time.sleep(wait_s)
         if champion_of(promotion.name) == version:
             return decision

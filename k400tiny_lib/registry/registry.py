@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from typing import Any
 
 import mlflow
@@ -26,25 +25,14 @@ from k400tiny_lib.registry.promotion import (
     PromotionDecision,
     promote,
 )
-from k400tiny_lib.registry.video_model import CHALLENGER, register_video_classifier
+from k400tiny_lib.registry.video_model import CHALLENGER, installed, register_video_classifier
 from k400tiny_lib.tracking.evaluation_log import evaluation_folder
 from k400tiny_lib.tracking.runs import MODEL_VERSION_TAG, local_copy, local_inputs
 
 MODEL_NAME = "model"
 DECISION_TAG = "k400tiny.promotion"  # of a version: how its promotion was decided
-_TAGGED = (
-    "architecture",
-    "quantize",
-    "training_run_id",
-    "commit",
-    "temperature",
-    "test_acc1",
-    "test_acc1_interval",
-    "test_loss",
-    "protocol",
-    "data_digest",
-    TEST_DIGEST_TAG,
-)
+_MODEL_TAGS = ("architecture", "quantize", "training_run_id", "commit", "temperature", "protocol")
+_SCORE_TAGS = ("test_acc1", "test_acc1_interval", "test_loss", "data_digest", TEST_DIGEST_TAG)
 
 
 def export_inputs(config: Config) -> Config:
@@ -68,17 +56,12 @@ def log_parity(cases: Sequence[ParityCase]) -> None:
 
 def log_export(exported: Exported) -> None:
     """Log the metrics and tables of an export to the active run."""
-    mlflow.log_metrics(
-        {
-            "parity_max_abs_diff": exported.parity,
-            "onnx_latency_ms": exported.onnx_ms,
-            "torch_latency_ms": exported.torch_ms,
-        }
-    )
-    if exported.variants:
-        mlflow.log_table(pd.DataFrame(exported.variants), "variants.json")
-    if exported.predictions is not None:
-        mlflow.log_text(exported.predictions.to_csv(index=False), PREDICTIONS)
+    latencies = {"onnx_latency_ms": exported.onnx_ms, "torch_latency_ms": exported.torch_ms}
+    mlflow.log_metrics({"parity_max_abs_diff": exported.parity, **latencies})
+    if exported.choice.variants:
+        mlflow.log_table(pd.DataFrame(exported.choice.variants), "variants.json")
+    if exported.choice.predictions is not None:
+        mlflow.log_text(exported.choice.predictions.to_csv(index=False), PREDICTIONS)
 
 
 def register_export(exported: Exported, config: Config) -> tuple[ModelVersion, PromotionDecision]:
@@ -91,13 +74,13 @@ def register_export(exported: Exported, config: Config) -> tuple[ModelVersion, P
     Returns:
         The version, with alias `challenger`, and whether it is `champion` now, and why.
     """
-    name = config.registered_model_name
-    model_uri = log_onnx(exported.proto, exported.metadata)
+    name, metadata, choice = config.registered_model_name, exported.metadata, exported.choice
+    model_uri = log_onnx(choice.proto, metadata)
     registered, decision = register(
         model_uri,
-        Promotion(config.promote, name, exported.clips, exported.predictions, exported.not_scored),
-        version_tags(exported.metadata, exported.parity),
-        model_card(name, exported.metadata, exported.parity),
+        Promotion(config.promote, name, exported.clips, choice.predictions, exported.not_scored),
+        version_tags(metadata, exported.parity),
+        model_card(name, metadata, exported.parity),
     )
     register_video_classifier(model_uri, registered, config.video_model_name)
     mlflow.set_tag(MODEL_VERSION_TAG, f"{name}/{registered.version}")
@@ -111,12 +94,12 @@ def log_onnx(proto: onnx.ModelProto, metadata: Mapping[str, Any]) -> str:
         proto: from `export_graph`; MLflow changes it.
         metadata: as written into it.
     """
-    num_classes = len(metadata["class_names"])
     views = metadata.get("views_in_graph", 1)
     num_frames = -1 if frames_free(proto) else views * metadata["clip_len"]
+    frames, probabilities = (-1, num_frames, -1, -1, 3), (-1, len(metadata["class_names"]))
     signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, num_frames, -1, -1, 3), INPUT)]),
-        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, num_classes), OUTPUT)]),
+        inputs=Schema([TensorSpec(np.dtype(np.uint8), frames, INPUT)]),
+        outputs=Schema([TensorSpec(np.dtype(np.float32), probabilities, OUTPUT)]),
     )
     info = mlflow.onnx.log_model(
         onnx_model=proto,
@@ -126,9 +109,7 @@ def log_onnx(proto: onnx.ModelProto, metadata: Mapping[str, Any]) -> str:
         # Without this MLflow asks for CUDA first and warns where there is none.
         onnx_execution_providers=["CPUExecutionProvider"],
         # Without this MLflow loads the model once more to find the requirements.
-        pip_requirements=[
-            f"{name}=={version(name)}" for name in ("mlflow", "onnxruntime", "onnx", "numpy")
-        ],
+        pip_requirements=installed("mlflow", "onnxruntime", "onnx", "numpy"),
         metadata={key: json.dumps(value) for key, value in metadata.items()},
     )
     return str(info.model_uri)
@@ -136,11 +117,8 @@ def log_onnx(proto: onnx.ModelProto, metadata: Mapping[str, Any]) -> str:
 
 def version_tags(metadata: Mapping[str, Any], parity: float) -> dict[str, str]:
     """The tags of a version, by which the registry can be searched."""
-    tags = {"parity_max_abs_diff": f"{parity:.3g}"}
-    for name in _TAGGED:
-        if metadata.get(name) not in (None, ""):
-            tags[name] = str(metadata[name])
-    return tags
+    names = [n for n in _MODEL_TAGS + _SCORE_TAGS if metadata.get(n) not in (None, "")]
+    return {n: str(metadata[n]) for n in names} | {"parity_max_abs_diff": f"{parity:.3g}"}
 
 
 def register(
@@ -148,17 +126,17 @@ def register(
     promotion: Promotion,
     tags: Mapping[str, str],
     description: str = "",
-    settle_s: float = 1.0,
+    wait_s: float = 1.0,
 ) -> tuple[ModelVersion, PromotionDecision]:
     """Register a logged model that passed the parity check and decide who is champion.
 
     Args:
-        model_uri: returned by `log_onnx`.
+        model_uri: from `log_onnx`.
         promotion: the rule, with the name of the registered model, which is created where it does
             not exist.
         tags: of the version.
         description: of the version, in markdown, at most 5000 characters.
-        settle_s: see `promote`.
+        wait_s: see `promote`.
 
     Returns:
         The version, with alias `challenger`, and whether it is `champion` now, and why.
@@ -168,6 +146,6 @@ def register(
     client.set_registered_model_alias(name, CHALLENGER, registered.version)
     if description:
         client.update_model_version(name, registered.version, description)
-    decision = promote(str(registered.version), promotion, settle_s)
+    decision = promote(str(registered.version), promotion, wait_s)
     client.set_model_version_tag(name, registered.version, DECISION_TAG, decision.text)
     return registered, decision

@@ -8,7 +8,6 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.models import ModelSignature
-from mlflow.models.model import ModelInfo
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array
 
@@ -44,42 +43,29 @@ def register_video_classifier(onnx_uri: str, onnx_version: ModelVersion, name: s
 
 def log_video_classifier(onnx_file: Path) -> str:
     """Log the classifier with its graph and the library to the active run; returns its URI."""
+    inputs = Schema([ColSpec(DataType.string, n, required=False) for n in ("video", "path")])
+    types = {"labels": DataType.string, "probabilities": DataType.double}
+    outputs = Schema([ColSpec(Array(of), name) for name, of in types.items()])
+    params = ParamSchema([ParamSpec("top_k", DataType.long, TOP_K)])
     with warnings.catch_warnings():
         # MLflow asks for an example of an input, which would be a video in base64.
         warnings.simplefilter("ignore", UserWarning)
-        info = _log(onnx_file)
+        info = mlflow.pyfunc.log_model(
+            name=_NAME,
+            python_model=str(LIBRARY / "serving" / "video_classifier.py"),
+            artifacts={"onnx": str(onnx_file)},
+            code_paths=[str(LIBRARY)],
+            model_config=DEFAULTS,
+            signature=ModelSignature(inputs, outputs, params),
+            # Without this MLflow loads the model once more to find the requirements.
+            pip_requirements=installed("mlflow", "onnxruntime", "numpy", "pandas", "av"),
+        )
     return str(info.model_uri)
 
 
-def _log(onnx_file: Path) -> ModelInfo:
-    info: ModelInfo = mlflow.pyfunc.log_model(
-        name=_NAME,
-        python_model=str(LIBRARY / "serving" / "video_classifier.py"),
-        artifacts={"onnx": str(onnx_file)},
-        code_paths=[str(LIBRARY)],
-        model_config=DEFAULTS,
-        signature=ModelSignature(
-            inputs=Schema(
-                [
-                    ColSpec(DataType.string, "video", required=False),
-                    ColSpec(DataType.string, "path", required=False),
-                ]
-            ),
-            outputs=Schema(
-                [
-                    ColSpec(Array(DataType.string), "labels"),
-                    ColSpec(Array(DataType.double), "probabilities"),
-                ]
-            ),
-            params=ParamSchema([ParamSpec("top_k", DataType.long, TOP_K)]),
-        ),
-        # Without this MLflow loads the model once more to find the requirements.
-        pip_requirements=[
-            f"{package}=={version(package)}"
-            for package in ("mlflow", "onnxruntime", "numpy", "pandas", "av")
-        ],
-    )
-    return info
+def installed(*packages: str) -> list[str]:
+    """Requirements that pin packages to the installed versions."""
+    return [f"{package}=={version(package)}" for package in packages]
 
 
 def follow_champion(onnx_name: str, name: str) -> None:

@@ -6,7 +6,7 @@ Imports neither PyTorch nor MLflow, so that `predict` and the served model start
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -50,9 +50,9 @@ class OnnxClassifier:
         [graph_input] = self.session.get_inputs()
         # Without this check ONNX Runtime fails with internal messages such as "division by zero in
         # node_floordiv_8".
-        fits = frames.dtype == np.uint8 and len(frames.shape) == len(graph_input.shape)
+        fits = frames.dtype == np.uint8 and frames.ndim == len(graph_input.shape) and frames.size
         for size, needed in zip(frames.shape, graph_input.shape, strict=False):
-            fits = fits and size > 0 and (size == needed or not isinstance(needed, int))
+            fits = fits and (size == needed or not isinstance(needed, int))
         if not fits:
             clip_len = graph_input.shape[1] if isinstance(graph_input.shape[1], int) else "T"
             raise UserError(
@@ -60,8 +60,7 @@ class OnnxClassifier:
                 f"(N, {clip_len}, H, W, 3), none of them 0."
             )
         [probabilities] = self.session.run(None, {graph_input.name: frames})
-        result: npt.NDArray[np.float32] = probabilities
-        return result
+        return cast(npt.NDArray[np.float32], probabilities)
 
     def best(self, probabilities: npt.NDArray[np.float32], top_k: int) -> list[tuple[str, float]]:
         """The likeliest labels of one clip with their probabilities (K,), best first."""
@@ -87,20 +86,16 @@ def open_classifier(
     options.intra_op_num_threads = available_cores() if num_threads == AUTO else int(num_threads)
     # Threads that spin between two clips would take cores from the decoder.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    providers = execution_providers(device)
     try:
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=execution_providers(device)
-        )
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         metadata = session.get_modelmeta().custom_metadata_map
         class_names = json.loads(metadata["class_names"])
         clip_len = int(json.loads(metadata["clip_len"]))
         views = int(json.loads(metadata.get("views_in_graph", "1")))
-    except UserError:
-        raise
     except KeyError:
-        raise UserError(
-            f"model_uri: {path} was not exported by export_onnx (no class names)."
-        ) from None
+        what = f"{path} was not exported by export_onnx (no class names)"
+        raise UserError(f"model_uri: {what}.") from None
     except Exception as error:  # ONNX Runtime has an exception class for each status
         raise UserError(f"model_uri: {path} cannot be opened: {one_line(error)}.") from None
     if device == "cuda" and _CUDA not in session.get_providers():

@@ -83,16 +83,15 @@ class VideoClassifier(PythonModel):
             ]
         except UserError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
-        columns = {
-            "labels": [[label for label, _ in best] for best in labeled],
-            "probabilities": [[probability for _, probability in best] for best in labeled],
-        }
-        return pd.DataFrame(columns)
+        labels = [[label for label, _ in best] for best in labeled]
+        probabilities = [[probability for _, probability in best] for best in labeled]
+        return pd.DataFrame({"labels": labels, "probabilities": probabilities})
 
     def _label(self, number: int, row: Mapping[Any, Any], top_k: int) -> list[tuple[str, float]]:
         limits = Limits(int(self.config["max_frames"]), int(self.config["max_pixels"]))
         try:
-            video = self._video({name: text for name, text in row.items() if _is_text(text)})
+            # A missing value is None or NaN.
+            video = self._video({name: v for name, v in row.items() if isinstance(v, str)})
             with self.turns:
                 frames = read_video(video, self.model.clip_len, self.model.views, limits)
                 return self.model.best(self.model.predict(frames[None])[0], top_k)
@@ -139,10 +138,6 @@ class VideoClassifier(PythonModel):
         if not allowed:
             raise UserError(f"there is no {name!r} below video_root.")
         return path
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)  # a missing value is None or NaN
 
 
 mlflow.models.set_model(VideoClassifier())

@@ -7,11 +7,7 @@ import mlflow
 from mlflow.data.pandas_dataset import from_pandas
 
 from k400tiny_lib.data.annotations import SPLITS
-from k400tiny_lib.data.preparation.plots import (
-    plot_class_counts,
-    plot_contact_sheet,
-    plot_split_balance,
-)
+from k400tiny_lib.data.preparation import plots
 from k400tiny_lib.tracking.runs import DATA_DIGEST_TAG, DATA_PATH_TAG
 
 if TYPE_CHECKING:
@@ -30,22 +26,19 @@ def log_prepared(prepared: "Prepared") -> None:
         rows = table.loc[table["split"] == split, _COLUMNS]
         mlflow.log_text(rows.to_csv(index=False), f"annotations/splits/{split}.csv")
     mlflow.log_dict(report, "annotations/data_report.json")
-    mlflow.log_figure(plot_class_counts(table), "images/class_counts.png")
-    mlflow.log_figure(plot_split_balance(table), "images/split_balance.png")
-    mlflow.log_figure(plot_contact_sheet(table, directory), "images/contact_sheet.png")
+    mlflow.log_figure(plots.plot_class_counts(table), "images/class_counts.png")
+    mlflow.log_figure(plots.plot_split_balance(table), "images/split_balance.png")
+    mlflow.log_figure(plots.plot_contact_sheet(table, directory), "images/contact_sheet.png")
     mlflow.log_metrics({name: report[name] for name in _METRICS})
+    source, digest = str(directory), report["data_digest"]
     with warnings.catch_warnings():
         # mlflow registers its source type of local paths twice and warns that it must choose, and
         # it warns of whole numbers in the schema.
         warnings.simplefilter("ignore", UserWarning)
-        dataset = from_pandas(
-            table[[*_COLUMNS, "split"]],
-            source=str(directory),
-            name=directory.name,
-            digest=report["data_digest"],
-        )
+        rows = table[[*_COLUMNS, "split"]]
+        dataset = from_pandas(rows, source=source, name=directory.name, digest=digest)
         mlflow.log_input(dataset, context="prepare_data")
-    mlflow.set_tags({DATA_PATH_TAG: str(directory), DATA_DIGEST_TAG: report["data_digest"]})
+    mlflow.set_tags({DATA_PATH_TAG: source, DATA_DIGEST_TAG: digest})
 
 
 def describe(prepared: "Prepared") -> str:
@@ -53,8 +46,7 @@ def describe(prepared: "Prepared") -> str:
     report = prepared.report
     lines = [f"note: {note}" for note in report["notes"]]
     lines += [f"dropped {row['video']}: {row['reason']}" for row in report["dropped"][:_MAX_LINES]]
-    if report["num_dropped"] > _MAX_LINES:
-        more = report["num_dropped"] - _MAX_LINES
+    if (more := report["num_dropped"] - _MAX_LINES) > 0:
         lines.append(f"and {more} more, see annotations/data_report.json")
     shares = ", ".join(f"{name} {share:.0%}" for name, share in report["split_fractions"].items())
     leak = report["random_split_would_leak"]

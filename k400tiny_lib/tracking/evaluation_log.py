@@ -29,19 +29,13 @@ _EVALUATE_RUN_TAG = "k400tiny.run.evaluate"  # main's tag for the run of its eva
 
 
 def log_evaluation(evaluation: "Evaluation", data_path: str) -> None:
-    """Log scores, protocol, tables, the confusion matrix and the report to the active run.
-
-    Args:
-        evaluation: the results.
-        data_path: directory of the clip folders.
-    """
+    """Log scores, protocol, tables, the confusion matrix and the report to the active run."""
     from k400tiny_lib.evaluation.report import plot_confusion_matrix, render_report
 
     page = render_report(evaluation, provenance(evaluation.model.run_id))
     _log_scores(evaluation, data_path)
-    mlflow.set_tags(
-        {PROTOCOL_TAG: evaluation.protocol, CLIP_PROTOCOL_TAG: evaluation.clip_protocol}
-    )
+    tags = {PROTOCOL_TAG: evaluation.protocol, CLIP_PROTOCOL_TAG: evaluation.clip_protocol}
+    mlflow.set_tags(tags)
     for name, text in (evaluation.files() | {"report.html": page}).items():
         mlflow.log_text(text, f"evaluation/{name}")
     matrix = plot_confusion_matrix(evaluation.table, evaluation.model.class_names)
@@ -83,11 +77,7 @@ def _newest_export(training_run: str) -> str | None:
 
 
 def provenance(training_run: str) -> "Provenance":
-    """Commit, runs and learning curves behind an evaluation in the active run.
-
-    Args:
-        training_run: the run that trained the model, or "".
-    """
+    """Commit, runs and learning curves of an evaluation; `training_run` is "" for none."""
     from k400tiny_lib.evaluation.report import Fact, Provenance
     from k400tiny_lib.plots import CURVE_METRICS
 

@@ -24,10 +24,8 @@ def open_registered(
     try:
         path = local_copy(uri, "model_uri")
     except UserError as error:
-        raise UserError(
-            f"{str(error).rstrip('.')}. Needed: a registered model; `mlflow run . -e main` makes "
-            "one."
-        ) from None
+        needed = "a registered model; `mlflow run . -e main` makes one"
+        raise UserError(f"{str(error).rstrip('.')}. Needed: {needed}.") from None
     files = [path] if path.is_file() else sorted(path.rglob("*.onnx"))
     if len(files) != 1:
         raise UserError(f"model_uri: {uri} holds {len(files)} .onnx files. Needed: one.")

@@ -56,7 +56,7 @@ def fit(
         metrics = train_epoch(state, save)
         metrics |= validate(state)
         due, stop = state.process.any_rank(state.save_due(), state.stop())
-        _save_if(state, save, due, stop)  # a signal has cut the validation short
+        _save_if(state, save, due, stop)  # a signal cuts the validation short
         is_best = state.end_epoch(metrics["val_acc1"])
         on_epoch(state, metrics, is_best)
 
@@ -80,9 +80,9 @@ def train_epoch(state: TrainState, save: Save) -> dict[str, float]:
     sampler.begin(state.epoch, state.batch * config.batch_size)
     dataset.epoch = state.epoch
     mix = AUGMENTATIONS[config.augmentation].per_batch
-    loader, num_batches = batches(state.train_loader), len(state.train_loader)
-    accum = config.grad_accum_steps
     print_interval = config.print_interval if state.process.is_main else 0
+    loader, num_batches = batches(state.train_loader), len(state.train_loader)
+    steps = config.grad_accum_steps
     state.forward.train()
     if config.freeze_epochs:
         freeze_backbone(state.model, state.epoch < config.freeze_epochs)
@@ -91,9 +91,9 @@ def train_epoch(state: TrainState, save: Save) -> dict[str, float]:
         start = data_start = time.perf_counter()
         losses: list[tuple[int, Tensor, Tensor]] = []  # batch, loss, positions of its clips
         # The last update of an epoch may have fewer batches; they weigh the same within it.
-        num_parts = min(accum - state.batch % accum, num_batches - state.batch)
-        parts = enumerate(islice(loader, num_parts), start=state.batch + 1)
+        num_parts = min(steps - state.batch % steps, num_batches - state.batch)
         last = state.batch + num_parts
+        parts = enumerate(islice(loader, num_parts), start=state.batch + 1)
         for number, (clips, targets, positions) in parts:
             state.waiting += time.perf_counter() - data_start
             clips = clips.to(device, non_blocking=True)
@@ -163,16 +163,15 @@ def _describe_bad(
     state: TrainState, dataset: ClipDataset, losses: list[tuple[int, Tensor, Tensor]]
 ) -> str:
     """The message of the first process with a loss that is not finite; every process calls it."""
-    message = ""
-    for number, loss, positions in losses:
-        if not message and not loss.isfinite():
-            names = [dataset.clips[position].video for position in positions.tolist()]
-            message = (
-                f"lr: the loss is {loss.item()} in epoch {state.epoch + 1}, batch {number}, of the "
-                f"clips {', '.join(names)}. Needed: a smaller lr than {state.config.lr:g}, "
-                "clip_grad_norm, or these clips mended. The last good checkpoint is kept."
-            )
-    return next(filter(None, state.process.gather(message)))
+    messages = [
+        f"lr: the loss is {loss.item()} in epoch {state.epoch + 1}, batch {number}, of the clips "
+        f"{', '.join(dataset.clips[i].video for i in positions.tolist())}. Needed: a smaller lr "
+        f"than {state.config.lr:g}, clip_grad_norm, or these clips repaired. The last good "
+        "checkpoint is kept."
+        for number, loss, positions in losses
+        if not loss.isfinite()
+    ]
+    return next(message for of_rank in state.process.gather(messages) for message in of_rank)
 
 
 def _update(state: TrainState) -> None:

@@ -83,13 +83,9 @@ def lr_factor(position: float, config: Config, updates_per_epoch: int) -> float:
 def make_scheduler(
     optimizer: Optimizer, config: Config, updates_per_epoch: int, start: int = 0
 ) -> LambdaLR:
-    """`lr_factor` with one step per update.
+    """`lr_factor` with one step per update, from update number `start` on.
 
-    Args:
-        optimizer: its rates are the peak, or those of a scheduler that this one replaces.
-        config: as for `lr_factor`.
-        updates_per_epoch: of this run.
-        start: the update at which the schedule starts, counted from the first epoch.
+    The rates of the optimizer are the peak, or those of a scheduler that this one replaces.
     """
     return LambdaLR(
         optimizer,

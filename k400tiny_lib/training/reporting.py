@@ -10,8 +10,6 @@ from typing import Any
 import psutil
 import torch
 
-from k400tiny_lib.config import Config
-from k400tiny_lib.distributed.process import Process
 from k400tiny_lib.metrics_log import append_entry, attachments_dir, read_entries
 from k400tiny_lib.models.checkpoint import BEST, write_checkpoint, write_last
 from k400tiny_lib.training.sample_predictions import save_predictions
@@ -22,19 +20,14 @@ class Reporter:
     """Saves and reports during training; rank 0 writes, the others only give it their state."""
 
     def __init__(
-        self,
-        config: Config,
-        run_id: str,
-        metrics_log: Path,
-        categories: dict[str, int],
-        process: Process,
+        self, state: TrainState, run_id: str, metrics_log: Path, categories: dict[str, int]
     ) -> None:
-        self.config = config
+        self.config = state.config
         self.run_id = run_id
         self.categories = categories
         self.metrics_log = metrics_log
-        self.folder = Path(config.checkpoint_dir)
-        self.is_main = process.is_main
+        self.folder = Path(state.config.checkpoint_dir)
+        self.is_main = state.process.is_main
         self.epoch_start = self.last_save = time.monotonic()
         self.reported = _logged_epochs(metrics_log) if self.is_main else set()
 
@@ -86,7 +79,7 @@ class Reporter:
 
 
 def add_earlier_epochs(metrics_log: Path, checkpoint: Mapping[str, Any]) -> None:
-    """Append the epochs that a checkpoint of `Reporter.save` has and the log of this run lacks."""
+    """Append the epochs of the resumed checkpoint to the log of this run, each only once."""
     # Older checkpoints call it "journal".
     text = checkpoint["metrics_log" if "metrics_log" in checkpoint else "journal"]
     logged = _logged_epochs(metrics_log)
@@ -116,14 +109,9 @@ def memory_gb(device: torch.device) -> float:
 def progress_line(
     epoch: int, num_epochs: int, metrics: Mapping[str, float], is_best: bool, seconds: float
 ) -> str:
-    """One line for an epoch, with the time left if the others take as long.
+    """One line for an epoch, with the time left if the others take as long; the best has a star.
 
-    Args:
-        epoch: its number, from 1.
-        num_epochs: of the run.
-        metrics: those of `loop.train_epoch` and `loop.validate`, and memory_gb.
-        is_best: whether it is the best so far, marked by a star.
-        seconds: duration of the epoch.
+    The metrics are those of `loop.train_epoch` and `loop.validate`, and memory_gb.
     """
     top5 = f" acc5 {metrics['val_acc5']:5.1f}" if "val_acc5" in metrics else ""
     return (

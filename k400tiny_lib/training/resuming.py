@@ -30,10 +30,7 @@ IGNORED_ON_RESUME = {name for name, p in PARAMETERS.items() if not p.affects_res
 def resolve_checkpoint_paths(config: Config, run_id: str) -> tuple[Config, str | None]:
     """Turn `checkpoint_dir` into a directory, and `resume` into a checkpoint file or `none`.
 
-    Args:
-        config: `checkpoint_dir` is `auto` or a directory; `resume` is `auto`, `none`, a file or a
-            directory.
-        run_id: the MLflow run; `auto` names the directory after it.
+    `checkpoint_dir=auto` is named after the MLflow run; `resume` may be a directory.
 
     Returns:
         The parameters with both resolved, and the id of the MLflow run that wrote the checkpoint,
@@ -48,15 +45,15 @@ def resolve_checkpoint_paths(config: Config, run_id: str) -> tuple[Config, str |
     config = config.replace(checkpoint_dir=str(folder))
     if config.resume == NONE:
         return config, None
-    start = folder if config.resume == AUTO else Path(config.resume)
-    path = newest_checkpoint(start) if start.is_dir() else start
-    if path is None and config.resume != AUTO:
+    path = folder if config.resume == AUTO else Path(config.resume)
+    checkpoint = newest_checkpoint(path) if path.is_dir() else path
+    if checkpoint is not None:
+        former_run = read_training_state(checkpoint, mapped=True).get("run_id")
+        return config.replace(resume=str(checkpoint)), former_run
+    if config.resume != AUTO:
         raise UserError(f"resume: {config.resume} holds no usable checkpoint.")
-    if path is None:
-        print(f"resume: nothing to continue in {folder}, training starts anew")
-        return config.replace(resume=NONE), None
-    run_of_checkpoint = read_training_state(path, mapped=True).get("run_id")
-    return config.replace(resume=str(path)), run_of_checkpoint
+    print(f"resume: nothing to continue in {folder}, training starts anew")
+    return config.replace(resume=NONE), None
 
 
 def resume(
@@ -64,11 +61,7 @@ def resume(
 ) -> None:
     """Continue from a checkpoint, if there is one; every process must call it.
 
-    Args:
-        state: as `make_train_state` returned it; the `resume` of its config is a file or `none`.
-        run_id: the MLflow run.
-        metrics_log: of this run; it gets the epochs before the checkpoint.
-        categories: class ids of the data by label.
+    The epochs before the checkpoint are added to the metrics log.
 
     Raises:
         UserError: if the checkpoint cannot be read or is of another training.

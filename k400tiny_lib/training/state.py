@@ -67,22 +67,19 @@ class TrainState:
     best_val_acc1: float = -1.0
     improved_epoch: int = 0
     meters: Meters = field(init=False)
+    amp_dtype: torch.dtype | None = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
 
     def __post_init__(self) -> None:
-        self.scaler = torch.amp.GradScaler(
-            self.process.device.type, enabled=self._amp_dtype is torch.float16
-        )
-        self.meters = Meters(self.num_classes, self.process.device)
-
-    @property
-    def _amp_dtype(self) -> torch.dtype | None:
-        return amp_dtype(self.config.amp, self.config.model, self.process.device)
+        device = self.process.device
+        self.amp_dtype = amp_dtype(self.config.amp, self.config.model, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp_dtype is torch.float16)
+        self.meters = Meters(self.num_classes, device)
 
     def autocast(self) -> torch.autocast:
-        """The context of forward passes: mixed precision as the parameter `amp` says."""
-        dtype = self._amp_dtype
-        return torch.autocast(self.process.device.type, dtype=dtype, enabled=dtype is not None)
+        """The context of forward passes: mixed precision as set by the parameter `amp`."""
+        enabled = self.amp_dtype is not None
+        return torch.autocast(self.process.device.type, dtype=self.amp_dtype, enabled=enabled)
 
     @property
     def evaluated_model(self) -> nn.Module:
@@ -145,13 +142,8 @@ def load_state(state: TrainState, checkpoint: dict[str, Any], source: str) -> No
     Parameters that may change when a run is resumed (lr, num_epochs, ...) are those of the new run:
     momenta come from the checkpoint, and the schedule continues at the same position in epochs.
 
-    Args:
-        state: to fill.
-        checkpoint: as `gather_state` returned it.
-        source: what the message calls it.
-
     Raises:
-        UserError: if the checkpoint does not fit the state.
+        UserError: if the checkpoint, called `source`, does not fit the state.
     """
     order, saved = _order(state), checkpoint["order"]
     if checkpoint["batch"] and saved != order:

@@ -162,9 +162,6 @@ def make_train_state(
     """Build everything that `loop.fit` needs, for training from the beginning.
 
     Args:
-        config: the parameters of train, with local paths.
-        annotations: the clips.
-        process: this process.
         frame_cache: directory of the frame cache; None to decode image files.
         build: (config, number of classes) -> the model before the first update.
 
@@ -204,7 +201,7 @@ def run(job: TrainingJob, process: Process, build: BuildModel = initial_model) -
     annotations = read_annotations(Path(job.config.annotations))
     state = make_train_state(job.config, annotations, process, job.frame_cache, build)
     resume(state, job.run_id, job.metrics_log, annotations.categories)
-    reporter = Reporter(job.config, job.run_id, job.metrics_log, annotations.categories, process)
+    reporter = Reporter(state, job.run_id, job.metrics_log, annotations.categories)
     state.save_due = reporter.save_due
     with stop_signal() as state.stop:
         try:

@@ -9,18 +9,13 @@ from mlflow.exceptions import MlflowException
 
 from k400tiny_lib.config import AUTO, NONE, PARAMETERS, Config, parameters_of
 from k400tiny_lib.data.sources.base import Source, open_source
-from k400tiny_lib.files import combine_digests, file_digest
+from k400tiny_lib.files import combine_digests, combine_named_digests, file_digest
 from k400tiny_lib.tracking.evaluation_log import evaluation_folder
 from k400tiny_lib.tracking.runs import CACHE_KEY_TAG, MODEL_VERSION_TAG, STEP_TAG, local_copy
 
 ROOT = Path(__file__).resolve().parents[2]
-_CODE = (
-    "k400tiny_lib/**/*.py",
-    "k400tiny_lib/**/*.txt",
-    "k400tiny_lib/**/*.j2",
-    "steps/**/*.py",
-    "requirements.txt",
-)
+_PACKAGE = ("k400tiny_lib/**/*.py", "k400tiny_lib/**/*.txt", "k400tiny_lib/**/*.j2")
+_CODE = (*_PACKAGE, "steps/**/*.py", "requirements.txt")
 
 # data_path is left out as well: its content is in the digest of the annotations or of the source.
 NOT_IN_CACHE_KEY = {name for name, p in PARAMETERS.items() if not p.affects_result} | {"data_path"}
@@ -34,10 +29,8 @@ _PROOF = {
 
 def code_digest() -> str:
     """Digest of the project's code in its present state, committed or not."""
-    files = sorted(path for pattern in _CODE for path in ROOT.glob(pattern))
-    return combine_digests(
-        t for path in files for t in (str(path.relative_to(ROOT)), file_digest(path))
-    )
+    files = (path for pattern in _CODE for path in ROOT.glob(pattern))
+    return combine_named_digests({str(f.relative_to(ROOT)): file_digest(f) for f in files})
 
 
 def cache_key(step: str, config: Config, source: Source | None = None) -> str:
@@ -46,7 +39,7 @@ def cache_key(step: str, config: Config, source: Source | None = None) -> str:
     Args:
         step: its name.
         config: its parameters.
-        source: of prepare_data, if it has been opened already; its clips must be on disk.
+        source: that of prepare_data, with its clips on disk, if it has been opened already.
 
     Raises:
         UserError: if an input cannot be read.
@@ -68,7 +61,11 @@ def _identity(name: str, value: str) -> str:
         return file_digest(local_copy(value, name))
     if name in ("checkpoint", "load_model", "resume"):
         # The artifacts of a run never change: its URI says as much as the file, and costs nothing.
-        return value if ":/" in value else file_digest(local_copy(value, name))
+        if ":/" in value:
+            return value
+        path = local_copy(value, name)
+        files = sorted(path.glob("*.pt")) if path.is_dir() else [path]
+        return combine_digests(map(file_digest, files))
     if name == "evaluation":
         return file_digest(local_copy(f"{evaluation_folder(value)}/predictions.csv", name))
     return "" if name == "gt_csv" else value

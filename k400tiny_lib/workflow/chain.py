@@ -12,13 +12,7 @@ from mlflow.exceptions import ExecutionException
 from k400tiny_lib.config import CHAIN, NONE, Config, parameters_of
 from k400tiny_lib.data.sources.base import Source, open_source
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.tracking.runs import (
-    ERROR_TAG,
-    MODEL_VERSION_TAG,
-    active_run_id,
-    end_running_children,
-    local_copy,
-)
+from k400tiny_lib.tracking import runs
 from k400tiny_lib.workflow.cache import ROOT, cache_key, find_finished
 
 
@@ -43,7 +37,7 @@ def run_chain(config: Config) -> list[Finished]:
     _check_initial_weights(config)
     # mlflow would print every step's whole command line.
     logging.getLogger("mlflow.projects").setLevel(logging.WARNING)
-    parent = active_run_id()
+    parent = runs.active_run_id()
     config = source.config
     finished: list[Finished] = []
     try:
@@ -52,7 +46,7 @@ def run_chain(config: Config) -> list[Finished]:
             finished.append(done)
             config = _hand_over(config, done, source)
     finally:
-        end_running_children(parent)
+        runs.end_running_children(parent)
     return finished
 
 
@@ -65,7 +59,7 @@ def _check_initial_weights(config: Config) -> None:
     if config.load_model != NONE:
         from k400tiny_lib.models.checkpoint import read_checkpoint
 
-        read_checkpoint(local_copy(config.load_model, "load_model"), "load_model")
+        read_checkpoint(runs.local_copy(config.load_model, "load_model"), "load_model")
 
 
 def _hand_over(config: Config, done: Finished, source: Source) -> Config:
@@ -85,82 +79,65 @@ def _hand_over(config: Config, done: Finished, source: Source) -> Config:
 
 def _run_or_reuse(step: str, config: Config, source: Source) -> Finished:
     start = time.perf_counter()
-    parent = MlflowClient().get_run(active_run_id())
+    parent = MlflowClient().get_run(runs.active_run_id())
+    run = None
     # Clips that are still to be rendered, decoded or fetched have no content to compare.
     if config.use_cache and (step != "prepare_data" or source.is_ready()):
-        key = cache_key(step, config, source)
-        run = find_finished(step, key, parent.info.experiment_id)
-        if run is not None:
-            return _report(Finished(step, run, True, time.perf_counter() - start))
-    print(f"{step}: started", flush=True)
-    run = _run_nested(step, config, parent)
-    return _report(Finished(step, run, False, time.perf_counter() - start))
+        run = find_finished(step, cache_key(step, config, source), parent.info.experiment_id)
+    reused = run is not None
+    if run is None:
+        print(f"{step}: started", flush=True)
+        run = _run_nested(step, config, parent)
+    seconds = time.perf_counter() - start
+    word = "re-used" if reused else "done"
+    print(f"{step}: {word} in {seconds:.0f} s, run {run.info.run_id}", flush=True)
+    return Finished(step, run, reused, seconds)
 
 
 def _run_nested(step: str, config: Config, parent: Run) -> Run:
-    client = MlflowClient()
+    client, experiment = MlflowClient(), parent.info.experiment_id
     try:
         submitted = mlflow.projects.run(
             str(ROOT),
             entry_point=step,
             parameters=parameters_of(step, config),
-            experiment_id=parent.info.experiment_id,
+            experiment_id=experiment,
             env_manager=config.env_manager,
             run_name=step,
         )
     except ExecutionException:
-        children = client.search_runs(
-            [parent.info.experiment_id],
-            f"tags.mlflow.parentRunId = '{parent.info.run_id}'",
-            order_by=["attributes.start_time DESC"],
-            max_results=1,
-        )
+        is_child = f"tags.mlflow.parentRunId = '{parent.info.run_id}'"
+        newest = ["attributes.start_time DESC"]
+        children = client.search_runs([experiment], is_child, order_by=newest, max_results=1)
         if not children:
             raise
-        reason = children[0].data.tags.get(ERROR_TAG, "it ended without a message; see above")
-        run_id = children[0].info.run_id
-        raise UserError(f"{step} failed (run {run_id}): {reason}") from None
+        run = children[0]
+        reason = run.data.tags.get(runs.ERROR_TAG, "it ended without a message; see above")
+        raise UserError(f"{step} failed (run {run.info.run_id}): {reason}") from None
     return client.get_run(submitted.run_id)
 
 
-def _report(done: Finished) -> Finished:
-    word = "re-used" if done.reused else "done"
-    print(f"{done.step}: {word} in {done.seconds:.0f} s, run {done.run.info.run_id}", flush=True)
-    return done
-
-
-def summarise(finished: list[Finished], config: Config) -> str:
+def summarize(finished: list[Finished], config: Config) -> str:
     """Log scores and steps to the parent's run; returns the closing lines for the console."""
-    runs = {done.step: done.run for done in finished}
-    scores = runs["evaluate"].data.metrics
-    version = runs["export_onnx"].data.tags[MODEL_VERSION_TAG]
+    run_of = {done.step: done.run for done in finished}
+    scores = run_of["evaluate"].data.metrics
+    version = run_of["export_onnx"].data.tags[runs.MODEL_VERSION_TAG]
     # Evaluation comes before export: only now is there a model that the scores can be tied to.
     name, _, number = version.partition("/")
     model_id = MlflowClient().get_model_version(name, number).model_id
     mlflow.log_metrics(scores, model_id=model_id)
-    experiment = runs["evaluate"].info.experiment_id
-    rows = [
-        f"| {done.step} | [{done.run.info.run_id}](#/experiments/{experiment}/runs/"
-        f"{done.run.info.run_id}) | {'re-used' if done.reused else 'new'} | {done.seconds:.0f} |"
-        for done in finished
-    ]
-    top1 = _top1(scores, config.split)
-    note = [
-        f"**{top1}**, model `models:/{version}`",
-        "",
-        "| step | run | | seconds |",
-        "|---|---|---|---|",
-        *rows,
-    ]
-    mlflow.set_tags(
-        {"mlflow.note.content": "\n".join(note), MODEL_VERSION_TAG: version}
-        | {f"k400tiny.run.{done.step}": done.run.info.run_id for done in finished}
-    )
+    acc1, low, high = (scores[f"{config.split}_acc1{end}"] for end in ("", "_ci_low", "_ci_high"))
+    top1 = f"{config.split} top-1 {acc1:.1f} % (95 % interval {low:.1f} to {high:.1f})"
+    note = [f"**{top1}**, model `models:/{version}`", ""]
+    note += ["| step | run | | seconds |", "|---|---|---|---|"]
+    tags = {runs.MODEL_VERSION_TAG: version}
+    for done in finished:
+        info = done.run.info
+        link = f"[{info.run_id}](#/experiments/{info.experiment_id}/runs/{info.run_id})"
+        word = "re-used" if done.reused else "new"
+        note.append(f"| {done.step} | {link} | {word} | {done.seconds:.0f} |")
+        tags[f"k400tiny.run.{done.step}"] = info.run_id
+    mlflow.set_tags(tags | {"mlflow.note.content": "\n".join(note)})
     store = mlflow.get_tracking_uri()
     look = f"open {store}" if store.startswith("http") else f"mlflow ui --backend-store-uri {store}"
     return f"{top1}\nmodel: models:/{version}\nlook at it: {look}"
-
-
-def _top1(scores: dict[str, float], split: str) -> str:
-    acc1, low, high = (scores[f"{split}_{n}"] for n in ("acc1", "acc1_ci_low", "acc1_ci_high"))
-    return f"{split} top-1 {acc1:.1f} % (95 % interval {low:.1f} to {high:.1f})"

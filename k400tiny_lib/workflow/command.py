@@ -10,7 +10,7 @@ import click
 from k400tiny_lib.config import PARAMETERS, STEPS, Config, resolve
 from k400tiny_lib.config.steps import default_text, unknown_parameter
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.workflow import signals as interruption
+from k400tiny_lib.workflow import signals
 
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130  # exit codes
 
@@ -58,9 +58,8 @@ def parse_arguments(step: str, arguments: list[str]) -> Config | None:
         UserError: for an unknown, missing or ill-typed parameter.
     """
     try:
-        texts = click_command(step).main(
-            arguments, prog_name=f"python -m steps.{step}", standalone_mode=False
-        )
+        program = f"python -m steps.{step}"
+        texts = click_command(step).main(arguments, program, standalone_mode=False)
     except click.NoSuchOption as error:
         raise unknown_parameter(step, error.option_name.lstrip("-")) from None
     except click.ClickException as error:
@@ -69,7 +68,7 @@ def parse_arguments(step: str, arguments: list[str]) -> Config | None:
 
 
 def _run(step: str, function: Callable[[Config], None], arguments: list[str]) -> int:
-    interruption.defer()
+    signals.defer()
     try:
         config = parse_arguments(step, arguments)
     except UserError as error:
@@ -82,7 +81,7 @@ def _run(step: str, function: Callable[[Config], None], arguments: list[str]) ->
 
     try:
         with step_run(step, config):
-            interruption.arm()
+            signals.arm()
             # Only a finished run is re-used, so the key can be set before the step runs;
             # log_training then has nothing to add. prepare_data sets its own when it has its clips.
             if step != "prepare_data":

@@ -194,7 +194,7 @@ def test_a_signal_during_validation_ends_it_and_loses_nothing(
     run(undisturbed, CPU)
     stopped = make_job(config(tiny_data[0], tmp_path / "b", **changes), annotations)
     state = make_train_state(stopped.config, annotations, CPU)
-    reporter = Reporter(stopped.config, "run", stopped.metrics_log, annotations.categories, CPU)
+    reporter = Reporter(state, "run", stopped.metrics_log, annotations.categories)
     state.stop = lambda: not state.evaluated_model.training  # from the first validation on
     with pytest.raises(Interrupted):
         fit(state, reporter.on_epoch, reporter.save)

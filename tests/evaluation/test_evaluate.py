@@ -56,7 +56,7 @@ def test_processes_and_batch_sizes_leave_identical_tables(config: Config) -> Non
 
     def launch_and_count(job: Job) -> None:
         launch_workers(job)
-        left.append(len(list(job.folder.glob("test-*.npz"))))
+        left.append(len(list(job.folder.glob("test-*.pkl"))))
 
     tables = []
     for processes, batch_size in ((1, 1), (2, 3)):

@@ -11,10 +11,10 @@ from k400tiny_lib.config import Config
 from k400tiny_lib.data.annotations import Annotations
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.evaluation.predictions import (
-    ClipPredictions,
     make_table,
     predict_clips,
     probabilities_of,
+    probability_columns,
     read_predictions,
 )
 from k400tiny_lib.evaluation.views import ViewDataset, ViewProtocol
@@ -96,9 +96,9 @@ def test_a_clip_that_is_missing_or_counted_twice_is_no_table(
     clips = evaluated[1].splits["test"]
     twice = np.array([0, 1, 2, 3, 4, 5, 5])
     for positions in (twice, twice[:6]):
-        part = ClipPredictions(positions, np.ones((len(positions), 3)) / 3, positions)
+        part = probability_columns(np.ones((len(positions), 3)) / 3).set_index(positions)
         with pytest.raises(ValueError, match="once each"):
-            make_table(clips, [part])
+            make_table(clips, [part.assign(clip_predicted=0)])
 
 
 def test_a_table_survives_its_file_and_another_file_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from k400tiny_lib.evaluation.calibration import scale
 from k400tiny_lib.evaluation.predictions import probabilities_of
 from k400tiny_lib.export.exporter import export_model
 from k400tiny_lib.export.parity import ParityCase, open_session, run_eager, run_onnx
-from k400tiny_lib.export.scoring import ExportClips, PriorEvaluation, read_evaluation
+from k400tiny_lib.export.scoring import ExportClips, read_evaluation
 from k400tiny_lib.models.loaded import Geometry, LoadedModel
 from k400tiny_lib.registry.registry import log_parity
 from tests.helpers.evaluation import write_annotated_clips
@@ -48,10 +48,10 @@ def test_an_evaluation_of_the_same_model_gives_temperature_and_score(inputs: Con
     exported = export_model(LOADED, inputs, commit="abc")
     clips = clips_of(inputs)
     expected = scale(probabilities_of(clips.predictions(EAGER)), TEMPERATURE)
-    assert exported.predictions is not None
-    np.testing.assert_allclose(probabilities_of(exported.predictions), expected, atol=1e-6)
+    assert exported.choice.predictions is not None
+    np.testing.assert_allclose(probabilities_of(exported.choice.predictions), expected, atol=1e-6)
     # The graph has the same temperature inside.
-    computed = clips.predictions(partial(run_onnx, open_session(exported.proto)))
+    computed = clips.predictions(partial(run_onnx, open_session(exported.choice.proto)))
     np.testing.assert_allclose(probabilities_of(computed), expected, atol=5e-5)
     facts = ("temperature", "commit", "test_clips", "resize_size", "antialias", "quantize")
     assert [exported.metadata[name] for name in facts] == [1.5, "abc", 6, 36, True, "none"]
@@ -64,15 +64,15 @@ def test_an_evaluation_of_the_same_model_gives_temperature_and_score(inputs: Con
 def test_without_an_evaluation_the_graph_itself_is_scored(inputs: Config) -> None:
     exported = export_model(LOADED, inputs.replace(evaluation="none"))
     expected = probabilities_of(clips_of(inputs).predictions(EAGER))
-    assert exported.predictions is not None
-    actual = probabilities_of(exported.predictions)
+    assert exported.choice.predictions is not None
+    actual = probabilities_of(exported.choice.predictions)
     np.testing.assert_allclose(actual, expected, atol=5e-5)
     assert exported.metadata["temperature"] == 1
 
 
 def test_without_test_clips_there_is_no_score_and_no_variant() -> None:
     exported = export_model(LOADED, Config())
-    assert exported.predictions is None
+    assert exported.choice.predictions is None
     assert exported.not_scored == "there are no annotations"
     assert "test_acc1" not in exported.metadata
     with pytest.raises(UserError, match=r"^quantize: there are no annotations\. Needed: test clip"):
@@ -95,16 +95,16 @@ def test_exact_sizes_and_weights_are_in_the_metadata() -> None:
     )
     facts = [exported.metadata[name] for name in ("resize_size", "antialias", "training_run_id")]
     assert facts == [[36, 48], False, "run"]
-    properties = {p.key: p.value for p in exported.proto.metadata_props}
+    properties = {p.key: p.value for p in exported.choice.proto.metadata_props}
     assert properties["resize_size"] == "[36, 48]"
-    onnx.checker.check_model(exported.proto)
+    onnx.checker.check_model(exported.choice.proto)
 
 
 def test_an_evaluation_of_another_model_or_of_other_clips_is_not_used(inputs: Config) -> None:
     clips, folder = clips_of(inputs), Path(inputs.evaluation)
     prior = read_evaluation(folder, clips, EAGER)
-    assert isinstance(prior, PriorEvaluation)
-    assert prior.temperature == TEMPERATURE
+    assert not isinstance(prior, str)
+    assert prior[0] == TEMPERATURE
     another = TinyNetwork()
     with torch.no_grad():
         another.head.bias[0] += 0.1

@@ -10,7 +10,7 @@ from k400tiny_lib.config import Config
 from k400tiny_lib.data.annotations import Annotations, Clip
 from k400tiny_lib.distributed.process import Process
 from k400tiny_lib.evaluation import worker
-from k400tiny_lib.evaluation.predictions import ClipPredictions, make_table
+from k400tiny_lib.evaluation.predictions import make_table, probability_columns
 from k400tiny_lib.models.weights import build_model
 from tests.conftest import LABELS, write_clip
 
@@ -31,8 +31,8 @@ def random_table(
         for number, target in enumerate(targets)
     ]
     clip_predicted = np.where(rng.random(num_clips) < 0.2, 0, probabilities.argmax(1))
-    predictions = ClipPredictions(np.arange(num_clips), probabilities, clip_predicted)
-    return make_table(clips, [predictions])
+    columns = probability_columns(probabilities)
+    return make_table(clips, [columns.assign(clip_predicted=clip_predicted)])
 
 
 def clips_of(table: pd.DataFrame) -> list[Clip]:

@@ -42,14 +42,14 @@ def promotion_of(table: pd.DataFrame, policy: str = "better") -> Promotion:
     return Promotion(policy, NAME, clips, table)
 
 
-def export(promotion: Promotion, settle_s: float = 0.0) -> PromotionDecision:
+def export(promotion: Promotion, wait_s: float = 0.0) -> PromotionDecision:
     """Register a version with the predictions of its promotion."""
     assert promotion.predictions is not None
     with mlflow.start_run():
         mlflow.log_text(promotion.predictions.to_csv(index=False), PREDICTIONS)
         uri = log_onnx(toy_graph(), METADATA)
         tags = {"test_digest": promotion.clips.test_digest}
-        return register(uri, promotion, tags, settle_s=settle_s)[1]
+        return register(uri, promotion, tags, wait_s=wait_s)[1]
 
 
 def main() -> None:
@@ -59,7 +59,7 @@ def main() -> None:
     while not Path(sys.argv[3]).exists():
         time.sleep(0.02)
     promotion = SlowPromotion(**vars(promotion_of(table)), seconds=float(sys.argv[2]))
-    print(export(promotion, settle_s=1.0).text, flush=True)
+    print(export(promotion, wait_s=1.0).text, flush=True)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,20 @@ from k400tiny_lib.training.worker import TrainingJob, initial_model
 from tests.conftest import LABELS, NUM_FRAMES
 
 CPU = Process(rank=0, world_size=1, local_world_size=1, device=torch.device("cpu"), restarts=0)
+# Metrics of an epoch, as the workers log them.
+METRICS = {
+    "train_loss": 1.5,
+    "train_acc1": 40.0,
+    "val_loss": 1.2,
+    "val_acc1": 50.0,
+    "train_acc5": 80.0,
+    "val_acc5": 90.0,
+    "clips_per_second": 12.34,
+    "data_time_fraction": 0.07,
+    "memory_gb": 3.21,
+    "lr": 0.1,
+    "epoch_seconds": 60.0,
+}
 
 
 def annotate(data_path: Path, num_val: int = 5, num_train: int | None = None) -> Annotations:

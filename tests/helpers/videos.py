@@ -48,12 +48,6 @@ def clips_of(folder: Path) -> dict[str, VideoFile]:
 
 def decode_all(folder: Path, target: Path, scheduler: str = "none") -> list[str]:
     """Decode the videos of a folder into 4 frames of 32 px; returns the bad ones."""
-    bad = decode_videos(
-        clips_of(folder),
-        target,
-        ContentIndex(target.parent / "index.sqlite"),
-        scheduler=scheduler,
-        workers=2,
-        settings=SMALL,
-    )
+    index = ContentIndex(target.parent / "index.sqlite")
+    bad = decode_videos(clips_of(folder), target, SMALL, index, scheduler=scheduler, workers=2)
     return sorted(bad)

@@ -17,7 +17,7 @@ from k400tiny_lib.config import Config, resolve
 from k400tiny_lib.data.annotations import Annotations, Clip
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.evaluation.gradcam import grad_cam
-from k400tiny_lib.evaluation.predictions import predict_clips
+from k400tiny_lib.evaluation.predictions import predict_clips, probabilities_of
 from k400tiny_lib.evaluation.views import ViewProtocol, crop_views
 from k400tiny_lib.export.onnx_graph import FramesToProbabilities, export_graph, frames_free
 from k400tiny_lib.export.parity import compare_outputs, open_session, require_parity, run_eager
@@ -228,32 +228,32 @@ def test_every_architecture_is_trained_evaluated_explained_and_exported(
     best = tmp_path / "best.pt"
     _tell_clips_apart(best, name)
 
-    subject = load_model(Config(checkpoint=str(best)), categories)
+    loaded = load_model(Config(checkpoint=str(best)), categories)
     rows = predict_clips(
-        subject.model,
+        loaded.model,
         clips,
         range(len(clips)),
         tiny_data[0],
-        subject.geometry,
+        loaded.geometry,
         ViewProtocol(1, 1),
         batch_size=2,
         num_workers=0,
         device=CPU.device,
     )
-    assert np.ptp(rows.probabilities, axis=0).max() > 0.01
+    assert np.ptp(probabilities_of(rows), axis=0).max() > 0.01
     one = torch.randn(1, 3, num_frames, size, size)
-    assert grad_cam(subject.model, one, 0).shape == (1, num_frames, size, size)
+    assert grad_cam(loaded.model, one, 0).shape == (1, num_frames, size, size)
 
     if name == "r2plus1d_18":  # export/test_onnx_graph.py does it
         return
-    graph = FramesToProbabilities(subject.model, subject.geometry).eval()
+    graph = FramesToProbabilities(loaded.model, loaded.geometry).eval()
     proto = export_graph(graph, 18, {})
     generator = torch.Generator().manual_seed(0)
     shape = (num_frames, 24, 32, 3)
     frames = [
         torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator) for _ in range(5)
     ]
-    eager = partial(run_eager, subject.model, subject.geometry)
+    eager = partial(run_eager, loaded.model, loaded.geometry)
     cases = compare_outputs(open_session(proto), eager, frames, frames_free(proto))
     # A pixel on the edge of two gray levels weighs more in so small a clip.
     require_parity(cases, tolerance=5e-4)

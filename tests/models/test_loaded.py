@@ -10,7 +10,7 @@ from torchvision.models import get_model_weights
 
 from k400tiny_lib.config import Config
 from k400tiny_lib.data.annotations import Annotations, Clip
-from k400tiny_lib.evaluation.predictions import predict_clips
+from k400tiny_lib.evaluation.predictions import predict_clips, probabilities_of
 from k400tiny_lib.evaluation.views import ViewProtocol, crop_views
 from k400tiny_lib.export.onnx_graph import FramesToProbabilities, export_graph, preprocess
 from k400tiny_lib.export.parity import open_session, run_eager, run_onnx
@@ -65,7 +65,7 @@ def test_probabilities_of_weights_are_those_of_their_exported_graph(
     geometry = replace(loaded.geometry, clip_len=clip_len)  # shorter than published, for speed
     write_clip(tmp_path / "clip", seed=0, num_frames=clip_len + 3, size=SIZE)
     clip = Clip("clip", (1, clip_len + 2), 0, "source")
-    evaluated = predict_clips(
+    rows = predict_clips(
         loaded.model,
         [clip],
         [0],
@@ -75,7 +75,8 @@ def test_probabilities_of_weights_are_those_of_their_exported_graph(
         batch_size=1,
         num_workers=0,
         device=torch.device("cpu"),
-    ).probabilities
+    )
+    evaluated = probabilities_of(rows)
     clips = ExportClips(Annotations({}, {"test": [clip]}), tmp_path, clip_len, 1)
     frames = clips.read(clip)[None]
     proto = export_graph(FramesToProbabilities(loaded.model, geometry).eval(), 18, {})

@@ -1,5 +1,6 @@
 """Runs and metrics logs: nothing stays RUNNING, no metric is lost or sent twice."""
 
+import json
 import os
 import time
 from pathlib import Path
@@ -19,6 +20,8 @@ from k400tiny_lib.metrics_log import append_entry, read_entries
 from k400tiny_lib.tracking.runs import ERROR_TAG, end_running_children, local_copy, step_run
 from k400tiny_lib.tracking.system_metrics import SystemSampler
 from k400tiny_lib.tracking.uploader import MetricsUploader
+from steps.log_training import log_training
+from tests.helpers.training import METRICS
 
 
 def test_a_finished_step_has_tags_parameters_and_the_resolved_config(store: str) -> None:
@@ -182,3 +185,24 @@ def test_system_metrics_are_kept_in_a_metrics_log_and_can_be_turned_off(
     monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
     SystemSampler("run", tmp_path / "none.jsonl").sample()
     assert not (tmp_path / "none.jsonl").exists()
+
+
+@pytest.mark.parametrize("prefix", ["metrics", "journal"])  # now and before
+def test_a_training_run_is_logged_from_its_directory(
+    store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], prefix: str
+) -> None:
+    run_id = MlflowClient().create_run("0").info.run_id
+    folder = tmp_path / f"{prefix}-{run_id}"
+    folder.mkdir()
+    job = {"config": Config().to_dict(), "run_id": run_id, "folder": "/elsewhere"}
+    (folder / "job.json").write_text(json.dumps(job))
+    (folder / "error.txt").write_text("lr: too large")
+    log_training([str(folder)], standalone_mode=False)
+    assert "everything is logged, FAILED" in capsys.readouterr().out
+    append_entry(Path(f"{folder}.jsonl"), METRICS, step=1)
+    (tmp_path / "best.pt").write_bytes(b"weights")
+    log_training([str(folder)], standalone_mode=False)
+    assert history(run_id, "val_acc1") == [(1, 50.0)]
+    failed = MlflowClient().get_run(run_id)
+    assert failed.data.tags[ERROR_TAG] == "lr: too large"
+    assert failed.data.metrics["best_epoch"] == 1

@@ -11,10 +11,11 @@ from mlflow import MlflowClient
 
 from k400tiny_lib.config import Config
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.metrics_log import read_entries
+from k400tiny_lib.metrics_log import append_entry, read_entries
 from k400tiny_lib.models.checkpoint import newest_checkpoint, read_training_state, write_last
 from k400tiny_lib.tracking.runs import RESUMED_FROM_TAG, link_run
 from k400tiny_lib.tracking.uploader import MetricsUploader
+from k400tiny_lib.training.reporting import add_earlier_epochs
 from k400tiny_lib.training.resuming import changes_since, check_resumable, resolve_checkpoint_paths
 from k400tiny_lib.training.worker import run
 from tests.helpers.training import CPU, annotate, build_slim, config, make_job
@@ -182,6 +183,16 @@ def test_a_resumed_run_goes_on_with_the_curves_of_the_former(
     other = small.replace(batch_size=2, resume=str(tmp_path / "c" / "last.pt"))
     with pytest.raises(UserError, match=r"^resume: .* processes 4 \(here 2\)"):
         run(make_job(other, annotations, "other"), CPU, build_slim)
+
+
+def test_epochs_before_the_checkpoint_are_added_once_whatever_its_age(tmp_path: Path) -> None:
+    former, log = tmp_path / "former.jsonl", tmp_path / "metrics.jsonl"
+    for epoch in (1, 2):
+        append_entry(former, {"loss": float(epoch)}, epoch)
+    text = former.read_text()
+    add_earlier_epochs(log, {"journal": text})  # its name in older checkpoints
+    add_earlier_epochs(log, {"metrics_log": text})
+    assert log.read_text() == text
 
 
 def test_nodes_point_to_the_parent_that_is_named(store: str) -> None:

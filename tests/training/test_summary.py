@@ -20,21 +20,7 @@ from k400tiny_lib.training.sample_predictions import (
 )
 from k400tiny_lib.training.summary import read_results, summarize, write_results
 from k400tiny_lib.training.worker import make_train_state
-from tests.helpers.training import CPU, annotate, config
-
-METRICS = {
-    "train_loss": 1.5,
-    "train_acc1": 40.0,
-    "val_loss": 1.2,
-    "val_acc1": 50.0,
-    "train_acc5": 80.0,
-    "val_acc5": 90.0,
-    "clips_per_second": 12.34,
-    "data_time_fraction": 0.07,
-    "memory_gb": 3.21,
-    "lr": 0.1,
-    "epoch_seconds": 60.0,
-}
+from tests.helpers.training import CPU, METRICS, annotate, config
 
 
 def test_the_line_of_an_epoch_says_how_it_went_and_what_is_left() -> None:

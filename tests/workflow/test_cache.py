@@ -54,6 +54,18 @@ def test_a_parameter_counts_in_the_steps_that_take_it_and_speed_in_none(config: 
     assert cache_key("train", faster) == cache_key("train", config)
 
 
+def test_a_directory_to_resume_from_counts_by_its_checkpoints(
+    config: Config, tmp_path: Path
+) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    resumed = config.replace(resume=str(checkpoints))
+    empty = cache_key("train", resumed)
+    (checkpoints / "last.pt").write_bytes(b"weights")
+    assert cache_key("train", resumed) != empty
+    assert cache_key("train", resumed) == cache_key("train", resumed)
+
+
 def test_uncommitted_code_counts(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,9 +46,8 @@ class ContentIndex:
     def load(self, root: str) -> dict[str, tuple[str, str]]:
         """All entries below a root: name -> (signature, fact)."""
         with self._connect() as connection:
-            rows = connection.execute(
-                "SELECT name, signature, fact FROM facts WHERE root = ?", (root,)
-            )
+            query = "SELECT name, signature, fact FROM facts WHERE root = ?"
+            rows = connection.execute(query, (root,))
             return {name: (signature, fact) for name, signature, fact in rows}
 
     def save(self, root: str, rows: Iterable[tuple[str, str, str]]) -> None:
@@ -77,9 +76,5 @@ class ContentIndex:
 
 
 def open_index(config: Config) -> ContentIndex:
-    """The index in the local directory of `output_dir`.
-
-    Raises:
-        UserError: if it cannot be created there.
-    """
+    """The index in the local directory of `output_dir`; a UserError if it cannot be there."""
     return ContentIndex(local_path(config.output_dir) / _FILE)

@@ -9,10 +9,11 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import psutil
@@ -43,21 +44,14 @@ class FrameSettings:
         return combine_digests([json.dumps(asdict(self), sort_keys=True)])[:8]
 
 
-@dataclass(frozen=True)
-class VideoFile:
-    """One video.
+class VideoFile(NamedTuple):
+    """One video."""
 
-    Attributes:
-        uri: an absolute path or a URI, readable from every worker.
-        stamp: a text that changes when the file does (size, time, inode or entity tag).
-    """
-
-    uri: str
-    stamp: str
+    uri: str  # or an absolute path, readable from every worker
+    stamp: str  # changes when the file does (size, time, inode or entity tag)
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(NamedTuple):
     """One clip to decode: plain data that can be sent to another machine."""
 
     name: str
@@ -65,19 +59,12 @@ class Task:
     settings: FrameSettings
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """A decoded video.
+class Decoded(NamedTuple):
+    """A decoded video."""
 
-    Attributes:
-        digest: of the file; empty if it cannot be read.
-        frames: JPEG files in order of time; none if the video is bad.
-        problem: why the video is bad, else empty.
-    """
-
-    digest: str
-    frames: tuple[bytes, ...]
-    problem: str = ""
+    digest: str  # of the file; empty if it cannot be read
+    frames: Sequence[bytes] = ()  # JPEG files in order of time; none if the video is bad
+    problem: str = ""  # why the video is bad
 
 
 def digest_videos(videos: Mapping[str, VideoFile], index: ContentIndex) -> dict[str, str]:
@@ -86,13 +73,11 @@ def digest_videos(videos: Mapping[str, VideoFile], index: ContentIndex) -> dict[
     Returns:
         Clip name -> digest, empty for a video that cannot be read.
     """
-    known = index.load(_INDEX_ROOT)
-    digests = {}
-    rows = []
+    known = _load(index)
+    digests, rows = {}, []
     for name, video in videos.items():
-        stamp, fact = known.get(video.uri, ("", ""))
-        if stamp == video.stamp:
-            digests[name] = json.loads(fact)[0]
+        if video in known:
+            digests[name], _ = known[video]
             continue
         try:
             with _local_file(video.uri) as path:
@@ -115,15 +100,14 @@ def plan(
         A task for each clip without an up-to-date folder, and the clips whose videos are known to
         be bad: name -> reason.
     """
-    decoded = {name: _decoded_digest(target / name) for name in videos}
-    digests = digest_videos({name: videos[name] for name in videos if decoded[name]}, index)
-    known = index.load(_INDEX_ROOT)
+    decoded = {name: digest for name in videos if (digest := _decoded_digest(target / name))}
+    digests = digest_videos({name: videos[name] for name in decoded}, index)
+    known = _load(index)
     tasks, bad = [], {}
     for name, video in videos.items():
-        if decoded[name] and decoded[name] == digests[name]:
+        if name in decoded and decoded[name] == digests[name]:
             continue
-        stamp, fact = known.get(video.uri, ("", ""))
-        problem = json.loads(fact)[1] if stamp == video.stamp else None
+        _, problem = known.get(video, ("", None))
         if problem:
             bad[name] = problem
         else:
@@ -134,22 +118,16 @@ def plan(
 def decode_videos(
     videos: Mapping[str, VideoFile],
     target: Path,
+    settings: FrameSettings,
     index: ContentIndex,
     *,
     scheduler: str,
     workers: int | str,
-    settings: FrameSettings,
 ) -> dict[str, str]:
-    """Make a frame folder of every video that has none yet.
+    """Make a frame folder below `target` of every clip's video that has none yet.
 
     Workers decode and this process writes, so they need to read the videos, but not the target.
-
-    Args:
-        videos: the video of each clip.
-        target: directory of the frame folders, named like the clips.
-        index: results of former runs; new ones are saved there.
-        scheduler, workers: see `open_executor`.
-        settings: what frames to make.
+    Their number and their scheduler are those of `open_executor`; the index receives the results.
 
     Returns:
         The clips whose videos cannot be decoded: name -> reason.
@@ -162,11 +140,9 @@ def decode_videos(
     tasks, bad = plan(videos, target, settings, index)
     if not tasks:
         return bad
-    with (
-        open_executor(scheduler, workers, preload=(__name__, _RESIZING)) as (executor, count),
-        tqdm(total=len(tasks), desc="decode", unit="video", mininterval=1) as bar,
-    ):
-        for task, decoded in map_unordered(executor, count, decode, tasks):
+    with open_executor(scheduler, workers, preload=(__name__, _RESIZING)) as (executor, count):
+        results = map_unordered(executor, count, decode, tasks)
+        for task, decoded in tqdm(results, "decode", len(tasks), unit="video", mininterval=1):
             if decoded.problem:
                 bad[task.name] = decoded.problem
                 shutil.rmtree(target / task.name, ignore_errors=True)
@@ -175,7 +151,6 @@ def decode_videos(
             if decoded.digest:  # else it could not be read, which may be temporary
                 row = _index_row(task.video, decoded.digest, decoded.problem)
                 index.save(_INDEX_ROOT, [row])
-            bar.update()
     return bad
 
 
@@ -194,10 +169,10 @@ def decode(task: Task) -> Decoded:
             digest = file_digest(path)
             frames = sample_video(path, settings.num_frames, lambda image: _jpeg(image, settings))
     except UserError as error:
-        return Decoded(digest, (), str(error).replace(f"{path} ", "").rstrip("."))
+        return Decoded(digest, problem=str(error).replace(f"{path} ", "").rstrip("."))
     except OSError as error:
-        return Decoded(digest, (), f"cannot be read: {error.strerror or error}")
-    return Decoded(digest, tuple(frames))
+        return Decoded(digest, problem=f"cannot be read: {error.strerror or error}")
+    return Decoded(digest, frames)
 
 
 def _jpeg(image: Image, settings: FrameSettings) -> bytes:
@@ -222,6 +197,12 @@ def _local_file(uri: str) -> Iterator[Path]:
         path = Path(folder, uri.rpartition("/")[2])
         fetch_file(uri, path)
         yield path
+
+
+def _load(index: ContentIndex) -> dict[VideoFile, tuple[str, str | None]]:
+    """Video, as it is in the index -> its digest, and what is wrong with it (None: not decoded)."""
+    rows = index.load(_INDEX_ROOT).items()
+    return {VideoFile(uri, stamp): json.loads(fact) for uri, (stamp, fact) in rows}
 
 
 def _index_row(video: VideoFile, digest: str, problem: str | None) -> tuple[str, str, str]:

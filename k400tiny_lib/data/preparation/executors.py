@@ -59,8 +59,7 @@ def open_executor(
         try:
             yield pool, count
         finally:
-            # Without this, Ctrl-C would first finish the queue.
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(cancel_futures=True)  # else Ctrl-C would first finish the queue
         return
     try:
         from distributed import Client
@@ -87,17 +86,13 @@ def open_executor(
 def map_unordered(
     executor: Executor, workers: int, function: Callable[[Task], Result], tasks: Iterable[Task]
 ) -> Iterator[tuple[Task, Result]]:
-    """Apply a function to tasks and yield each result when it is done.
+    """Apply a function to tasks; yields each task with its result when it is done.
 
     At most four tasks per worker are taken ahead of the results that the caller has received, so
-    memory is bounded however slow the caller is.
-
-    Yields:
-        A task and its result.
+    memory is bounded however slow the caller is. Errors of the function are raised here.
 
     Raises:
         UserError: if a worker dies or lacks our code.
-        Exception: whatever the function raises.
     """
     remaining = iter(tasks)
     running: dict[Future[Result], Task] = {}

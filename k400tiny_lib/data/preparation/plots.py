@@ -1,6 +1,6 @@
 """Figures of a data set: clips per class and split, and some of the clips."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -25,10 +25,10 @@ def plot_class_counts(table: pd.DataFrame) -> Figure:
     counts = counts.loc[counts.sum(axis=1).sort_values().index[-_MAX_BARS:]]
     figure = Figure(figsize=(8, 1.2 + 0.28 * len(counts)), layout="constrained")
     axes = figure.subplots()
-    left = counts.sum(axis=1) * 0
+    starts = counts.cumsum(axis=1) - counts
     for split in SPLITS:
-        axes.barh(counts.index, counts[split], left=left, label=f"{split} ({counts[split].sum()})")
-        left = left + counts[split]
+        label = f"{split} ({counts[split].sum()})"
+        axes.barh(counts.index, counts[split], left=starts[split], label=label)
     axes.set(xlabel="clips")
     axes.legend(loc="lower right")
     return figure
@@ -53,31 +53,16 @@ def plot_split_balance(table: pd.DataFrame) -> Figure:
 
 def plot_contact_sheet(table: pd.DataFrame, clips_path: Path) -> Figure:
     """One clip per class, for at most 12 classes, as a row of frames in order of time."""
-    rows = list(table.groupby("label", sort=True).head(1).sort_values("label").itertuples())
-    return plot_clips(
-        [(row.label, clips_path / row.folder_name, row.num_frames) for row in rows[:_MAX_ROWS]]
-    )
-
-
-def plot_clips(clips: Sequence[tuple[str, Path, int]]) -> Figure:
-    """Clips as rows of 8 frames in order of time; a clip is (title, folder, number of frames)."""
-    figure = Figure(figsize=(1.25 * _SHEET_FRAMES, 1.5 * len(clips)), layout="constrained")
-    grid = figure.subplots(len(clips), _SHEET_FRAMES, squeeze=False)
-    for axes_of_row, (title, folder, num_frames) in zip(grid, clips, strict=True):
-        frames = read_frames(folder, uniform_indices(num_frames, _SHEET_FRAMES).tolist())
-        for axes, frame in zip(axes_of_row, frames.numpy(), strict=True):
-            axes.imshow(frame)
-            axes.set_axis_off()
-        axes_of_row[0].set_title(title, fontsize=9, loc="left")
-    return figure
+    first_clips = table.groupby("label", sort=True).head(1).sort_values("label")[:_MAX_ROWS]
+    clips = []
+    for row in first_clips.itertuples():
+        indices = uniform_indices(row.num_frames, _SHEET_FRAMES).tolist()
+        clips.append(read_frames(clips_path / row.folder_name, indices))
+    return _plot_rows(first_clips["label"], clips)
 
 
 def plot_augmented_clips(dataset: ClipDataset, annotations: Annotations) -> Figure:
-    """Training clips after augmentation, mixed where the recipe mixes batches.
-
-    Args:
-        dataset: the training clips; six, evenly spread, are shown.
-        annotations: has the names of the classes.
+    """Six training clips, evenly spread, after augmentation, mixed where the recipe mixes batches.
 
     Raises:
         UserError: if a clip cannot be read.
@@ -92,17 +77,24 @@ def plot_augmented_clips(dataset: ClipDataset, annotations: Annotations) -> Figu
             clips, soft = mix(clips, targets, annotations.num_classes)
     else:
         soft = torch.nn.functional.one_hot(targets, annotations.num_classes).float()
-    columns = uniform_indices(clips.shape[2], min(_SHEET_FRAMES, clips.shape[2])).tolist()
-    figure = Figure(figsize=(1.25 * len(columns), 1.5 * count), layout="constrained")
-    grid = figure.subplots(count, len(columns), squeeze=False)
-    for axes_of_row, clip, shares in zip(grid, clips, soft, strict=True):
-        for axes, column in zip(axes_of_row, columns, strict=True):
-            axes.imshow(clip[:, column].permute(1, 2, 0).numpy())  # (C, H, W) -> (H, W, C)
+    columns = uniform_indices(clips.shape[2], min(_SHEET_FRAMES, clips.shape[2]))
+    frames = clips[:, :, columns].permute(0, 2, 3, 4, 1)  # (N, C, T, H, W) -> (N, T, H, W, C)
+    titles = []
+    for shares in soft.tolist():
+        mixed = zip(shares, annotations.class_names, strict=True)
+        title = " + ".join(f"{share:.0%} {name}" for share, name in mixed if share > 0)
+        titles.append(title.removeprefix("100% "))
+    return _plot_rows(titles, frames)
+
+
+def _plot_rows(titles: Iterable[str], clips: Sequence[torch.Tensor] | torch.Tensor) -> Figure:
+    """Clips as rows of frames in order of time, each (T, H, W, C), with a title above each row."""
+    num_frames = len(clips[0])
+    figure = Figure(figsize=(1.25 * num_frames, 1.5 * len(clips)), layout="constrained")
+    grid = figure.subplots(len(clips), num_frames, squeeze=False)
+    for row, title, frames in zip(grid, titles, clips, strict=True):
+        row[0].set_title(title, fontsize=9, loc="left")
+        for axes, frame in zip(row, frames.numpy(), strict=True):
+            axes.imshow(frame)
             axes.set_axis_off()
-        title = " + ".join(
-            f"{share:.0%} {annotations.class_names[index]}"
-            for index, share in enumerate(shares.tolist())
-            if share > 0
-        )
-        axes_of_row[0].set_title(title.removeprefix("100% "), fontsize=9, loc="left")
     return figure

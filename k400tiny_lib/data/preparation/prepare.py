@@ -1,6 +1,6 @@
 """From a source of clips to annotations, a table of the clips and a report."""
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +8,10 @@ import pandas as pd
 
 from k400tiny_lib.config import Config
 from k400tiny_lib.data.annotations import SPLITS, Annotations, Clip
+from k400tiny_lib.data.preparation import splits
 from k400tiny_lib.data.preparation.content_index import open_index
 from k400tiny_lib.data.preparation.report import data_report
-from k400tiny_lib.data.preparation.splits import (
-    assign_splits,
-    complete_official_splits,
-    unite_groups,
-)
-from k400tiny_lib.data.preparation.validation import check_clips
+from k400tiny_lib.data.preparation.validation import MISSING, check_clips
 from k400tiny_lib.data.sources.base import Source
 from k400tiny_lib.data.sources.ground_truth import Dropped, drop_rows, refuse_if_most_are_missing
 from k400tiny_lib.data.sources.labels import categories_of
@@ -31,7 +27,7 @@ class Prepared:
         annotations: the clips of the three splits.
         table: one row per clip: folder_name, youtube_id, label, group, digest and content (of its
             frames with and without their names), num_frames, split, target.
-        report: what was found, kept and dropped, ready for JSON.
+        report: see `data_report`.
         directory: where the clip folders are.
     """
 
@@ -49,21 +45,22 @@ def prepare(config: Config, source: Source) -> Prepared:
             be split.
     """
     problems = source.bring()
-    truth, notes = source.ground_truth, list(source.ground_truth.notes)
+    truth = source.ground_truth
     reasons = [problems.get(name, "") for name in truth.table["folder_name"]]
     table, not_brought = drop_rows(truth.table, reasons)
     table, bad = _keep_good(config, table, source.directory)
     dropped = sorted([*truth.dropped, *not_brought, *bad], key=lambda row: row.video)
     _refuse_bad(config, table, dropped)
 
-    table["group"] = unite_groups(table["group"], table["content"])
-    table["split"] = _split(table, config, notes)
+    table["group"] = splits.unite_groups(table["group"], table["content"])
+    table["split"], notes = _split(table, config)
     categories = categories_of(table["label"])
     table["target"] = table["label"].map(categories)
 
     digest = combine_named_digests(dict(zip(table["folder_name"], table["digest"], strict=True)))
     annotations = Annotations(categories, _clips_by_split(table), digest)
-    report = data_report(config, table, truth, dropped, notes, digest)
+    prepared = replace(truth, table=table, dropped=dropped, notes=[*truth.notes, *notes])
+    report = data_report(config, prepared, digest)
     return Prepared(annotations, table, report, source.directory)
 
 
@@ -72,16 +69,13 @@ def _keep_good(
 ) -> tuple[pd.DataFrame, list[Dropped]]:
     """Check the clips; add digest, content and num_frames to the rows of the good ones."""
     names = table["folder_name"]
-    by_name = check_clips(directory, names, open_index(config))
-    verdicts = [by_name[name] for name in names]
-    missing = [name for name, verdict in by_name.items() if verdict.is_missing]
+    verdicts = check_clips(directory, names, open_index(config))
+    missing = [name for name in names if verdicts[name].problem == MISSING]
     refuse_if_most_are_missing("folders", missing, len(names), directory)
-    table = table.assign(
-        digest=[verdict.digest for verdict in verdicts],
-        content=[verdict.content_digest for verdict in verdicts],
-        num_frames=[verdict.num_frames for verdict in verdicts],
-    )
-    return drop_rows(table, (verdict.problem for verdict in verdicts))
+    columns = ["digest", "content", "num_frames", "problem"]
+    checks = pd.DataFrame([astuple(verdicts[name]) for name in names], table.index, columns)
+    problems = checks.pop("problem")
+    return drop_rows(table.join(checks), problems)
 
 
 def _refuse_bad(config: Config, table: pd.DataFrame, dropped: list[Dropped]) -> None:
@@ -95,23 +89,22 @@ def _refuse_bad(config: Config, table: pd.DataFrame, dropped: list[Dropped]) -> 
         )
 
 
-def _split(table: pd.DataFrame, config: Config, notes: list[str]) -> "pd.Series[str]":
-    """The split of each clip: the official ones where there are any; adds a note about that."""
+def _split(table: pd.DataFrame, config: Config) -> tuple["pd.Series[str]", list[str]]:
+    """The split of each clip, the official ones where there are any, and notes about that."""
     arguments = (config.val_fraction, config.test_fraction, config.seed)
     if not table["split"].any():
-        return assign_splits(table, *arguments)
-    split = complete_official_splits(table, *arguments)
+        return splits.assign_splits(table, *arguments), []
+    split = splits.complete_official_splits(table, *arguments)
     taken = sorted(set(split) - set(table["split"]))
-    notes.append(
-        "the official splits are kept (use_official_splits=False draws new ones)"
-        + (f"; {' and '.join(taken)} is taken from train, the CSV names none" if taken else "")
-    )
-    return split
+    note = "the official splits are kept (use_official_splits=False draws new ones)"
+    if taken:
+        note += f"; {' and '.join(taken)} is taken from train, the CSV names none"
+    return split, [note]
 
 
 def _clips_by_split(table: pd.DataFrame) -> dict[str, list[Clip]]:
-    splits: dict[str, list[Clip]] = {name: [] for name in SPLITS}
+    clips: dict[str, list[Clip]] = {name: [] for name in SPLITS}
     for row in table.itertuples():
         clip = Clip(row.folder_name, (0, row.num_frames - 1), row.target, row.group)
-        splits[row.split].append(clip)
-    return splits
+        clips[row.split].append(clip)
+    return clips

@@ -14,12 +14,7 @@ _DRAWS = 25  # random draws per class and split; the one nearest to the share of
 def unite_groups(groups: "pd.Series[str]", contents: "pd.Series[str]") -> "pd.Series[str]":
     """Merge groups that share a content: a video that was uploaded twice has two source ids.
 
-    Args:
-        groups: the source of each clip.
-        contents: a content digest of each clip.
-
-    Returns:
-        The group of each clip; merged groups have the name that sorts first.
+    Both have one entry per clip, the result too; merged groups have the name that sorts first.
     """
     group_ids, names = pd.factorize(groups, sort=True)
     content_ids, _ = pd.factorize(contents)
@@ -65,10 +60,7 @@ def complete_official_splits(
     Args:
         table: columns `group`, `label` and `split`, one row per clip.
         val_fraction, test_fraction: shares of the training clips, for a split that is missing.
-        seed: the same seed gives the same splits.
-
-    Returns:
-        train, val or test for each row.
+        seed: as for `assign_splits`, which has the same result.
 
     Raises:
         UserError: if there are no training clips, or too few sources to take a split from.
@@ -77,22 +69,14 @@ def complete_official_splits(
     train = table[split == "train"]
     if train.empty:
         raise UserError("gt_csv: its splits hold no training clips. Or use_official_splits=False.")
-    present = set(split)
     fractions = {"test": test_fraction, "val": val_fraction}
-    missing = {name: share for name, share in fractions.items() if name not in present}
-    if missing:
+    if missing := {name: fractions[name] for name in fractions if name not in set(split)}:
         split.loc[train.index] = _hold_out(train, missing, seed)
     return split
 
 
 def _hold_out(table: pd.DataFrame, fractions: dict[str, float], seed: int) -> "pd.Series[str]":
-    """Take whole sources of each class out of train.
-
-    Args:
-        table: columns `group` and `label`, one row per clip.
-        fractions: share of the clips for each split to take, in this order.
-        seed: of the draws.
-    """
+    """Take whole sources of each class out of train: a share of the clips for each split."""
     main_label = table["group"].map(_main_labels(table))
     if without_source := set(table["label"]) - set(main_label):
         raise UserError(
@@ -111,12 +95,11 @@ def _hold_out(table: pd.DataFrame, fractions: dict[str, float], seed: int) -> "p
                 "clips."
             )
         random = np.random.RandomState([seed, number])
-        splits_to_fill = len(fractions)  # each of them, and train, needs a source
-        for name, fraction in fractions.items():
-            held_out = _draw(rest["group"], round(num_clips * fraction), splits_to_fill, random)
+        for done, (name, fraction) in enumerate(fractions.items()):
+            num_spared = len(fractions) - done  # a source for each split that is left, and train
+            held_out = _draw(rest["group"], round(num_clips * fraction), num_spared, random)
             table.loc[held_out, "split"] = name
             rest = rest.drop(held_out)
-            splits_to_fill -= 1
     return table["split"].set_axis(index)
 
 
@@ -130,16 +113,10 @@ def _main_labels(table: pd.DataFrame) -> "pd.Series[str]":
 def _draw(
     groups: "pd.Series[int]", num_clips: int, num_spared: int, random: np.random.RandomState
 ) -> pd.Index:
-    """Draw whole groups with about `num_clips` clips, and leave at least `num_spared` groups.
-
-    Returns:
-        The index of the clips drawn.
-    """
+    """Draw whole groups of about `num_clips` clips, leaving `num_spared`; returns their index."""
     num_groups = groups.nunique()
-    size = round(num_groups * num_clips / len(groups))
-    shuffle = GroupShuffleSplit(
-        _DRAWS, test_size=min(max(size, 1), num_groups - num_spared), random_state=random
-    )
+    size = min(max(round(num_groups * num_clips / len(groups)), 1), num_groups - num_spared)
+    shuffle = GroupShuffleSplit(_DRAWS, test_size=size, random_state=random)
     draws = [drawn for _, drawn in shuffle.split(groups, groups=groups)]
     return groups.index[min(draws, key=lambda drawn: abs(len(drawn) - max(num_clips, 1)))]
 
@@ -165,9 +142,8 @@ def random_split_leak(
     labels = table["label"]
     held_out = round(len(table) * (val_fraction + test_fraction))
     held_out = min(max(held_out, 1), len(table) - 1)
-    stratify = labels
-    if labels.value_counts().min() < 2 or min(held_out, len(table) - held_out) < labels.nunique():
-        stratify = None  # scikit-learn cannot stratify so few clips
+    too_few = min(held_out, len(table) - held_out) < labels.nunique()  # for scikit-learn
+    stratify = None if too_few or labels.value_counts().min() < 2 else labels
     train, rest = train_test_split(
         np.arange(len(table)), test_size=held_out, random_state=seed, stratify=stratify
     )

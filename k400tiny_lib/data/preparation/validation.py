@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from k400tiny_lib.data.preparation.content_index import ContentIndex
-from k400tiny_lib.files import bytes_digest, combine_digests, combine_named_digests
+from k400tiny_lib.files import bytes_digest, combine_digests, combine_named_digests, file_stamp
 from k400tiny_lib.media.frames import frame_files, is_frame
 from k400tiny_lib.system import available_cores
 
@@ -24,7 +24,7 @@ from k400tiny_lib.system import available_cores
 MIN_FRAMES = 2
 # 8K video has 33 megapixels. The header of a tiny file can claim gigapixels.
 MAX_PIXELS = 64_000_000
-_MISSING = "no such folder"
+MISSING = "no such folder"
 _NO_FRAMES = "no frames (.jpg, .jpeg, .png)"
 _SAVE_EVERY = 2000  # clips; a killed check repeats at most so many
 _FORMATS = ("JPEG", "PNG")
@@ -48,11 +48,6 @@ class Verdict:
     content_digest: str
     num_frames: int
     problem: str = ""
-
-    @property
-    def is_missing(self) -> bool:
-        """Whether there is no such folder."""
-        return self.problem == _MISSING
 
 
 def check_clip(folder: Path) -> Verdict:
@@ -131,7 +126,7 @@ def _text(size: tuple[int, int] | None) -> str:
 
 
 def check_clips(root: Path, names: Iterable[str], index: ContentIndex) -> dict[str, Verdict]:
-    """Check clips, in parallel; those that have not changed are taken from the index.
+    """Check clips in parallel; those that have not changed since are taken from the index.
 
     Threads suffice: reading, hashing and decoding release the GIL.
 
@@ -139,37 +134,32 @@ def check_clips(root: Path, names: Iterable[str], index: ContentIndex) -> dict[s
         root: the directory of the clip folders.
         names: their paths below it, without `..`.
         index: results of former runs; new ones are saved there.
-
-    Returns:
-        Name -> verdict.
     """
     known = index.load(str(root))
     verdicts: dict[str, Verdict] = {}
-    pending: list[tuple[str, str]] = []
+    pending: dict[str, str] = {}
     for name in names:
         signature = _signature(f"{root}/{name}")
         if signature is None:
-            verdicts[name] = Verdict("", "", 0, _MISSING)
+            verdicts[name] = Verdict("", "", 0, MISSING)
         elif name in known and known[name][0] == signature:
             verdicts[name] = Verdict(*json.loads(known[name][1]))
         else:
-            pending.append((name, signature))
-    del known
+            pending[name] = signature
     if not pending:
         return verdicts
-    remaining = iter(pending)
+    remaining = iter(pending.items())
     with (
         ThreadPoolExecutor(available_cores()) as pool,
         tqdm(total=len(pending), desc="check", unit="clip", mininterval=1) as bar,
     ):
-        while batch := list(islice(remaining, _SAVE_EVERY)):
-            rows = []
-            results = pool.map(lambda item: check_clip(root / item[0]), batch)
-            for (name, signature), verdict in zip(batch, results, strict=True):
+        while batch := dict(islice(remaining, _SAVE_EVERY)):
+            results = pool.map(check_clip, map(root.joinpath, batch))
+            for name, verdict in zip(batch, results, strict=True):
                 verdicts[name] = verdict
-                rows.append((name, signature, json.dumps(astuple(verdict))))
                 bar.update()
-            index.save(str(root), rows)
+            facts = (json.dumps(astuple(verdicts[name])) for name in batch)
+            index.save(str(root), zip(batch, batch.values(), facts, strict=True))
     return verdicts
 
 
@@ -183,20 +173,9 @@ def _signature(folder: str) -> str | None:
     """Names, sizes, times and inodes of a clip's frames as a digest; None without a folder."""
     try:
         with os.scandir(folder) as entries:
-            files = []
-            for entry in entries:
-                if is_frame(entry.name):
-                    files.append((entry.name, *_stamp(entry)))
+            files = [(e.name, file_stamp(e)) for e in entries if is_frame(e.name)]
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError):  # a circular link, no permission, an impossible name
         return ""
     return bytes_digest(repr(sorted(files)).encode())
-
-
-def _stamp(entry: "os.DirEntry[str]") -> tuple[int, ...]:
-    try:
-        stat = entry.stat()
-    except OSError:  # a link to nowhere; reading it will report that
-        return ()
-    return stat.st_size, stat.st_mtime_ns, stat.st_ino

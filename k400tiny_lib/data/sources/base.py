@@ -27,13 +27,8 @@ class Source(Protocol):
     time; open it again to see later changes.
     """
 
-    @property
-    def config(self) -> Config:
-        """The parameters; `data_path` and `gt_csv` do not depend on the working directory."""
-
-    @property
-    def directory(self) -> Path:
-        """Where the clip folders are after `bring`."""
+    config: Config  # data_path and gt_csv do not depend on the working directory
+    directory: Path  # of the clip folders, after `bring`
 
     @property
     def ground_truth(self) -> GroundTruth:
@@ -44,11 +39,7 @@ class Source(Protocol):
         """
 
     def check(self) -> None:
-        """Refuse a source that cannot be read, before anything is rendered, decoded or fetched.
-
-        Raises:
-            UserError: what was found, and what is needed.
-        """
+        """Raise a UserError for a source that cannot be read, before its clips are brought."""
 
     def is_ready(self) -> bool:
         """Whether all clips are in `directory` already, so that `digest` can read them."""
@@ -68,7 +59,7 @@ class Source(Protocol):
 
 
 class Layout(NamedTuple):
-    """A kind of CSV: the columns that it has at least, and the source that reads it."""
+    """A kind of CSV: the columns that it needs, and the source that reads it."""
 
     name: str
     columns: tuple[str, ...]
@@ -98,8 +89,8 @@ def open_source(config: Config) -> Source:
     if config.gt_csv == NONE:
         folders = list_class_folders(config.data_path)
         if folders.holds_videos:
-            return Videos(config, folders.table, folders.files)
-        return FrameFolders(config, folders.table, folders.files)
+            return Videos(config, folders.table, folders.stamps)
+        return FrameFolders(config, folders.table, folders.stamps)
     config = config.replace(gt_csv=absolute(config.gt_csv))
     table = read_csv(config.gt_csv)
     for layout in CSV_LAYOUTS:

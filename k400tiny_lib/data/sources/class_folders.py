@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.files import file_stamp, is_remote, list_files, local_path
+from k400tiny_lib.files import Stamps, file_stamp, is_remote, list_files, local_path
 from k400tiny_lib.media.frames import is_frame
 from k400tiny_lib.media.video import is_video
 
@@ -22,12 +22,12 @@ class ClassFolders:
     Attributes:
         table: one row per clip: label, and folder_name (`class/clip`), or file for videos.
         holds_videos: whether the clips are videos.
-        files: relative path -> stamp of the videos, and of all files in a bucket.
+        stamps: of the videos, or of all files in a bucket.
     """
 
     table: pd.DataFrame
     holds_videos: bool
-    files: dict[str, str] | None
+    stamps: Stamps | None
 
 
 def list_class_folders(data_path: str) -> ClassFolders:
@@ -36,8 +36,8 @@ def list_class_folders(data_path: str) -> ClassFolders:
     Raises:
         UserError: if the directory is missing, has another layout, or mixes both kinds.
     """
-    files = list_files(data_path, "data_path") if is_remote(data_path) else None
-    entries = sorted(_local(data_path) if files is None else set(_remote(files)))
+    stamps = list_files(data_path, "data_path") if is_remote(data_path) else None
+    entries = sorted(_local(data_path) if stamps is None else set(_remote(stamps)))
     kinds = {kind for _, _, kind, _ in entries}
     if not entries:
         raise UserError(f"data_path: {data_path} holds no clips in class folders. {_NEEDED}")
@@ -54,9 +54,9 @@ def list_class_folders(data_path: str) -> ClassFolders:
     holds_videos = kinds == {"video"}
     rows = [(label, f"{label}/{name}") for label, name, _, _ in entries]
     table = pd.DataFrame(rows, columns=["label", "file" if holds_videos else "folder_name"])
-    if files is None and holds_videos:
-        files = {f"{label}/{name}": stamp for label, name, _, stamp in entries if stamp}
-    return ClassFolders(table, holds_videos, files)
+    if stamps is None and holds_videos:
+        stamps = {f"{label}/{name}": stamp for label, name, _, stamp in entries if stamp}
+    return ClassFolders(table, holds_videos, stamps)
 
 
 def _local(data_path: str) -> Iterator[tuple[str, str, str, str]]:
@@ -69,15 +69,13 @@ def _local(data_path: str) -> Iterator[tuple[str, str, str, str]]:
     for label in labels:
         with os.scandir(label) as children:
             for child in children:
-                kind = _kind(child.name, child.is_dir())
-                if kind == "video":
-                    yield label.name, child.name, kind, _stamp(child)
-                elif kind:
-                    yield label.name, child.name, kind, ""
+                if kind := _kind(child.name, child.is_dir()):
+                    stamp = file_stamp(child) if kind == "video" else ""
+                    yield label.name, child.name, kind, stamp
 
 
-def _remote(files: dict[str, str]) -> Iterator[tuple[str, str, str, str]]:
-    for path, stamp in files.items():
+def _remote(stamps: Stamps) -> Iterator[tuple[str, str, str, str]]:
+    for path, stamp in stamps.items():
         label, *rest = Path(path).parts
         if rest and (kind := _kind(rest[0], is_folder=len(rest) > 1)):
             yield label, rest[0], kind, stamp if kind == "video" else ""
@@ -91,10 +89,3 @@ def _kind(name: str, is_folder: bool) -> str:
     if is_video(name):
         return "video"
     return "frame" if is_frame(name) else ""
-
-
-def _stamp(entry: "os.DirEntry[str]") -> str:
-    try:
-        return file_stamp(entry.stat())
-    except OSError:  # a link to nowhere
-        return ""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -25,16 +25,11 @@ CLASSES: dict[str, tuple[str, int]] = {
 _SHAPES: tuple[tuple[tuple[float, float], ...], ...] = (
     # arrow
     ((-0.25, 1.0), (-0.25, 0.0), (-0.75, 0.0), (0.0, -1.0), (0.75, 0.0), (0.25, 0.0), (0.25, 1.0)),
-    # L
-    ((-0.6, -1.0), (0.0, -1.0), (0.0, 0.4), (0.8, 0.4), (0.8, 1.0), (-0.6, 1.0)),
-    # dart
-    ((0.0, -1.0), (0.7, 0.9), (0.0, 0.5), (-0.7, 0.9)),
-    # flag
-    ((-0.5, -1.0), (0.8, -0.6), (-0.1, -0.1), (-0.1, 1.0), (-0.5, 1.0)),
-    # sickle
-    ((-0.9, 0.7), (-0.7, -0.5), (0.1, -0.9), (0.9, -0.5), (0.0, -0.2), (-0.2, 0.9)),
-    # pointing hand
-    ((-0.9, -0.3), (0.3, -0.9), (0.9, 0.0), (0.3, 0.9), (0.3, 0.3), (-0.9, 0.3)),
+    ((-0.6, -1.0), (0.0, -1.0), (0.0, 0.4), (0.8, 0.4), (0.8, 1.0), (-0.6, 1.0)),  # L
+    ((0.0, -1.0), (0.7, 0.9), (0.0, 0.5), (-0.7, 0.9)),  # dart
+    ((-0.5, -1.0), (0.8, -0.6), (-0.1, -0.1), (-0.1, 1.0), (-0.5, 1.0)),  # flag
+    ((-0.9, 0.7), (-0.7, -0.5), (0.1, -0.9), (0.9, -0.5), (0.0, -0.2), (-0.2, 0.9)),  # sickle
+    ((-0.9, -0.3), (0.3, -0.9), (0.9, 0.0), (0.3, 0.9), (0.3, 0.3), (-0.9, 0.3)),  # pointing hand
 )
 
 _SPRITE = 224  # side of the picture of the object, in pixels
@@ -45,8 +40,7 @@ _Rng = np.random.Generator
 _Floats = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class _Pose:
+class _Pose(NamedTuple):
     """Where the object is in one frame: center and radius in frame widths, angle in radians."""
 
     x: float
@@ -102,38 +96,23 @@ def _poses(label: str, num_frames: int, rng: _Rng) -> list[_Pose]:
     for progress in direction * np.linspace(-0.5, 0.5, num_frames):
         moved = float(span * progress)
         turned = angle + math.radians(320) * moved * (moves == "angle")
-        poses.append(
-            _Pose(
-                x=x + 0.55 * moved * (moves == "x") + arm * math.sin(turned),
-                y=y + 0.55 * moved * (moves == "y") - arm * math.cos(turned),
-                radius=radius * (2.6**moved if moves == "scale" else 1.0),
-                angle=turned,
-            )
-        )
+        shift = 0.55 * moved
+        frame_x = x + shift * (moves == "x") + arm * math.sin(turned)
+        frame_y = y + shift * (moves == "y") - arm * math.cos(turned)
+        scale = 2.6**moved if moves == "scale" else 1.0
+        poses.append(_Pose(frame_x, frame_y, radius * scale, turned))
     return poses
 
 
 def _paint(background: _Floats, sprite: _Floats, pose: _Pose) -> _Floats:
-    """Lay the object over the background.
-
-    Args:
-        background: (S, S, 3), 0 to 255.
-        sprite: (P, P, 4), color times opacity in 0 to 255, then opacity in 0 to 1.
-        pose: where the object goes.
-
-    Returns:
-        float32 (S, S, 3), 0 to 255.
-    """
+    """Lay the object over the background: float32 (S, S, 3), 0 to 255."""
     size = background.shape[0]
     scale = 2 * _SPRITE_REACH * pose.radius * size / sprite.shape[0]
     cos, sin = scale * math.cos(pose.angle), scale * math.sin(pose.angle)
     middle = sprite.shape[0] / 2
-    to_frame = np.array(
-        [
-            [cos, -sin, pose.x * size - (cos - sin) * middle],
-            [sin, cos, pose.y * size - (sin + cos) * middle],
-        ]
-    )
+    left = pose.x * size - (cos - sin) * middle
+    top = pose.y * size - (sin + cos) * middle
+    to_frame = np.array([[cos, -sin, left], [sin, cos, top]])
     layer = cv2.warpAffine(sprite, to_frame, (size, size), flags=cv2.INTER_LINEAR)
     return (background * (1.0 - layer[:, :, 3:]) + layer[:, :, :3]).astype(np.float32, copy=False)
 

@@ -1,6 +1,5 @@
 """Frame folders: a directory or a bucket with one folder of images per clip."""
 
-from collections.abc import Mapping
 from functools import cached_property
 
 import pandas as pd
@@ -15,21 +14,19 @@ from k400tiny_lib.data.sources.ground_truth import (
     refuse_if_most_are_missing,
 )
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.files import combine_digests, fetch, is_remote, local_path
+from k400tiny_lib.files import Stamps, combine_digests, fetch, is_remote, local_path
 
 
 class FrameFolders:
     """Clips that are frame folders already, named by a CSV or by class folders.
 
     Args:
-        config: the parameters; data_path and gt_csv absolute.
+        config: with absolute data_path and gt_csv.
         table: the rows of the CSV or of the class folders.
-        stamps: the files of a bucket and their stamps, if it has been listed already.
+        stamps: of the files of a bucket, if it has been listed already.
     """
 
-    def __init__(
-        self, config: Config, table: pd.DataFrame, stamps: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, config: Config, table: pd.DataFrame, stamps: Stamps | None = None) -> None:
         self.config = config
         self.directory = local_path(config.data_path)
         self._table = table

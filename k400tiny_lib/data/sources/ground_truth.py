@@ -16,12 +16,11 @@ from k400tiny_lib.files import fetch, file_digest, local_path
 
 ESCAPES_DATA_PATH = "its name leaves data_path"
 COLUMNS = ("folder_name", "youtube_id", "label", "group", "split")
-_SPLITS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validate", "validation"),
-    "test": ("test", "testing"),
-}
-_SPLIT_BY_WORD = {word: split for split, words in _SPLITS.items() for word in words}
+_SPLIT_BY_WORD = (
+    dict.fromkeys(("train", "training"), "train")
+    | dict.fromkeys(("val", "valid", "validate", "validation"), "val")
+    | dict.fromkeys(("test", "testing"), "test")
+)
 _KINETICS_NAME = re.compile(r"(.+)_\d{6}_\d{6}")
 
 
@@ -101,18 +100,12 @@ def make_ground_truth(
 
 
 def clean_rows(table: pd.DataFrame) -> GroundTruth:
-    """Repair labels, drop rows that cannot be used, keep one row per clip.
-
-    Args:
-        table: text columns folder_name and label and others, as read.
-    """
+    """Repair labels, drop rows that cannot be used, keep one row per clip."""
     names = table["folder_name"].map(_normalize_name)
-    reasons = np.select(
-        [names == "", table["label"].str.strip() == "", names.map(_escapes)],
-        ["a row without a name", "it has no label", ESCAPES_DATA_PATH],
-        default="",
-    )
-    table, dropped = drop_rows(table.assign(folder_name=names), reasons)
+    conditions = [names == "", table["label"].str.strip() == "", names.map(_escapes)]
+    reasons = ["a row without a name", "it has no label", ESCAPES_DATA_PATH]
+    chosen = np.select(conditions, reasons, default="")
+    table, dropped = drop_rows(table.assign(folder_name=names), chosen)
 
     labels, repaired = unify_spelling(table["label"])
     table = table.assign(label=labels).sort_values("folder_name", kind="stable")
@@ -138,11 +131,7 @@ def drop_rows(table: pd.DataFrame, reasons: Iterable[str]) -> tuple[pd.DataFrame
 def refuse_if_most_are_missing(
     kind: str, missing: list[str], total: int, directory: str | Path
 ) -> None:
-    """Many missing clips mean that data_path and gt_csv do not belong together.
-
-    Raises:
-        UserError: if more than half of them are missing.
-    """
+    """Raise a UserError if most are missing: data_path and gt_csv do not belong together."""
     if 2 * len(missing) > total:
         raise UserError(
             f"gt_csv: {len(missing)} of {total} {kind} do not exist in {directory}, first "

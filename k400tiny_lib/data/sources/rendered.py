@@ -8,9 +8,9 @@ not tell the two apart and a model has to look at motion.
 import hashlib
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 from tqdm import tqdm
@@ -30,8 +30,7 @@ IMAGES_FOLDER = "k400tiny_images"
 GROUND_TRUTH_FILE = "k400tiny_ground_truth.csv"
 
 
-@dataclass(frozen=True)
-class _Clip:
+class _Clip(NamedTuple):
     """One clip to render: where it goes, what happens in it, and the numbers that seed it."""
 
     folder_name: str
@@ -45,7 +44,7 @@ class RenderedSample:
     """The sample: frame folders with a CSV, after they have been rendered.
 
     Args:
-        config: the parameters; output_dir and seed decide where the clips are.
+        config: output_dir and seed decide where the clips are.
         render: called as `render(directory, seed=...)` where they do not exist yet.
     """
 
@@ -110,15 +109,14 @@ def render_sample(
     clips = _plan(seed, num_sources_per_class, clips_per_source)
     render = partial(_render_clip, images, num_frames=num_frames, size=size)
     workers = min(workers or available_cores(), len(clips))
-    with tqdm(total=len(clips), desc="render", unit="clip", mininterval=1) as bar:
-        if workers == 1:
-            for clip in clips:
-                render(clip)
-                bar.update()
-        else:
-            with open_executor(NONE, workers) as (executor, count):
-                for _ in map_unordered(executor, count, render, clips):
-                    bar.update()
+    progress = partial(tqdm, total=len(clips), desc="render", unit="clip", mininterval=1)
+    if workers == 1:
+        for clip in progress(clips):
+            render(clip)
+    else:
+        with open_executor(NONE, workers) as (executor, count):
+            for _ in progress(map_unordered(executor, count, render, clips)):
+                pass
     columns = ["folder_name", "youtube_id", "label"]
     with atomic_write(root / GROUND_TRUTH_FILE) as part:
         pd.DataFrame(clips)[columns].to_csv(part, index=False)
@@ -147,9 +145,8 @@ def _render_clip(images: Path, clip: _Clip, *, num_frames: int, size: int) -> No
     shutil.rmtree(partial_folder, ignore_errors=True)
     partial_folder.mkdir()
 
-    frames = draw_frames(
-        clip.label, clip.source_seed, clip.number, num_frames=num_frames, size=size
-    )
+    seed = clip.source_seed
+    frames = draw_frames(clip.label, seed, clip.number, num_frames=num_frames, size=size)
     for index, jpeg in enumerate(frames):
         (partial_folder / f"frame{index:02d}.jpg").write_bytes(jpeg)
     partial_folder.rename(target)
