@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from filelock import FileLock
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -216,10 +216,10 @@ class _Writer(Dataset[int]):
         path = _file(self.folder, number)
         try:
             with atomic_write(path) as partial:
-                save_file(frames, partial)
-                # safetensors makes files that only their owner may read; a cache may be shared.
-                partial.chmod((self.folder / INDEX).stat().st_mode)
-        except (OSError, SafetensorError) as error:
+                # save_file would leave a partial file of another name when it is killed, and makes
+                # files that only their owner may read; a cache may be shared.
+                partial.write_bytes(save(frames))
+        except OSError as error:
             raise _not_written(path, error) from None
         return number
 

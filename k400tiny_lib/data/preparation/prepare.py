@@ -69,11 +69,11 @@ def _keep_good(
 ) -> tuple[pd.DataFrame, list[Dropped]]:
     """Check the clips; add digest, content and num_frames to the rows of the good ones."""
     names = table["folder_name"]
-    verdicts = check_clips(directory, names, open_index(config))
-    missing = [name for name in names if verdicts[name].problem == MISSING]
+    checked = check_clips(directory, names, open_index(config))
+    missing = [name for name in names if checked[name].problem == MISSING]
     refuse_if_most_are_missing("folders", missing, len(names), directory)
     columns = ["digest", "content", "num_frames", "problem"]
-    checks = pd.DataFrame([astuple(verdicts[name]) for name in names], table.index, columns)
+    checks = pd.DataFrame([astuple(checked[name]) for name in names], table.index, columns)
     problems = checks.pop("problem")
     return drop_rows(table.join(checks), problems)
 

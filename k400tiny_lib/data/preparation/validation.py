@@ -34,7 +34,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ClipCheck:
     """The result of checking one clip.
 
     Attributes:
@@ -50,7 +50,7 @@ class Verdict:
     problem: str = ""
 
 
-def check_clip(folder: Path) -> Verdict:
+def check_clip(folder: Path) -> ClipCheck:
     """Read and decode every frame of a clip.
 
     A clip is bad if a frame is empty, incomplete, no JPEG or PNG, or larger than 64 megapixels, if
@@ -62,7 +62,7 @@ def check_clip(folder: Path) -> Verdict:
     try:
         names = [path.name for path in frame_files(folder)]
     except OSError as error:
-        return Verdict("", "", 0, f"cannot be read: {error.strerror}")
+        return ClipCheck("", "", 0, f"cannot be read: {error.strerror}")
     for name in names:
         try:
             content = (folder / name).read_bytes()
@@ -82,7 +82,7 @@ def check_clip(folder: Path) -> Verdict:
     if not problem and len(names) < MIN_FRAMES:
         problem = f"{len(names)} frame(s), needed: {MIN_FRAMES}" if names else _NO_FRAMES
     content_digest = combine_digests(digests[name] for name in names)
-    return Verdict(combine_named_digests(digests), content_digest, len(names), problem)
+    return ClipCheck(combine_named_digests(digests), content_digest, len(names), problem)
 
 
 def check_frame(content: bytes) -> tuple[tuple[int, int] | None, str]:
@@ -125,7 +125,7 @@ def _text(size: tuple[int, int] | None) -> str:
     return f"{size[1]}x{size[0]}" if size else "unreadable"
 
 
-def check_clips(root: Path, names: Iterable[str], index: ContentIndex) -> dict[str, Verdict]:
+def check_clips(root: Path, names: Iterable[str], index: ContentIndex) -> dict[str, ClipCheck]:
     """Check clips in parallel; those that have not changed since are taken from the index.
 
     Threads suffice: reading, hashing and decoding release the GIL.
@@ -136,18 +136,18 @@ def check_clips(root: Path, names: Iterable[str], index: ContentIndex) -> dict[s
         index: results of former runs; new ones are saved there.
     """
     known = index.load(str(root))
-    verdicts: dict[str, Verdict] = {}
+    checks: dict[str, ClipCheck] = {}
     pending: dict[str, str] = {}
     for name in names:
         signature = _signature(f"{root}/{name}")
         if signature is None:
-            verdicts[name] = Verdict("", "", 0, MISSING)
+            checks[name] = ClipCheck("", "", 0, MISSING)
         elif name in known and known[name][0] == signature:
-            verdicts[name] = Verdict(*json.loads(known[name][1]))
+            checks[name] = ClipCheck(*json.loads(known[name][1]))
         else:
             pending[name] = signature
     if not pending:
-        return verdicts
+        return checks
     remaining = iter(pending.items())
     with (
         ThreadPoolExecutor(available_cores()) as pool,
@@ -155,18 +155,18 @@ def check_clips(root: Path, names: Iterable[str], index: ContentIndex) -> dict[s
     ):
         while batch := dict(islice(remaining, _SAVE_EVERY)):
             results = pool.map(check_clip, map(root.joinpath, batch))
-            for name, verdict in zip(batch, results, strict=True):
-                verdicts[name] = verdict
+            for name, check in zip(batch, results, strict=True):
+                checks[name] = check
                 bar.update()
-            facts = (json.dumps(astuple(verdicts[name])) for name in batch)
+            facts = (json.dumps(astuple(checks[name])) for name in batch)
             index.save(str(root), zip(batch, batch.values(), facts, strict=True))
-    return verdicts
+    return checks
 
 
 def digest_clips(root: Path, names: Iterable[str], index: ContentIndex) -> str:
     """One digest of the names and contents of clips; see `check_clips`."""
-    verdicts = check_clips(root, names, index)
-    return combine_named_digests({name: verdict.digest for name, verdict in verdicts.items()})
+    checks = check_clips(root, names, index)
+    return combine_named_digests({name: check.digest for name, check in checks.items()})
 
 
 def _signature(folder: str) -> str | None:

@@ -67,7 +67,7 @@ def test_unchanged_clips_are_not_read_again_and_changed_ones_are(
     index = ContentIndex(tmp_path / "index.sqlite")
     read: list[str] = []
 
-    def counting(folder: Path) -> validation.Verdict:
+    def counting(folder: Path) -> validation.ClipCheck:
         read.append(folder.name)
         return check_clip(folder)
 
@@ -91,10 +91,10 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
     write_clip(tmp_path / "data" / "a", seed=1)
     (tmp_path / "data" / "out").symlink_to(tmp_path / "outside")
     (tmp_path / "data" / "in").symlink_to("a")
-    verdicts = check_clips(
+    checks = check_clips(
         tmp_path / "data", ["a", "out", "in", "gone"], ContentIndex(tmp_path / "index.sqlite")
     )
-    assert {name: verdict.problem for name, verdict in verdicts.items()} == {
+    assert {name: check.problem for name, check in checks.items()} == {
         "a": "",
         "in": "",
         "out": "",
