@@ -148,7 +148,7 @@ def report(runs: Sequence[Run]) -> str:
         "# Does it learn?",
         f"{cpu_name()}, {available_cores()} cores; Python {platform.python_version()}, PyTorch "
         f"{torch.__version__}. R(2+1)D-18 from scratch on both sides, with the same batch size, "
-        "geometry and epochs; the last weights are scored with one centre view. Intervals resample "
+        "geometry and epochs; the last weights are scored with one center view. Intervals resample "
         "sources. The load average is the median over the runs' ends: beyond the number of cores "
         "others were computing too, and minutes and clips/s say little about the machine.",
         "The reference: SGD at a constant 0.1, momentum 0.9, weight decay 1e-4 on all parameters, "

@@ -30,7 +30,7 @@ def _log(folder: str) -> str:
     import json
     from pathlib import Path
 
-    from k400tiny_lib.config import Config
+    from k400tiny_lib.config import read_config
     from k400tiny_lib.models.checkpoint import BEST
     from k400tiny_lib.tracking.training_log import TrainingLog
     from k400tiny_lib.training.summary import learning_curves, read_results, summarize
@@ -45,7 +45,7 @@ def _log(folder: str) -> str:
     metrics_log = Path(f"{attachments}.jsonl")
     log = TrainingLog(job["run_id"], metrics_log)
     finished = read_results(metrics_log)
-    results = finished or summarize(metrics_log, Config(**job["config"]), job["run_id"])
+    results = finished or summarize(metrics_log, read_config(job["config"]), job["run_id"])
     if results is None:
         log.close()
     else:
@@ -53,8 +53,10 @@ def _log(folder: str) -> str:
         log.close(results.metrics, results.note, attachments.parent / BEST)
     if finished:
         return log.end_run()
-    error = attachments / "error.txt"
-    return log.end_run(error.read_text() if error.exists() else "it did not finish")
+    # Formerly it was beside the directory.
+    errors = attachments / "error.txt", attachments.parent / f"error-{job['run_id']}.txt"
+    error = next((file.read_text() for file in errors if file.exists()), "it did not finish")
+    return log.end_run(error)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def train(config: Config) -> None:
     from k400tiny_lib.training.summary import learning_curves, summarize, write_results
     from k400tiny_lib.training.worker import TrainingJob, training_clips
 
-    run_id, typed = active_run_id(), config
+    run_id, as_given = active_run_id(), config
     config = local_inputs(config, "data_path", "annotations", "load_model", "resume")
     annotations = read_annotations(Path(config.annotations))
     check_annotations(annotations, Path(config.data_path), config.clip_len, config.num_classes)
@@ -42,7 +42,7 @@ def train(config: Config) -> None:
         log.abandon()
         raise
 
-    results = summarize(job.metrics_log, typed, run_id)
+    results = summarize(job.metrics_log, as_given, run_id)
     if results is None:
         log.close()  # rank 0, which writes metrics and checkpoints, is on another node
         return

@@ -21,7 +21,7 @@ GROUND = {"errors", "system", "files", "metrics_log", "plots"}
 TABLE = "models.architectures"
 BELOW_STEPS = {"config", "media", "data", "distributed", "models"}
 
-# Each room with the rooms that it may import, beside itself. Read downwards: nothing points back.
+# Each room with the other rooms that it may import. Read downwards: nothing points back.
 MAY_IMPORT = {
     "errors": set(),
     "system": set(),

@@ -144,7 +144,7 @@ class Config(
     batch_size: Count = param(16, "train", "evaluate", "predict")
     """Clips per batch and process."""
     num_workers: NonNegativeInt | Auto = param(AUTO, "train", "evaluate", affects_result=False)
-    """Loader processes per training process; `auto` follows the cores."""
+    """Loader processes per training process; `auto` shares the cores (none for light clips)."""
 
     # --- optimization ---------------------------------------------------------------------------
     num_epochs: Count = param(30, "train")
@@ -158,7 +158,7 @@ class Config(
     lr: PositiveFloat = param(0.01, "train")
     """Peak learning rate."""
     lr_batch_size: NonNegativeInt = param(0, "train")
-    """Clips per update that lr is stated for; lr is scaled to the actual number, 0 leaves it."""
+    """Clips per update that lr is stated for and scaled from; 0 for no scaling."""
     momentum: Rate = param(0.9, "train")
     """Momentum of SGD (Nesterov above 0)."""
     weight_decay: NonNegativeFloat = param(1e-4, "train")
@@ -195,8 +195,8 @@ class Config(
     save_every_minutes: NonNegativeFloat = param(10.0, "train", affects_result=False)
     """Minutes between two writes of last.pt within an epoch; 0 for none."""
     resume: str = param(NONE, "train")
-    """`auto` continues the newest usable checkpoint of checkpoint_dir, a path or URI that file or
-    folder, `none` starts anew."""
+    """`auto` resumes the newest usable checkpoint of checkpoint_dir; a path or URI that file, or
+    the newest of that directory; `none` starts from scratch."""
     print_interval: NonNegativeInt = param(0, "train", affects_result=False)
     """Batches between two progress lines; 0 for one per epoch."""
 
@@ -210,9 +210,9 @@ class Config(
     rdzv_endpoint: str = param("localhost:0", "train", affects_result=False)
     """host:port where the nodes meet (of node 0)."""
     rdzv_timeout: Count = param(600, "train", affects_result=False)
-    """Seconds to wait there for all the nodes."""
+    """Seconds to wait at rdzv_endpoint for all the nodes."""
     max_restarts: NonNegativeInt = param(0, "train", affects_result=False)
-    """Times that torchrun restarts failed workers, which go on from the last checkpoint."""
+    """Times that torchrun restarts failed workers, which continue from the last checkpoint."""
     parent_run: str = param(NONE, "train", affects_result=False)
     """Id of the MLflow run to show this run under, the same for all nodes (`mlflow runs create`
     makes one); `none` for no parent."""
@@ -240,8 +240,8 @@ class Config(
     max_accuracy_drop: Annotated[float, Field(ge=0, le=100)] = param(1.0, "export_onnx")
     """Points of test top-1 that a quantized variant may lose."""
     promote: Literal["better", "always", "never"] = param("better", "export_onnx")
-    """Whether the new version becomes `champion`: if it beats the present one on the test clips,
-    `always`, or `never`. Where there is none yet, it does."""
+    """When the new version becomes `champion`: `better` if it beats the present one on the test
+    clips, `always` or `never`. The first version always does."""
 
     # --- registry and use -----------------------------------------------------------------------
     model_uri: str = param(AUTO, "predict")

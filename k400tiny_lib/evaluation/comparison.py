@@ -55,7 +55,9 @@ class Classifier(Protocol):
         """uint8 (N, T, H, W, 3), RGB, to probabilities (N, K)."""
 
 
-def align(other: pd.DataFrame, clips: Sequence[Clip]) -> pd.DataFrame:
+def align(
+    other: pd.DataFrame, clips: Sequence[Clip], parameter: str = "compare_with"
+) -> pd.DataFrame:
     """Put the predictions of another evaluation in the order of these clips.
 
     Raises:
@@ -64,20 +66,20 @@ def align(other: pd.DataFrame, clips: Sequence[Clip]) -> pd.DataFrame:
     missing = [column for column in _NEEDED if column not in other.columns]
     if missing:
         raise UserError(
-            f"compare_with: its predictions have no column {missing[0]!r}. "
+            f"{parameter}: its predictions have no column {missing[0]!r}. "
             "Needed: predictions.csv of evaluate."
         )
     order, videos = [clip.video for clip in clips], other["video"].astype(str)
     ours, theirs = set(order), set(videos)
     if ours != theirs or len(other) != len(clips):
         raise UserError(
-            f"compare_with: it was evaluated on other clips ({len(ours & theirs)} of {len(ours)} "
+            f"{parameter}: it was evaluated on other clips ({len(ours & theirs)} of {len(ours)} "
             f"in common, first difference {min(ours ^ theirs, default='a clip that occurs twice')}"
             "). Needed: the same split of the same data."
         )
     aligned = other.set_index(videos).loc[order].reset_index(drop=True)
     if not np.array_equal(aligned["target"], [clip.target for clip in clips]):
-        raise UserError("compare_with: its targets differ. Needed: the same classes and ids.")
+        raise UserError(f"{parameter}: its targets differ. Needed: the same classes and ids.")
     return aligned
 
 
@@ -134,10 +136,10 @@ class OtherModel:
     """The model of `compare_with`: its name for the report, and its predictions or itself."""
 
     name: str
-    source: pd.DataFrame | Classifier
+    predictor: pd.DataFrame | Classifier
 
     def predictions(self, annotations: Annotations, config: Config) -> pd.DataFrame:
         """Its predictions table for an evaluation; raises like `align` and `predict_frames`."""
-        if isinstance(self.source, pd.DataFrame):
-            return align(self.source, annotations.splits[config.split])
-        return predict_frames(self.source, annotations, config)
+        if isinstance(self.predictor, pd.DataFrame):
+            return align(self.predictor, annotations.splits[config.split])
+        return predict_frames(self.predictor, annotations, config)

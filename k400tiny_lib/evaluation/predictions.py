@@ -1,6 +1,6 @@
 """The predictions table: one row per clip; every score is computed from it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +54,9 @@ def predict_clips(
     """
     dataset = ViewDataset(clips, data_path, geometry, protocol)
     clips_per_batch = max(1, batch_size // protocol.num_loaded)
-    loader = clip_loader(dataset, positions, clips_per_batch, num_workers)
     parts = []
-    for views, batch_positions in batches(loader):
+    loader = clip_batches(dataset, positions, clips_per_batch, num_workers)
+    for views, batch_positions in loader:
         # (N, V, C, T, H, W) -> (N * V, C, T, H, W) and back
         probabilities = probabilities_of_views(model, views.flatten(0, 1), batch_size, device)
         probabilities = probabilities.unflatten(0, (-1, protocol.num_loaded))
@@ -74,17 +74,18 @@ def probabilities_of_views(
     return torch.cat(logits).double().softmax(1).cpu()
 
 
-def clip_loader(
+def clip_batches(
     dataset: Dataset[Any], positions: Sequence[int], batch_size: int, num_workers: int
-) -> DataLoader[Any]:
-    """Batches of a data set in the order of the positions."""
-    return DataLoader(
+) -> Iterator[Any]:
+    """Batches of a data set in the order of the positions; raises like `batches`."""
+    loader = DataLoader(
         dataset,
         sampler=positions,
         batch_size=batch_size,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
     )
+    return batches(loader)
 
 
 def make_table(clips: Sequence[Clip], parts: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -126,7 +126,7 @@ def _facts(evaluation: Evaluation) -> list[Fact]:
         Fact("digest of the data", annotations.data_digest or "not noted in the annotations"),
         Fact(f"digest of {split}", annotations.split_digest(split)),
         Fact("model", f"{model.architecture}, {size}"),
-        Fact("weights", model.source),
+        Fact("weights", model.origin),
         Fact("input", f"{model.geometry.clip_len} frames of {crop} x {crop} pixels"),
     ]
 

@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as F
 
 from k400tiny_lib.data.annotations import Clip
 from k400tiny_lib.evaluation.comparison import PairedComparison, compare_predictions
-from k400tiny_lib.evaluation.predictions import clip_loader, probabilities_of_views
+from k400tiny_lib.evaluation.predictions import clip_batches, probabilities_of_views
 from k400tiny_lib.evaluation.views import ViewDataset, ViewProtocol
 from k400tiny_lib.models.loaded import Geometry
 
@@ -103,7 +103,7 @@ def predict_corrupted(
     dataset = _CorruptedDataset(clips, data_path, geometry)
     predicted = [
         probabilities_of_views(model, views[0], batch_size, device).argmax(1).numpy()
-        for views in clip_loader(dataset, positions, 1, num_workers)
+        for views in clip_batches(dataset, positions, 1, num_workers)
     ]
     return pd.DataFrame(predicted, index=list(positions), columns=list(CORRUPTIONS), dtype=int)
 

@@ -27,7 +27,7 @@ SAMPLING = (
 
 @dataclass(frozen=True)
 class Exported:
-    """A graph that passed the parity check, with everything that is known about it.
+    """A graph that passed the parity check, and its metadata, parity, latencies and scores.
 
     Attributes:
         choice: the graph, float32 or a variant, and its predictions.
@@ -144,5 +144,5 @@ def describe_model(loaded: LoadedModel) -> dict[str, Any]:
         "crop_size": geometry.crop_size,
         "mean": list(architecture.mean),
         "std": list(architecture.std),
-        "training_run_id": loaded.run_id or (loaded.source if loaded.published else ""),
+        "training_run_id": loaded.run_id or (loaded.origin if loaded.published else ""),
     }

@@ -174,7 +174,7 @@ def read_evaluation(
             f"({type(error).__name__}: {error}). Needed: what evaluate wrote."
         ) from None
     try:
-        table = align(table, clips.test)
+        table = align(table, clips.test, "evaluation")
     except UserError:
         return "it is not of the test clips of these annotations"
     probabilities = probabilities_of(table)

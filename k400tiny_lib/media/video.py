@@ -41,7 +41,7 @@ class Limits:
 
 
 def read_video(
-    source: Path | bytes, num_frames: int, views: int = 1, limits: Limits | None = None
+    video: Path | bytes, num_frames: int, views: int = 1, limits: Limits | None = None
 ) -> Image:
     """Decode frames spread evenly over a video; see `sample_video`.
 
@@ -51,14 +51,14 @@ def read_video(
     Raises:
         UserError: as for `sample_video`, or if the frame size changes.
     """
-    images = sample_video(source, num_frames, lambda image: image, views, limits)
+    images = sample_video(video, num_frames, lambda image: image, views, limits)
     if len({image.shape for image in images}) > 1:
-        raise UserError(f"{_name(source)} changes its frame size on the way.")
+        raise UserError(f"{_name(video)} changes its frame size on the way.")
     return np.stack(images)
 
 
 def sample_video(
-    source: Path | bytes,
+    video: Path | bytes,
     num_frames: int,
     process: Callable[[Image], Result],
     views: int = 1,
@@ -71,7 +71,7 @@ def sample_video(
     to end. One frame is in memory at a time, in addition to what `process` returns.
 
     Args:
-        source: the file, or its content.
+        video: the file, or its content.
         num_frames: frames of a view, at least 1; a shorter video repeats frames.
         process: called once for each distinct frame with uint8 (H, W, 3), RGB, upright.
         views: temporal views, one after the other; a single one begins with the first frame of the
@@ -90,17 +90,17 @@ def sample_video(
         return indices
 
     try:
-        packets = list_packets(source, limits)
+        packets = list_packets(video, limits)
         results: list[Result] = []
         if len(packets) > _SEEK_BEYOND:
-            results = sample_by_seeking(source, sample(len(packets)), packets, process)
+            results = sample_by_seeking(video, sample(len(packets)), packets, process)
         if packets and not results:
-            results = _sample_by_decoding(source, sample, len(packets), process, limits)
+            results = _sample_by_decoding(video, sample, len(packets), process, limits)
     except (av.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or one_line(error)
-        raise UserError(f"{_name(source)} cannot be decoded: {reason}.") from None
+        raise UserError(f"{_name(video)} cannot be decoded: {reason}.") from None
     if not results:
-        raise UserError(f"{_name(source)} holds no frames.")
+        raise UserError(f"{_name(video)} holds no frames.")
     return results
 
 
@@ -113,7 +113,7 @@ class Packet:
 
 
 def _sample_by_decoding(
-    source: Path | bytes,
+    video: Path | bytes,
     sample: Callable[[int], list[int]],
     count: int,
     process: Callable[[Image], Result],
@@ -129,8 +129,8 @@ def _sample_by_decoding(
         indices = sample(count)
         results: dict[int, Result] = {}
         decoded = 0
-        with _open(source) as container:
-            for frame in container.decode(_stream(source, container, limits)):
+        with _open(video) as container:
+            for frame in container.decode(_stream(video, container, limits)):
                 if decoded in indices:
                     results[decoded] = process(_upright(frame))
                 decoded += 1
@@ -141,7 +141,7 @@ def _sample_by_decoding(
 
 
 def sample_by_seeking(
-    source: Path | bytes,
+    video: Path | bytes,
     indices: Sequence[int],
     packets: Sequence[Packet],
     process: Callable[[Image], Result],
@@ -149,7 +149,7 @@ def sample_by_seeking(
     """Decode each frame from the key frame before it.
 
     Args:
-        source: the file, or its content.
+        video: the file, or its content.
         indices: which frames, counted in order of time.
         packets: of the whole video.
         process: as for `sample_video`.
@@ -162,8 +162,8 @@ def sample_by_seeking(
     if len(set(times)) < len(packets) or not keys or keys[0] > times[0]:
         return []
     results: dict[int, Result] = {}
-    with _open(source) as container:
-        stream = _stream(source, container, None)
+    with _open(video) as container:
+        stream = _stream(video, container, None)
         frames: Iterator[Any] = iter(())
         last_key = None
         for index in sorted(set(indices)):
@@ -184,18 +184,18 @@ def _upright(frame: Any) -> Image:
     return np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90) % 4))
 
 
-def list_packets(source: Path | bytes, limits: Limits | None = None) -> list[Packet]:
+def list_packets(video: Path | bytes, limits: Limits | None = None) -> list[Packet]:
     """The packets of a video, without decoding it.
 
     Raises:
         UserError: if the file is empty or truncated, holds no video or exceeds a limit.
     """
-    size = len(source) if isinstance(source, bytes) else source.stat().st_size
+    size = len(video) if isinstance(video, bytes) else video.stat().st_size
     if not size:
-        raise UserError(f"{_name(source)} is empty.")
+        raise UserError(f"{_name(video)} is empty.")
     packets = []
-    with _open(source) as container:
-        stream = _stream(source, container, limits)
+    with _open(video) as container:
+        stream = _stream(video, container, limits)
         # Half a file would decode to half the video without an error.
         end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
         truncated = end > size
@@ -205,28 +205,28 @@ def list_packets(source: Path | bytes, limits: Limits | None = None) -> list[Pac
                 truncated = truncated or packet.is_corrupt
             if limits and len(packets) > limits.frames:
                 raise UserError(
-                    f"{_name(source)} has more than {limits.frames} frames. Needed: a shorter one."
+                    f"{_name(video)} has more than {limits.frames} frames. Needed: a shorter one."
                 )
     if truncated:
-        raise UserError(f"{_name(source)} is truncated.")
+        raise UserError(f"{_name(video)} is truncated.")
     return packets
 
 
-def _open(source: Path | bytes) -> Any:
-    file = io.BytesIO(source) if isinstance(source, bytes) else str(source)
+def _open(video: Path | bytes) -> Any:
+    file = io.BytesIO(video) if isinstance(video, bytes) else str(video)
     return av.open(file, options={"format_whitelist": _CONTAINERS})
 
 
-def _stream(source: Path | bytes, container: Any, limits: Limits | None) -> Any:
+def _stream(video: Path | bytes, container: Any, limits: Limits | None) -> Any:
     if not container.streams.video:
-        raise UserError(f"{_name(source)} has no video stream.")
+        raise UserError(f"{_name(video)} has no video stream.")
     stream = container.streams.video[0]
     context = stream.codec_context
     if limits:
         if context.width * context.height > limits.pixels:
             size = f"{context.width}x{context.height}"
             raise UserError(
-                f"{_name(source)} has frames of {size}. Needed: at most {limits.pixels} pixels."
+                f"{_name(video)} has frames of {size}. Needed: at most {limits.pixels} pixels."
             )
         # The frame size may change later in the stream; the decoder, which adds a margin, refuses.
         context.options = {"max_pixels": str(2 * limits.pixels + _MARGIN)}
@@ -234,5 +234,5 @@ def _stream(source: Path | bytes, container: Any, limits: Limits | None) -> Any:
     return stream
 
 
-def _name(source: Path | bytes) -> str:
-    return "the video" if isinstance(source, bytes) else str(source)
+def _name(video: Path | bytes) -> str:
+    return "the video" if isinstance(video, bytes) else str(video)

@@ -148,7 +148,9 @@ ARCHITECTURES = {
     "mvit_v2_s": _of_pytorchvideo(
         build=_mvit,
         head="head.1",
-        feature_layers=("blocks.14.attn.pool_v.pool",),  # what the class token attends to at last
+        feature_layers=(
+            "blocks.14.attn.pool_v.pool",
+        ),  # what the class token attends to in the last layers
         gains_from_bf16_on_cpu=False,
     ),
     "swin3d_t": _of_imagenet(

@@ -130,18 +130,18 @@ def model_of(checkpoint: Mapping[str, Any], parameter: str) -> tuple[nn.Module, 
 
 
 def check_categories(
-    checkpoint: Mapping[str, Any], categories: Mapping[str, int], source: str = "checkpoint: it"
+    checkpoint: Mapping[str, Any], categories: Mapping[str, int], origin: str = "checkpoint: it"
 ) -> None:
     """Refuse a checkpoint that does not know all classes of the data by the same ids.
 
     Raises:
-        UserError: beginning with `source`, and naming the first label that differs.
+        UserError: beginning with `origin`, and naming the first label that differs.
     """
     known = checkpoint["categories"]
     class_names = class_names_by_id(known, max(known.values(), default=-1) + 1)
     if unknown := unknown_labels(categories, class_names):
         raise UserError(
-            f"{source} does not know {len(unknown)} of the data's {len(categories)} "
+            f"{origin} does not know {len(unknown)} of the data's {len(categories)} "
             f"classes by the same id, first {unknown[0]!r}. Needed: a checkpoint trained on "
             "these labels."
         )

@@ -68,7 +68,7 @@ class LoadedModel:
         architecture: a key of ARCHITECTURES.
         geometry: frames and pixels that it was trained with.
         class_names: labels by class id.
-        source: the origin of the weights, in words.
+        origin: where the weights come from, in words.
         run_id: the run that trained it, or "".
         published: the reported accuracy of torchvision weights; None for a checkpoint.
     """
@@ -77,7 +77,7 @@ class LoadedModel:
     architecture: str
     geometry: Geometry
     class_names: list[str]
-    source: str
+    origin: str
     run_id: str = ""
     published: Published | None = None
 
@@ -98,7 +98,7 @@ def load_model(config: Config, categories: Mapping[str, int] | None = None) -> L
     if unknown := unknown_labels(categories or {}, loaded.class_names):
         needed = "labels that are all Kinetics-400 names" if from_weights else "its own labels"
         raise UserError(
-            f"{'weights' if from_weights else 'checkpoint'}: {loaded.source} does not know "
+            f"{'weights' if from_weights else 'checkpoint'}: {loaded.origin} does not know "
             f"{len(unknown)} of the data's {len(categories or {})} classes by the same id, first "
             f"{unknown[0]!r}. Needed: data with {needed}, or another model."
         )
@@ -110,9 +110,9 @@ def _from_checkpoint(path: str) -> LoadedModel:
     model, trained = model_of(checkpoint, "checkpoint")
     num_classes = class_count(trained.model, checkpoint["model"])
     class_names = class_names_by_id(checkpoint["categories"], num_classes)
-    geometry, source = Geometry.trained_with(trained), f"checkpoint of epoch {checkpoint['epoch']}"
+    geometry, origin = Geometry.trained_with(trained), f"checkpoint of epoch {checkpoint['epoch']}"
     run_id = str(checkpoint.get("run_id", ""))
-    return LoadedModel(model, trained.model, geometry, class_names, source, run_id)
+    return LoadedModel(model, trained.model, geometry, class_names, origin, run_id)
 
 
 def _from_weights(name: str) -> LoadedModel:
@@ -126,7 +126,7 @@ def _from_weights(name: str) -> LoadedModel:
     accuracy = weights.meta["_metrics"]["Kinetics-400"]
     published = Published(accuracy["acc@1"], accuracy["acc@5"], str(weights.meta["_docs"]))
     geometry = Geometry.of_weights(weights, ARCHITECTURES[architecture].clip_len)
-    source = f"torchvision {name}"
+    origin = f"torchvision {name}"
     return LoadedModel(
-        model.eval(), architecture, geometry, class_names, source, published=published
+        model.eval(), architecture, geometry, class_names, origin, published=published
     )

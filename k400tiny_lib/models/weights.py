@@ -106,13 +106,13 @@ def class_count(name: str, state: Mapping[str, Tensor]) -> int:
     return int(state[f"{ARCHITECTURES[name].head}.weight"].shape[0])
 
 
-def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> bool:
+def load_weights(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> bool:
     """Load weights; a head of another size is left out, and the model keeps the one it has.
 
     Args:
         model: the model to fill, from `build_model`.
         state: a state_dict of the same architecture.
-        source: the origin of the weights, for the message.
+        origin: where the weights come from, for the message.
 
     Returns:
         Whether the head was loaded too.
@@ -128,7 +128,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> 
     differing = {key for key, _ in current ^ loaded}
     if backbone := sorted(key for key in differing if not key.startswith(head)):
         raise UserError(
-            f"{source} is of another architecture: {len(backbone)} tensors differ, first "
+            f"{origin} is of another architecture: {len(backbone)} tensors differ, first "
             f"{backbone[0]}."
         )
     fitting = {k: v for k, v in state.items() if not (differing and k.startswith(head))}

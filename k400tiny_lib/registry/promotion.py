@@ -25,7 +25,7 @@ from k400tiny_lib.export.parity import Probabilities
 from k400tiny_lib.export.scoring import ExportClips
 from k400tiny_lib.tracking.models import open_registered
 
-CHAMPION = "champion"
+CHAMPION, CHALLENGER = "champion", "challenger"
 PREDICTIONS = "export/predictions.csv"  # in the run of an export
 TEST_DIGEST_TAG = "test_digest"  # of a version: the clips that its predictions are of
 _LOSS_DIGITS = 4  # two runs of one model differ in the digits after these
@@ -83,8 +83,10 @@ class Promotion:
         """The predictions of a version: stored by its export, or computed from its graph."""
         stored = _stored_predictions(self.name, version, self.clips.test_digest)
         if stored is not None:
-            return align(read_predictions(stored, "registered_model_name"), self.clips.test)
-        model = open_registered(f"models:/{self.name}/{version}", self.name)
+            return align(read_predictions(stored, "promote"), self.clips.test, "promote")
+        model = open_registered(
+            f"models:/{self.name}/{version}", self.name, device="cpu", parameter="promote"
+        )
         if reason := self.clips.reason_not_to_score(model.class_names):
             raise UserError(reason)
 
@@ -174,3 +176,10 @@ def promote(version: str, promotion: Promotion, wait_s: float = 1.0) -> Promotio
         time.sleep(wait_s)
         if champion_of(promotion.name) == version:
             return decision
+
+
+def make_challenger(name: str) -> None:
+    """Give the alias `challenger` to the newest version, whichever of several exports is last."""
+    client = MlflowClient()
+    newest = max(int(v.version) for v in client.search_model_versions(f"name = '{name}'"))
+    client.set_registered_model_alias(name, CHALLENGER, str(newest))

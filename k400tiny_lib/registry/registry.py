@@ -23,9 +23,10 @@ from k400tiny_lib.registry.promotion import (
     TEST_DIGEST_TAG,
     Promotion,
     PromotionDecision,
+    make_challenger,
     promote,
 )
-from k400tiny_lib.registry.video_model import CHALLENGER, installed, register_video_classifier
+from k400tiny_lib.registry.video_model import installed, register_video_classifier
 from k400tiny_lib.tracking.evaluation_log import evaluation_folder
 from k400tiny_lib.tracking.runs import MODEL_VERSION_TAG, local_copy, local_inputs
 
@@ -142,10 +143,13 @@ def register(
         The version, with alias `challenger`, and whether it is `champion` now, and why.
     """
     client, name = MlflowClient(), promotion.name
-    registered = mlflow.register_model(model_uri, name, tags={**tags, DECISION_TAG: "pending"})
-    client.set_registered_model_alias(name, CHALLENGER, registered.version)
-    if description:
-        client.update_model_version(name, registered.version, description)
-    decision = promote(str(registered.version), promotion, wait_s)
-    client.set_model_version_tag(name, registered.version, DECISION_TAG, decision.text)
+    registered = mlflow.register_model(model_uri, name, tags=dict(tags))
+    make_challenger(name)
+    decision = PromotionDecision(False, "interrupted before it was compared")
+    try:
+        if description:
+            client.update_model_version(name, registered.version, description)
+        decision = promote(str(registered.version), promotion, wait_s)
+    finally:
+        client.set_model_version_tag(name, registered.version, DECISION_TAG, decision.text)
     return registered, decision

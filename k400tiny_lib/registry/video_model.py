@@ -12,12 +12,11 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array
 
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.registry.promotion import CHAMPION, champion_of
+from k400tiny_lib.registry.promotion import CHAMPION, champion_of, make_challenger
 from k400tiny_lib.serving.video_classifier import DEFAULTS, TOP_K
 
 LIBRARY = Path(__file__).resolve().parents[1]
 ONNX_VERSION_TAG = "onnx_version"
-CHALLENGER = "challenger"
 _NAME = "video-classifier"
 
 
@@ -36,7 +35,7 @@ def register_video_classifier(onnx_uri: str, onnx_version: ModelVersion, name: s
     logged = log_video_classifier(onnx_file)
     tags = {ONNX_VERSION_TAG: str(onnx_version.version), "onnx_model": onnx_version.name}
     registered = mlflow.register_model(logged, name, tags=tags)
-    MlflowClient().set_registered_model_alias(name, CHALLENGER, registered.version)
+    make_challenger(name)
     follow_champion(onnx_version.name, name)
     return registered
 
@@ -58,7 +57,7 @@ def log_video_classifier(onnx_file: Path) -> str:
             model_config=DEFAULTS,
             signature=ModelSignature(inputs, outputs, params),
             # Without this MLflow loads the model once more to find the requirements.
-            pip_requirements=installed("mlflow", "onnxruntime", "numpy", "pandas", "av"),
+            pip_requirements=installed("mlflow", "onnxruntime", "numpy", "pandas", "av", "joblib"),
         )
     return str(info.model_uri)
 

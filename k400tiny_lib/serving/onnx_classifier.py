@@ -69,7 +69,7 @@ class OnnxClassifier:
 
 
 def open_classifier(
-    path: Path, num_threads: int | str = AUTO, device: str = AUTO
+    path: Path, num_threads: int | str = AUTO, device: str = AUTO, parameter: str = "model_uri"
 ) -> OnnxClassifier:
     """Open an exported model.
 
@@ -77,6 +77,7 @@ def open_classifier(
         path: the .onnx file.
         num_threads: for one prediction; `auto` is one for each core that this process may use.
         device: `cpu`, `cuda`, or `auto` for CUDA where this ONNX Runtime offers it.
+        parameter: which named the model, for the message.
 
     Raises:
         UserError: if the file was not exported by export_onnx, or `cuda` is not available.
@@ -95,9 +96,9 @@ def open_classifier(
         views = int(json.loads(metadata.get("views_in_graph", "1")))
     except KeyError:
         what = f"{path} was not exported by export_onnx (no class names)"
-        raise UserError(f"model_uri: {what}.") from None
+        raise UserError(f"{parameter}: {what}.") from None
     except Exception as error:  # ONNX Runtime has an exception class for each status
-        raise UserError(f"model_uri: {path} cannot be opened: {one_line(error)}.") from None
+        raise UserError(f"{parameter}: {path} cannot be opened: {one_line(error)}.") from None
     if device == "cuda" and _CUDA not in session.get_providers():
         raise UserError("device: CUDA cannot be used on this machine. Needed: device=cpu.")
     return OnnxClassifier(session, class_names, clip_len, views)

@@ -53,7 +53,7 @@ def describe(prepared: "Prepared") -> str:
     lines += [
         f"{report['num_clips']} clips of {report['num_groups']} sources in "
         f"{report['num_classes']} classes, {report['num_dropped']} dropped; {shares}",
-        f"{report['sources_in_several_splits']} sources are in several splits; of a random "
-        f"split, {leak['share']:.0%} of the held-out clips would have had their source in train",
+        f"{report['sources_in_several_splits']} sources are in several splits; in a random "
+        f"split, {leak['share']:.0%} of the held-out clips would share their source with train",
     ]
     return "\n".join(lines)

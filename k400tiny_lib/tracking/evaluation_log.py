@@ -137,7 +137,9 @@ def other_model(config: Config) -> "OtherModel | None":
     if uri == NONE:
         return None
     if uri.startswith("models:/"):
-        classifier = open_registered(uri, config.registered_model_name)
+        classifier = open_registered(
+            uri, config.registered_model_name, device="cpu", parameter="compare_with"
+        )
         name = f"the model {uri} (one center crop, {config.num_clips} clip(s))"
         return OtherModel(name, classifier)
     table_uri, protocol = predictions_uri(uri)

@@ -58,7 +58,7 @@ class TrainingLog:
         try:
             with fail_fast():
                 self._send()
-        except Exception as error:  # any store may raise anything; training goes on
+        except Exception as error:  # any store may raise anything; training continues
             return error
         return None
 
@@ -78,7 +78,7 @@ class TrainingLog:
                 self._unreachable_since = now
                 _warn(
                     f"{mlflow.get_tracking_uri()} takes nothing ({one_line(error)}). "
-                    f"Training goes on; {self._metrics_log} is sent when the server is back."
+                    f"Training continues; {self._metrics_log} is sent when the server is back."
                 )
         elif self._unreachable_since is not None:
             seconds = now - self._unreachable_since

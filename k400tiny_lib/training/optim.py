@@ -62,7 +62,7 @@ def lr_factor(position: float, config: Config, updates_per_epoch: int) -> float:
     Args:
         position: number of finished epochs, plus the finished share of the current one.
         config: scheduler, num_epochs and warmup_epochs.
-        updates_per_epoch: the warm-up ends at an update, and its first update is not at 0.
+        updates_per_epoch: the warm-up is a whole number of updates, its first rate above 0.
     """
     updates = config.num_epochs * updates_per_epoch
     warmup_updates = min(round(config.warmup_epochs * updates_per_epoch), updates - 1)

@@ -20,7 +20,7 @@ from k400tiny_lib.training.reporting import add_earlier_epochs
 from k400tiny_lib.training.state import TrainState, load_state
 
 # May differ on resume without a warning: they do not affect the result, are inputs that the
-# checkpoint replaces or that are checked by content, or are processes, any number of which go on.
+# checkpoint replaces or that are checked by content, or set the number of processes.
 IGNORED_ON_RESUME = {name for name, p in PARAMETERS.items() if not p.affects_result} | {
     *("data_path", "annotations", "weights", "load_model", "resume"),
     *("nproc_per_node", "nnodes"),
@@ -52,7 +52,7 @@ def resolve_checkpoint_paths(config: Config, run_id: str) -> tuple[Config, str |
         return config.replace(resume=str(checkpoint)), former_run
     if config.resume != AUTO:
         raise UserError(f"resume: {config.resume} holds no usable checkpoint.")
-    print(f"resume: nothing to continue in {folder}, training starts anew")
+    print(f"resume: nothing to continue in {folder}, training starts from scratch")
     return config.replace(resume=NONE), None
 
 

@@ -119,7 +119,7 @@ def gather_state(state: TrainState) -> dict[str, Any]:
     """The content of a checkpoint to resume from; every process must call it.
 
     The order of the clips follows from the seed, the epoch and the batch, and the augmentation of a
-    clip from the seed, the epoch and the clip; the random generators in it are those of dropout.
+    clip from the seed, the epoch and the clip; only dropout uses the stored random generators.
 
     Returns:
         The same on every process. `processes` holds, by rank, what differs between them.
@@ -136,28 +136,28 @@ def gather_state(state: TrainState) -> dict[str, Any]:
     }
 
 
-def load_state(state: TrainState, checkpoint: dict[str, Any], source: str) -> None:
+def load_state(state: TrainState, checkpoint: dict[str, Any], origin: str) -> None:
     """The inverse of `gather_state`, into a state that has not been trained yet.
 
     Parameters that may change when a run is resumed (lr, num_epochs, ...) are those of the new run:
     momenta come from the checkpoint, and the schedule continues at the same position in epochs.
 
     Raises:
-        UserError: if the checkpoint, called `source`, does not fit the state.
+        UserError: if the checkpoint, called `origin`, does not fit the state.
     """
     order, saved = _order(state), checkpoint["order"]
     if checkpoint["batch"] and saved != order:
         changed = [f"{k} {saved[k]} (here {order[k]})" for k in order if saved[k] != order[k]]
         raise UserError(
-            f"{source} was saved within an epoch of other batches: {', '.join(changed)}. "
+            f"{origin} was saved within an epoch of other batches: {', '.join(changed)}. "
             "Needed: the same, or a checkpoint of the end of an epoch."
         )
     try:
         _load_optimizer(state.optimizer, checkpoint["optimizer"])
     except (ValueError, KeyError):
         raise UserError(
-            f"{source} was trained with another optimizer or other frozen weights. "
-            "Needed: the same parameters, or load_model=<it> to start anew from its weights."
+            f"{origin} was trained with another optimizer or other frozen weights. "
+            "Needed: the same parameters, or load_model=<it> to start again from its weights."
         ) from None
     state.model.load_state_dict(checkpoint["raw_model"])
     if state.average is not None:
@@ -226,7 +226,7 @@ def _load_process_state(state: TrainState, processes: list[dict[str, Any]]) -> N
     saved = processes[state.process.rank if as_many else 0]
     state.seconds, state.waiting = saved["seconds"], saved["waiting"]
     if not as_many:
-        # Each process takes its share of the sums; dropout is drawn anew.
+        # Each process takes its share of the sums; dropout is drawn again.
         state.meters.sums += sum(p["meters"] for p in processes).to(device) / world_size
         return
     torch.set_rng_state(saved["torch_rng"])

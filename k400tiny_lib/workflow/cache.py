@@ -61,7 +61,7 @@ def _identity(name: str, value: str) -> str:
         return file_digest(local_copy(value, name))
     if name in ("checkpoint", "load_model", "resume"):
         # The artifacts of a run never change: its URI says as much as the file, and costs nothing.
-        if ":/" in value:
+        if value.startswith("runs:/"):
             return value
         path = local_copy(value, name)
         files = sorted(path.glob("*.pt")) if path.is_dir() else [path]

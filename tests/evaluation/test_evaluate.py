@@ -159,14 +159,14 @@ def test_the_other_model_is_a_run_a_table_or_a_registered_model(
     }.items():
         other = other_model(config.replace(compare_with=uri))
         assert other.name == name
-        pd.testing.assert_frame_equal(other.source, table)
+        pd.testing.assert_frame_equal(other.predictor, table)
     with pytest.raises(UserError, match=r"^compare_with: no run 0{32} .*Needed: "):
         other_model(config.replace(compare_with="0" * 32))
 
     uri, _ = register_tiny(export_tiny(tmp_path / "tiny.onnx"))
     other = other_model(config.replace(compare_with=uri))
-    assert other.source.class_names == CLASSES
-    assert other.source.predict(np.zeros((1, 4, 40, 40, 3), np.uint8)).shape == (1, 3)
+    assert other.predictor.class_names == CLASSES
+    assert other.predictor.predict(np.zeros((1, 4, 40, 40, 3), np.uint8)).shape == (1, 3)
 
 
 def test_torchvision_weights_are_evaluated_without_training_and_compared(

@@ -26,6 +26,7 @@ from k400tiny_lib.registry.promotion import (
     PromotionDecision,
     champion_of,
     compare_to_champion,
+    make_challenger,
     promote,
     ranking_key,
 )
@@ -170,7 +171,18 @@ def test_an_export_that_is_interrupted_does_not_block_the_next(store: str) -> No
     with pytest.raises(KeyboardInterrupt):
         export(Interrupted(**vars(promotion_of(right_on(0.9)))))
     assert champion() == "1"
+    tags = mlflow.MlflowClient().get_model_version(NAME, "2").tags
+    assert tags[DECISION_TAG] == "challenger: interrupted before it was compared"
     assert export(promotion_of(right_on(0.6))).promoted
+
+
+def test_the_newest_version_is_challenger_whichever_export_ends_last(store: str) -> None:
+    for _ in range(3):
+        export(promotion_of(right_on(0.5)))
+    mlflow.MlflowClient().set_registered_model_alias(NAME, "challenger", "2")
+    make_challenger(NAME)
+    newest = mlflow.MlflowClient().get_model_version_by_alias(NAME, "challenger")
+    assert int(newest.version) == 3
 
 
 def test_an_outage_is_not_taken_for_a_registry_without_a_champion(

@@ -196,7 +196,8 @@ def test_a_training_run_is_logged_from_its_directory(
     folder.mkdir()
     job = {"config": Config().to_dict(), "run_id": run_id, "folder": "/elsewhere"}
     (folder / "job.json").write_text(json.dumps(job))
-    (folder / "error.txt").write_text("lr: too large")
+    error = folder / "error.txt" if prefix == "metrics" else tmp_path / f"error-{run_id}.txt"
+    error.write_text("lr: too large")
     log_training([str(folder)], standalone_mode=False)
     assert "everything is logged, FAILED" in capsys.readouterr().out
     append_entry(Path(f"{folder}.jsonl"), METRICS, step=1)

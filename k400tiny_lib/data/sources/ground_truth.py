@@ -102,7 +102,7 @@ def make_ground_truth(
 def clean_rows(table: pd.DataFrame) -> GroundTruth:
     """Repair labels, drop rows that cannot be used, keep one row per clip."""
     names = table["folder_name"].map(_normalize_name)
-    conditions = [names == "", table["label"].str.strip() == "", names.map(_escapes)]
+    conditions = [names == "", table["label"].str.strip() == "", names.map(_escapes).astype(bool)]
     reasons = ["a row without a name", "it has no label", ESCAPES_DATA_PATH]
     chosen = np.select(conditions, reasons, default="")
     table, dropped = drop_rows(table.assign(folder_name=names), chosen)
@@ -125,7 +125,8 @@ def drop_rows(table: pd.DataFrame, reasons: Iterable[str]) -> tuple[pd.DataFrame
     reasons = [str(reason) for reason in reasons]
     named = zip(table["folder_name"], reasons, strict=True)
     dropped = [Dropped(str(name), reason) for name, reason in named if reason]
-    return table[[not reason for reason in reasons]].reset_index(drop=True), dropped
+    keep = np.array([not reason for reason in reasons], dtype=bool)  # a mask even for no rows
+    return table[keep].reset_index(drop=True), dropped
 
 
 def refuse_if_most_are_missing(

@@ -49,6 +49,34 @@ def test_good_clips_are_all_kept_and_the_digest_is_that_of_the_data(
     assert open_and_prepare(frames_config(tiny_data, tmp_path / "b")).annotations.to_json() == text
 
 
+@pytest.mark.parametrize("on_bad_clip", ["drop", "fail"])
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        (["folder_name,youtube_id,label", "a,s,"], "it has no label"),
+        (["folder_name,youtube_id,label", "../a,s,x"], "its name leaves data_path"),
+        (
+            ["folder_name,youtube_id,label", "a,s,x", "a,s,y"],
+            "rows with contradicting labels: x, y",
+        ),
+        (["file,label", "../a.mp4,x"], "its name leaves data_path"),
+        (["file,label", ",x"], "it names no file"),
+    ],
+)
+def test_a_csv_of_which_no_row_can_be_used_is_one_line(
+    tmp_path: Path, lines: list[str], reason: str, on_bad_clip: str
+) -> None:
+    write_clip(tmp_path / "in" / "a", seed=0)
+    write_video(tmp_path / "in" / "b.mp4")
+    (tmp_path / "gt.csv").write_text("\n".join(lines) + "\n")
+    config = frames_config((tmp_path / "in", tmp_path / "gt.csv"), tmp_path)
+    with pytest.raises(UserError) as raised:
+        open_and_prepare(config.replace(on_bad_clip=on_bad_clip))
+    expected = "on_bad_clip: 1 clips are bad" if on_bad_clip == "fail" else "data_path: none of the"
+    assert str(raised.value).startswith(expected)
+    assert reason in str(raised.value)
+
+
 def spoil(data_path: Path, gt_csv: Path) -> dict[str, str]:
     """Damage one clip or row of each kind; returns the dropped names and their reasons."""
     table = pd.read_csv(gt_csv, dtype=str)

@@ -1,4 +1,4 @@
-"""Each kind of source is recognised and read; each mistake is one line."""
+"""Each kind of source is recognized and read; each mistake is one line."""
 
 import os
 from collections.abc import Callable
