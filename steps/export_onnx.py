@@ -19,11 +19,9 @@ def export_onnx(config: Config) -> None:
     from k400tiny_lib.tracking.evaluation_log import git_commit
 
     config = registry.export_inputs(config)
-    exported = export_model(load_model(config), config, git_commit(), registry.log_parity)
+    exported = export_model(load_model(config), config, git_commit(), registry.log_parity, print)
     registry.log_export(exported)
     version, decision = registry.register_export(exported, config)
-    for note in exported.notes:
-        print(note)
     print(f"models:/{version.name}/{version.version} is {decision.text}; {exported.summary}")
 
 

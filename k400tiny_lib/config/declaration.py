@@ -102,5 +102,5 @@ def _in_words(schema: dict[str, Any]) -> str:
         return " or ".join(_in_words(alternative) for alternative in alternatives)
     if "const" in schema:
         return str(schema["const"])
-    bounds = [f"{word} {schema[key]:g}" for key, word in _BOUNDS.items() if key in schema]
+    bounds = [f"{word} {schema[key]:.12g}" for key, word in _BOUNDS.items() if key in schema]
     return " ".join([_NOUNS[schema["type"]], *bounds])

@@ -43,6 +43,7 @@ def _resolve_clip_size(value: Any, info: ValidationInfo) -> Any:
 
 Auto = Literal["auto"]
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what NumPy takes
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 _Pixels = Annotated[int, Field(ge=8)]
@@ -183,7 +184,7 @@ class Config(
     """Compile the model with torch.compile (minutes at the start)."""
     sync_bn: bool = param(False, "train")
     """Share BatchNorm statistics between the processes (GPU only)."""
-    seed: NonNegativeInt = param(0, "prepare_data", "train")
+    seed: Seed = param(0, "prepare_data", "train")
     """Seed of the splits, the weights and the order of the clips."""
 
     # --- checkpoints and progress ---------------------------------------------------------------

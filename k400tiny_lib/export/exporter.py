@@ -36,7 +36,6 @@ class Exported:
         onnx_ms, torch_ms: median latency of one clip in float32.
         clips: the data that the export used.
         not_scored: why there are no predictions.
-        notes: about the export, to be shown to the user.
     """
 
     choice: Choice
@@ -46,7 +45,6 @@ class Exported:
     torch_ms: float
     clips: ExportClips
     not_scored: str
-    notes: Sequence[str]
 
     @property
     def summary(self) -> str:
@@ -62,6 +60,7 @@ def export_model(
     config: Config,
     commit: str = "",
     on_parity: Callable[[Sequence[parity.ParityCase]], None] = lambda cases: None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> Exported:
     """Export a model, require parity with PyTorch, choose the variant and score it.
 
@@ -70,6 +69,7 @@ def export_model(
         config: the parameters of export_onnx, with local paths in place of URIs.
         commit: for the metadata.
         on_parity: receives the parity cases before any of them is refused.
+        note: receives, as they arise, lines about the export for the user.
 
     Raises:
         UserError: if the graph differs from PyTorch by more than the tolerance, the data cannot be
@@ -81,13 +81,12 @@ def export_model(
     if not_scored and config.quantize != NONE:
         needed = f"test clips to judge {config.quantize} on"
         raise UserError(f"quantize: {not_scored}. Needed: {needed}.")
-    notes = []
     eager = partial(parity.run_eager, loaded.model, loaded.geometry, views=views)
     temperature, predictions = 1.0, None
     if config.evaluation != NONE and not not_scored:
         prior = read_evaluation(Path(config.evaluation), clips, eager)
         if isinstance(prior, str):
-            notes.append(f"evaluation: not used, {prior}")
+            note(f"evaluation: not used, {prior}")
         else:
             temperature, predictions = prior
             eager = partial(eager, temperature=temperature)
@@ -103,7 +102,7 @@ def export_model(
     proto = graph_of(optimize(loaded.model) if optimize else loaded.model)
     if views == 1 and not frames_free(proto):
         clip_len = loaded.geometry.clip_len
-        notes.append(f"frames: {loaded.architecture} exports with {clip_len} frames only")
+        note(f"frames: {loaded.architecture} exports with {clip_len} frames only")
     session, parity_clips = parity.open_session(proto), clips.for_parity()
     run = partial(parity.run_onnx, session)
     cases = parity.compare_outputs(session, eager, parity_clips, frames_free(proto))
@@ -119,13 +118,13 @@ def export_model(
         most = config.max_accuracy_drop
         choice = choose_variant(config.quantize, proto, plain, predictions, clips, most)
         rows = pd.DataFrame(choice.variants)
-        notes.append(rows.to_string(index=False, float_format=lambda value: f"{value:.2f}"))
+        note(rows.to_string(index=False, float_format=lambda value: f"{value:.2f}"))
     metadata["quantize"] = NONE if choice.name == FLOAT32 else choice.name
     metadata["frames_free"] = frames_free(choice.proto)
     if choice.predictions is not None:
         metadata |= clips.score(choice.predictions, loaded.geometry)
     onnx_graph.describe(choice.proto, metadata)
-    return Exported(choice, metadata, difference, onnx_ms, torch_ms, clips, not_scored, notes)
+    return Exported(choice, metadata, difference, onnx_ms, torch_ms, clips, not_scored)
 
 
 def describe_model(loaded: LoadedModel) -> dict[str, Any]:

@@ -140,6 +140,11 @@ def other_model(config: Config) -> "OtherModel | None":
         classifier = open_registered(
             uri, config.registered_model_name, device="cpu", parameter="compare_with"
         )
+        if classifier.views > 1:
+            raise UserError(
+                f"compare_with: {uri} averages {classifier.views} views in its graph. Needed: a "
+                "model exported with views_in_graph=1."
+            )
         name = f"the model {uri} (one center crop, {config.num_clips} clip(s))"
         return OtherModel(name, classifier)
     table_uri, protocol = predictions_uri(uri)

@@ -41,7 +41,10 @@ def resolve_checkpoint_paths(config: Config, run_id: str) -> tuple[Config, str |
     """
     auto_dir = config.checkpoint_dir == AUTO
     folder = Path("checkpoints", run_id) if auto_dir else Path(config.checkpoint_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"checkpoint_dir: {folder} cannot be made: {error.strerror}.") from None
     config = config.replace(checkpoint_dir=str(folder))
     if config.resume == NONE:
         return config, None

@@ -69,7 +69,7 @@ def test_every_default_is_allowed_as_text(name: str) -> None:
         ("clip_len", "a whole number from 1 or auto"),
         ("optimizer", "sgd or adamw"),
         ("channels_last", "True or False or auto"),
-        ("seed", "a whole number from 0"),
+        ("seed", "a whole number from 0 up to 4294967295"),
         ("gt_csv", "text"),
     ],
 )

@@ -45,6 +45,13 @@ def updates_of(config: Config) -> int:
     return int(read_training_state(Path(config.resume))["updates"])
 
 
+def test_a_checkpoint_dir_that_is_a_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    config = Config(checkpoint_dir=str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"^checkpoint_dir: .*file cannot be made: File exists"):
+        resolve_checkpoint_paths(config, "run")
+
+
 def test_auto_continues_the_newest_and_skips_a_truncated_one_by_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from filelock import FileLock
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -80,6 +80,8 @@ def write_cache(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
+            for leftover in folder.glob(".tmp*"):  # of safetensors, in a writer that was killed
+                leftover.unlink()
             writer = _Writer(annotations, ImageFiles(data_path, resize_size), folder)
             missing = [n for n in range(len(writer)) if not _file(folder, n).exists()]
             workers = min(num_workers, len(missing))
@@ -216,10 +218,10 @@ class _Writer(Dataset[int]):
         path = _file(self.folder, number)
         try:
             with atomic_write(path) as partial:
-                # save_file would leave a partial file of another name when it is killed, and makes
-                # files that only their owner may read; a cache may be shared.
-                partial.write_bytes(save(frames))
-        except OSError as error:
+                save_file(frames, partial)
+                # safetensors makes files that only their owner may read; a cache may be shared.
+                partial.chmod((self.folder / INDEX).stat().st_mode)
+        except (OSError, SafetensorError) as error:
             raise _not_written(path, error) from None
         return number
 

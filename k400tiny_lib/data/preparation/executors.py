@@ -98,7 +98,10 @@ def map_unordered(
     running: dict[Future[Result], Task] = {}
     while True:
         for task in islice(remaining, workers * _TASKS_PER_WORKER - len(running)):
-            running[executor.submit(function, task)] = task
+            try:
+                running[executor.submit(function, task)] = task
+            except BrokenProcessPool:
+                raise _worker_died(task) from None
         if not running:
             return
         done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -107,10 +110,7 @@ def map_unordered(
             try:
                 yield task, future.result()
             except BrokenProcessPool:
-                raise UserError(
-                    f"data_path: a worker process died, perhaps for lack of memory, at {task}. "
-                    "Give decode_workers a smaller number, or take that file out."
-                ) from None
+                raise _worker_died(task) from None
             except ModuleNotFoundError as error:
                 raise UserError(
                     f"dask_scheduler: its workers lack {error.name!r}. {_DASK_NEEDED}"
@@ -136,3 +136,10 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+def _worker_died(task: object) -> UserError:
+    return UserError(
+        f"data_path: a worker process died, perhaps for lack of memory, at {task}. "
+        "Give decode_workers a smaller number, or take that file out."
+    )

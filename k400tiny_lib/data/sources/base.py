@@ -59,11 +59,12 @@ class Source(Protocol):
 
 
 class Layout(NamedTuple):
-    """A kind of CSV: the columns that it needs, and the source that reads it."""
+    """A kind of CSV: the columns that it needs, the source that reads it, an optional column."""
 
     name: str
     columns: tuple[str, ...]
     open: Callable[[Config, pd.DataFrame], Source]
+    optional: str = ""
 
 
 # By the whole of data_path, or by its scheme (the part before `://`).
@@ -72,8 +73,8 @@ SOURCES: dict[str, Callable[[Config], Source]] = {"sample": RenderedSample}
 # By the columns of gt_csv; the first layout that fits is used.
 CSV_LAYOUTS = (
     Layout("frame folders", ("folder_name", "youtube_id", "label"), FrameFolders),
-    Layout("videos", ("file", "label"), Videos),
-    Layout("Kinetics videos", ("label", "youtube_id", "time_start", "time_end"), Videos),
+    Layout("videos", ("file", "label"), Videos, "youtube_id"),
+    Layout("Kinetics videos", ("label", "youtube_id", "time_start", "time_end"), Videos, "split"),
 )
 
 
@@ -92,7 +93,7 @@ def open_source(config: Config) -> Source:
             return Videos(config, folders.table, folders.stamps)
         return FrameFolders(config, folders.table, folders.stamps)
     config = config.replace(gt_csv=absolute(config.gt_csv))
-    table = read_csv(config.gt_csv)
+    table = read_csv(config.gt_csv, f"a CSV with one of these layouts: {_layouts()}")
     for layout in CSV_LAYOUTS:
         if set(layout.columns) <= set(table.columns):
             return layout.open(config, table)
@@ -103,8 +104,14 @@ def _unknown_layout(gt_csv: str, columns: list[str]) -> UserError:
     """Name the first column that the most similar layout has and the CSV has not."""
     nearest = max(CSV_LAYOUTS, key=lambda layout: len(set(columns) & set(layout.columns)))
     missing = next(name for name in nearest.columns if name not in columns)
-    layouts = "; ".join(f"{','.join(layout.columns)} ({layout.name})" for layout in CSV_LAYOUTS)
     return UserError(
         f"gt_csv: no column {missing!r} in {Path(gt_csv).name} (found: {', '.join(columns)}). "
-        f"Needed: {', '.join(nearest.columns)}. The layouts are {layouts}."
+        f"Needed: {', '.join(nearest.columns)}. The layouts are {_layouts()}."
+    )
+
+
+def _layouts() -> str:
+    return "; ".join(
+        f"{','.join(layout.columns)}{layout.optional and f'[,{layout.optional}]'} ({layout.name})"
+        for layout in CSV_LAYOUTS
     )

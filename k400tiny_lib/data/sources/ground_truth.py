@@ -52,15 +52,15 @@ class GroundTruth:
     notes: list[str] = field(default_factory=list)
 
 
-def read_csv(gt_csv: str) -> pd.DataFrame:
-    """Read a CSV, local or remote, as text columns.
+def read_csv(gt_csv: str, needed: str = "a CSV with one row per clip") -> pd.DataFrame:
+    """Read a CSV, local or remote, as text columns; `needed` says what it should be.
 
     Raises:
         UserError: if it is missing, no CSV or without rows.
     """
     csv = fetch(gt_csv, "gt_csv")
     if not csv.is_file():
-        raise UserError(f"gt_csv: {csv} does not exist. Needed: a CSV with one row per clip.")
+        raise UserError(f"gt_csv: {csv} does not exist. Needed: {needed}.")
     try:
         table = pd.read_csv(csv, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors

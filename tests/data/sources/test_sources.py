@@ -111,6 +111,14 @@ def test_class_folders_of_videos_or_clips_need_no_csv(tmp_path: Path) -> None:
     assert source.ground_truth.table["folder_name"].tolist() == ["yoga/c1"]
 
 
+def test_a_csv_that_is_not_there_is_refused_with_the_layouts_that_it_may_have(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "in").mkdir()
+    with pytest.raises(UserError, match=r"does not exist\. Needed: .*file,label\[,youtube_id\]"):
+        read(str(tmp_path / "in"), str(tmp_path / "none.csv"), "youtube_id")
+
+
 def test_rows_that_are_all_bad_are_all_named(tmp_path: Path) -> None:
     data = touch(tmp_path / "in", "a.mp4", "b.mp4")
     gt = csv(tmp_path / "gt.csv", "file,label", "a.mp4, ", "b.mp4,")
