@@ -23,6 +23,7 @@ from k400tiny_lib.config.declaration import AUTO, NONE, StepName, declared_param
 from k400tiny_lib.models.architectures import ARCHITECTURES  # imports no torch
 
 _DEFAULT_MODEL = "r2plus1d_18"
+SAMPLE = "sample"  # the data_path of the rendered sample
 _WITH_MODEL: tuple[StepName, ...] = ("train", "evaluate", "export_onnx")
 # Values of `augmentation` that mix the clips of a batch: rows of data.loading.augmentation's table,
 # which imports torch, with a `per_batch`.
@@ -75,7 +76,7 @@ class Config(
     input: str = param("", "predict", required_in=("predict",))
     """A frame folder, a video file, or a directory of either."""
     data_path: str = param(
-        "sample", "prepare_data", *_WITH_MODEL, required_in=("train", "evaluate"), in_recipe=False
+        SAMPLE, "prepare_data", *_WITH_MODEL, required_in=("train", "evaluate"), in_recipe=False
     )
     """Directory or URI with frame folders or videos, named by gt_csv or in one folder per class;
     `sample` to render one."""

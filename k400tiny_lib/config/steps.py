@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from k400tiny_lib.config.declaration import AUTO, NONE
-from k400tiny_lib.config.parameters import MIXING_AUGMENTATIONS, PARAMETERS, Config
+from k400tiny_lib.config.parameters import MIXING_AUGMENTATIONS, PARAMETERS, SAMPLE, Config
 from k400tiny_lib.config.recipes import load_recipe
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.models.architectures import ARCHITECTURES
@@ -90,7 +90,7 @@ def resolve(step: str, texts: Mapping[str, str]) -> Config:
     if step == "main":
         recipe = values.get("recipe", AUTO)
         if recipe == AUTO:
-            recipe = "sample" if values.get("data_path", "sample") == "sample" else "k400tiny"
+            recipe = "sample" if values.get("data_path", SAMPLE) == SAMPLE else "k400tiny"
         values = load_recipe(recipe) | values | {"recipe": recipe}
     config = read_config(values)
     _check_together(config, step)
@@ -171,7 +171,7 @@ def _check_together(config: Config, step: str) -> None:
                     f"{name}: {getattr(config, name)} without annotations. Needed: the clips to "
                     "calibrate and to judge on (-P annotations=..., -P data_path=...)."
                 )
-    if config.data_path == "sample" and config.gt_csv != NONE:
+    if config.data_path == SAMPLE and config.gt_csv != NONE:
         raise UserError("gt_csv: the rendered sample has its own. Give data_path too.")
 
 

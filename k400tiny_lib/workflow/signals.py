@@ -6,6 +6,7 @@ are therefore deferred while the step imports MLflow, and raise KeyboardInterrup
 
 import os
 import signal
+import sys
 import threading
 import time
 from types import FrameType
@@ -22,6 +23,7 @@ def defer() -> None:
     """
     signal.signal(signal.SIGINT, _on_signal)
     signal.signal(signal.SIGTERM, _on_signal)
+    sys.unraisablehook = _on_unraisable
     threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
 
 
@@ -39,6 +41,17 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     first, _pending = not _pending, True
     if _armed and first:
         raise KeyboardInterrupt
+
+
+def _on_unraisable(error: "sys.UnraisableHookArgs") -> None:
+    """Send the signal again where Python ignores the exception: in a finalizer or a callback."""
+    global _pending
+    if issubclass(error.exc_type, KeyboardInterrupt):
+        _pending = False
+        # A little later, for an exception within this hook would be ignored too.
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    else:
+        sys.__unraisablehook__(error)
 
 
 def _watch_parent(parent: int) -> None:

@@ -10,12 +10,12 @@ import pytest
 
 SCRIPT = """
 import sys, time
-from k400tiny_lib.workflow import signals as interruption
-interruption.defer()
+from k400tiny_lib.workflow import signals
+signals.defer()
 print("deferred", flush=True)
 time.sleep(1)
 try:
-    interruption.arm()
+    signals.arm()
     print("armed", flush=True)
     time.sleep(30)
 except KeyboardInterrupt:
@@ -43,6 +43,29 @@ def test_one_signal_or_two_end_in_one_orderly_way(number: int, wait_until_armed:
     process.send_signal(signal.SIGTERM)
     assert process.communicate(timeout=20)[0] == "cleaned up\n"
     assert process.returncode == 0
+
+
+def test_a_signal_during_a_finalizer_whose_exceptions_python_ignores_ends_the_step() -> None:
+    script = """
+import os, signal, time
+from k400tiny_lib.workflow import signals
+class Finalized:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+signals.defer()
+signals.arm()
+try:
+    finalized = Finalized()
+    del finalized
+    time.sleep(10)
+except KeyboardInterrupt:
+    print("cleaned up")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("cleaned up\n", "")
 
 
 def test_a_step_ends_when_its_parent_is_killed() -> None:

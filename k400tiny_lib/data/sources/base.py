@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 import pandas as pd
 
 from k400tiny_lib.config import NONE, Config
+from k400tiny_lib.config.parameters import SAMPLE
 from k400tiny_lib.data.sources.class_folders import list_class_folders
 from k400tiny_lib.data.sources.frame_folders import FrameFolders
 from k400tiny_lib.data.sources.ground_truth import GroundTruth, read_csv
@@ -68,7 +69,7 @@ class Layout(NamedTuple):
 
 
 # By the whole of data_path, or by its scheme (the part before `://`).
-SOURCES: dict[str, Callable[[Config], Source]] = {"sample": RenderedSample}
+SOURCES: dict[str, Callable[[Config], Source]] = {SAMPLE: RenderedSample}
 
 # By the columns of gt_csv; the first layout that fits is used.
 CSV_LAYOUTS = (
