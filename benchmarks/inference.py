@@ -240,7 +240,7 @@ def report(data: Path, clips: int, rounds: int) -> str:
             f"weights, {len(names)} classes, {in_words(GEOMETRY)}; "
             f"{len(timed)} clips of {len(frame_files(timed[0]))} JPEG frames a round. Medians of "
             f"{rounds} rounds in turns.",
-            "## Labelling",
+            "## Labeling",
             "The reference decodes every frame with OpenCV and runs PyTorch; ours is what "
             "`predict` does, which decodes the frames that it needs while the model computes.",
             markdown(("batch", "", "ms a clip", "clips/s", "x reference", "x float32", "MB"), rows),
