@@ -1,17 +1,19 @@
 """Decode videos into frame folders of 40 frames each, like the clips of K400-Tiny.
 
-A folder gets its name when it is complete, and has the digest of its video in a hidden file. While
-the video is the same, it is not decoded again. So a killed run continues where it was, and leaves
-no incomplete folder.
+A clip shows a whole video or a segment of it. Its folder gets its name when it is complete, and has
+the digest of its video in a hidden file. While the video is the same, it is not decoded again. So a
+killed run continues where it was, and leaves no incomplete folder.
 """
 
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,11 +25,14 @@ from k400tiny_lib.data.preparation.content_index import ContentIndex
 from k400tiny_lib.data.preparation.executors import map_unordered, open_executor
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.files import combine_digests, fetch_file, file_digest, is_remote
-from k400tiny_lib.media.video import Image, sample_video
+from k400tiny_lib.media.frames import is_frame
+from k400tiny_lib.media.video import Image, Segment, VideoIndex, index_video, sample_video
 
-_DIGEST_FILE = ".source"  # in a finished folder: the digest of its video
-_INDEX_ROOT = "video"  # of the content index: video URI -> [digest, problem]
-_RESIZING = "k400tiny_lib.data.loading.transforms"  # imports torch, which takes seconds
+_SOURCE_FILE = ".source"  # in a finished folder: what it was decoded from, see `_Source`
+_DIGESTS = "digest"  # in the content index: video URI -> digest
+_PROBLEMS = "problem"  # in the content index: video URI and segment -> what is wrong
+_BATCH = 8  # segments of a file per task: few enough to bound the results in memory
+_REMOTE_BATCH = 64  # a task copies its file once
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class FrameSettings:
     num_frames: int = 40
     size: int = 336
     quality: int = 90
+    version: int = 2  # raise it when the same video and settings give other pixels
 
     @property
     def digest(self) -> str:
@@ -51,139 +57,260 @@ class VideoFile(NamedTuple):
     stamp: str  # changes when the file does (size, time, inode or entity tag)
 
 
-class Task(NamedTuple):
-    """One clip to decode: plain data that can be sent to another machine."""
+class VideoPart(NamedTuple):
+    """What a clip shows: a video, or a segment of it."""
 
-    name: str
     video: VideoFile
+    segment: Segment | None = None
+
+
+class Task(NamedTuple):
+    """Clips of one video to decode: plain data that can be sent to another machine."""
+
+    video: VideoFile
+    clips: tuple[tuple[str, Segment | None], ...]  # name and segment
     settings: FrameSettings
+    max_bad_frames: float = 0.1
+    digest: str = ""  # of the video; empty if it is not known yet
 
 
 class Decoded(NamedTuple):
-    """A decoded video."""
+    """One decoded clip."""
 
-    digest: str  # of the file; empty if it cannot be read
     frames: Sequence[bytes] = ()  # JPEG files in order of time; none if the video is bad
+    note: str = ""  # about frames that could not be decoded
     problem: str = ""  # why the video is bad
 
 
-def digest_videos(videos: Mapping[str, VideoFile], index: ContentIndex) -> dict[str, str]:
-    """Digest the bytes of each clip's video; unchanged videos are not read again.
+class Decodings(NamedTuple):
+    """What is known about clips after they were decoded: name -> text."""
+
+    bad: dict[str, str]  # reasons
+    notes: dict[str, str]  # of clips that are used in spite of some damage
+
+
+class _Source(NamedTuple):
+    """What a finished folder was decoded from."""
+
+    digest: str  # of the video
+    segment: str = ""
+    note: str = ""
+    max_bad_frames: float = 0.0
+
+    def is_current(self, digest: str, segment: Segment | None, max_bad_frames: float) -> bool:
+        """Whether decoding again would give the same; an undamaged video has any share."""
+        same = (self.digest, self.segment) == (digest, _text(segment))
+        return same and (not self.note or self.max_bad_frames == max_bad_frames)
+
+
+def digest_videos(videos: Iterable[VideoFile], index: ContentIndex) -> dict[VideoFile, str]:
+    """Digest the bytes of videos, each once; unchanged ones are not read again.
 
     Returns:
-        Clip name -> digest, empty for a video that cannot be read.
+        Video -> digest, empty for one that cannot be read.
     """
-    known = _load(index)
-    digests, rows = {}, []
-    for name, video in videos.items():
+    known = _known_digests(index)
+    digests: dict[VideoFile, str] = {}
+    rows = []
+    for video in dict.fromkeys(videos):
         if video in known:
-            digests[name], _ = known[video]
+            digests[video] = known[video]
             continue
         try:
             with _local_file(video.uri) as path:
-                digests[name] = file_digest(path)
+                digests[video] = file_digest(path)
         except OSError:  # decoding reports what is wrong with it
-            digests[name] = ""
+            digests[video] = ""
         else:
-            rows.append(_index_row(video, digests[name], None))  # not decoded yet
+            rows.append((*video, digests[video]))
     if rows:
-        index.save(_INDEX_ROOT, rows)
+        index.save(_DIGESTS, rows)
     return digests
 
 
 def plan(
-    videos: Mapping[str, VideoFile], target: Path, settings: FrameSettings, index: ContentIndex
-) -> tuple[list[Task], dict[str, str]]:
+    clips: Mapping[str, VideoPart],
+    target: Path,
+    settings: FrameSettings,
+    index: ContentIndex,
+    max_bad_frames: float = 0.1,
+) -> tuple[dict[str, VideoPart], Decodings]:
     """Find out what has to be decoded.
 
     Returns:
-        A task for each clip without an up-to-date folder, and the clips whose videos are known to
-        be bad: name -> reason.
+        The clips without an up-to-date folder, and what is known about the others: those whose
+        videos are bad, and the notes of those that are finished.
     """
-    decoded = {name: digest for name in videos if (digest := _decoded_digest(target / name))}
-    digests = digest_videos({name: videos[name] for name in decoded}, index)
-    known = _load(index)
-    tasks, bad = [], {}
-    for name, video in videos.items():
-        if name in decoded and decoded[name] == digests[name]:
+    sources = {name: source for name in clips if (source := _read_source(target / name))}
+    digests = digest_videos([clips[name].video for name in sources], index)
+    problems = index.load(_PROBLEMS)
+    todo: dict[str, VideoPart] = {}
+    done = Decodings({}, {})
+    for name, part in clips.items():
+        source = sources.get(name)
+        if source and source.is_current(digests[part.video], part.segment, max_bad_frames):
+            if source.note:
+                done.notes[name] = source.note
             continue
-        _, problem = known.get(video, ("", None))
-        if problem:
-            bad[name] = problem
+        signature, problem = problems.get(_problem_key(part), ("", ""))
+        if problem and signature == _problem_signature(part, settings, max_bad_frames):
+            done.bad[name] = problem
         else:
-            tasks.append(Task(name, video, settings))
-    return tasks, bad
+            todo[name] = part
+    return todo, done
 
 
 def decode_videos(
-    videos: Mapping[str, VideoFile],
+    clips: Mapping[str, VideoPart],
     target: Path,
     settings: FrameSettings,
     index: ContentIndex,
     *,
     scheduler: str,
     workers: int | str,
-) -> dict[str, str]:
-    """Make a frame folder below `target` of every clip's video that has none yet.
+    max_bad_frames: float = 0.1,
+) -> Decodings:
+    """Make a frame folder below `target` of every clip that has none yet.
 
     Workers decode and this process writes, so they need to read the videos, but not the target.
     Their number and their scheduler are those of `open_executor`; the index receives the results.
 
+    Args:
+        clips: names, of which none is a folder above another one, and what they show.
+        target: directory of the frame folders.
+        settings: of the frames.
+        index: digests and problems of former runs.
+        max_bad_frames: share of the frames that may be damaged, in [0, 1].
+
     Returns:
-        The clips whose videos cannot be decoded: name -> reason.
+        The clips that cannot be decoded, and notes about damaged ones: name -> text.
 
     Raises:
         UserError: if the workers cannot be used.
     """
     target.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(target)
-    tasks, bad = plan(videos, target, settings, index)
-    if not tasks:
-        return bad
-    with open_executor(scheduler, workers, preload=(__name__, _RESIZING)) as (executor, count):
-        results = map_unordered(executor, count, decode, tasks)
-        for task, decoded in tqdm(results, "decode", len(tasks), unit="video", mininterval=1):
-            if decoded.problem:
-                bad[task.name] = decoded.problem
-                shutil.rmtree(target / task.name, ignore_errors=True)
-            else:
-                _write_folder(target, task.name, decoded)
-            if decoded.digest:  # else it could not be read, which may be temporary
-                row = _index_row(task.video, decoded.digest, decoded.problem)
-                index.save(_INDEX_ROOT, [row])
-    return bad
+    todo, done = plan(clips, target, settings, index, max_bad_frames)
+    if not todo:
+        return done
+    digests: dict[VideoFile, str] = {}  # grows while tasks are made
+    tasks = _tasks(todo, digests, settings, max_bad_frames)
+    with (
+        open_executor(scheduler, workers, preload=(__name__,)) as (executor, count),
+        tqdm(total=len(todo), desc="decode", unit="clip", mininterval=1) as progress,
+    ):
+        for task, (digest, results) in map_unordered(executor, count, decode, tasks):
+            problems = []
+            for (name, segment), decoded in zip(task.clips, results, strict=True):
+                if decoded.problem:
+                    part = VideoPart(task.video, segment)
+                    signature = _problem_signature(part, settings, max_bad_frames)
+                    problems.append((_problem_key(part), signature, decoded.problem))
+                    done.bad[name] = decoded.problem
+                    _remove_clip(target / name)
+                    continue
+                source = _Source(digest, _text(segment), decoded.note, max_bad_frames)
+                _write_folder(target, name, decoded.frames, source)
+                if decoded.note:
+                    done.notes[name] = decoded.note
+            progress.update(len(results))
+            if digest:  # else it could not be read, which may be temporary
+                if task.video not in digests:
+                    index.save(_DIGESTS, [(*task.video, digest)])
+                digests[task.video] = digest
+                if problems:
+                    index.save(_PROBLEMS, problems)
+    return done
 
 
-def decode(task: Task) -> Decoded:
-    """Decode one video into JPEG frames: short side and center crop as the settings say.
+def _tasks(
+    clips: Mapping[str, VideoPart],
+    digests: Mapping[VideoFile, str],
+    settings: FrameSettings,
+    max_bad_frames: float,
+) -> Iterator[Task]:
+    """Batches of clips of one file; a file whose digest is known by then is not read for it."""
+    by_video = defaultdict[VideoFile, list[tuple[str, Segment | None]]](list)
+    for name, part in clips.items():
+        by_video[part.video].append((name, part.segment))
+    for video, parts in by_video.items():
+        size = _REMOTE_BATCH if is_remote(video.uri) else _BATCH
+        for start in range(0, len(parts), size):
+            batch = tuple(parts[start : start + size])
+            yield Task(video, batch, settings, max_bad_frames, digests.get(video, ""))
+
+
+def decode(task: Task) -> tuple[str, list[Decoded]]:
+    """Decode clips of one video into JPEG frames: short side and center crop as the settings say.
 
     The same video and settings give the same bytes on every worker. What is wrong with a video is
     part of the result.
-    """
-    import torch  # only here and in _jpeg: main plans without waiting for it
 
-    torch.set_num_threads(1)  # there is one worker per core
-    settings, path, digest = task.settings, Path(task.video.uri), ""
+    Returns:
+        The digest of the file, empty if it cannot be read, and one result per clip.
+    """
+    path, digest = Path(task.video.uri), task.digest
     try:
         with _local_file(task.video.uri) as path:
-            digest = file_digest(path)
-            frames = sample_video(path, settings.num_frames, lambda image: _jpeg(image, settings))
+            digest = digest or _digest_once(str(path), task.video.stamp)
+            index = _index_once(str(path), task.video.stamp)
+            return digest, [_decode_clip(path, segment, index, task) for _, segment in task.clips]
     except UserError as error:
-        return Decoded(digest, problem=str(error).replace(f"{path} ", "").rstrip("."))
+        problem = _about_the_video(error, path)
     except OSError as error:
-        return Decoded(digest, problem=f"cannot be read: {error.strerror or error}")
-    return Decoded(digest, frames)
+        problem = f"cannot be read: {error.strerror or error}"
+    return digest, [Decoded(problem=problem)] * len(task.clips)
 
 
-def _jpeg(image: Image, settings: FrameSettings) -> bytes:
-    import torch
+def _decode_clip(path: Path, segment: Segment | None, index: VideoIndex, task: Task) -> Decoded:
+    settings = task.settings
+    if problem := _ends_after(segment, index):
+        return Decoded(problem=problem)
+    try:
+        sampled = sample_video(
+            path,
+            settings.num_frames,
+            side=settings.size,
+            segment=segment,
+            max_bad_frames=task.max_bad_frames,
+            index=index,
+        )
+    except UserError as error:
+        return Decoded(problem=_about_the_video(error, path))
+    return Decoded([_jpeg(frame, settings.quality) for frame in sampled.frames], sampled.note)
 
-    from k400tiny_lib.data.loading.transforms import resize_and_crop
 
-    frames = torch.from_numpy(image)[None]  # (H, W, C) -> (1, H, W, C)
-    resized = resize_and_crop(frames, settings.size, settings.size)  # (C, 1, S, S)
-    bgr = resized[:, 0].flip(0).permute(1, 2, 0).contiguous().numpy()  # (C, S, S) -> (S, S, C)
-    _, jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, settings.quality])
+def _ends_after(segment: Segment | None, index: VideoIndex) -> str:
+    """Why a segment is not in its video; up to a second is a matter of rounding and of sound."""
+    if segment is None:
+        return ""
+    num_frames = len(index.times)
+    if segment.unit == "seconds":
+        if segment.end <= index.duration + 1:
+            return ""
+        return f"it ends at {segment.end:g} s, the video at {index.duration:.2f} s"
+    if segment.end <= num_frames + num_frames / max(index.duration, 1):
+        return ""
+    return f"it ends at frame {segment.end:g}, the video has {num_frames} frames"
+
+
+# A worker gets the batches of a file one after the other, and reads it for the first.
+@lru_cache(maxsize=2)
+def _digest_once(path: str, stamp: str) -> str:
+    return file_digest(Path(path))
+
+
+@lru_cache(maxsize=2)
+def _index_once(path: str, stamp: str) -> VideoIndex:
+    return index_video(Path(path))
+
+
+def _about_the_video(error: UserError, path: Path) -> str:
+    return str(error).replace(f"{path} ", "").rstrip(".")
+
+
+def _jpeg(frame: Image, quality: int) -> bytes:
+    _, jpeg = cv2.imencode(".jpg", frame[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
     return bytes(jpeg.tobytes())
 
 
@@ -199,36 +326,59 @@ def _local_file(uri: str) -> Iterator[Path]:
         yield path
 
 
-def _load(index: ContentIndex) -> dict[VideoFile, tuple[str, str | None]]:
-    """Video, as it is in the index -> its digest, and what is wrong with it (None: not decoded)."""
-    rows = index.load(_INDEX_ROOT).items()
-    return {VideoFile(uri, stamp): json.loads(fact) for uri, (stamp, fact) in rows}
+def _known_digests(index: ContentIndex) -> dict[VideoFile, str]:
+    rows = index.load(_DIGESTS).items()
+    return {VideoFile(uri, stamp): digest for uri, (stamp, digest) in rows}
 
 
-def _index_row(video: VideoFile, digest: str, problem: str | None) -> tuple[str, str, str]:
-    return video.uri, video.stamp, json.dumps([digest, problem])
+def _problem_key(part: VideoPart) -> str:
+    return f"{part.video.uri}#{_text(part.segment)}"
 
 
-def _decoded_digest(folder: Path) -> str:
-    """The digest of the video that a folder was decoded from; empty without a finished folder."""
+def _problem_signature(part: VideoPart, settings: FrameSettings, max_bad_frames: float) -> str:
+    return f"{part.video.stamp} {settings.digest} {max_bad_frames}"
+
+
+def _text(segment: Segment | None) -> str:
+    return "" if segment is None else f"{segment.start} {segment.end} {segment.unit}"
+
+
+def _read_source(folder: Path) -> _Source | None:
+    """What a folder was decoded from; None without a finished folder."""
     try:
-        return (folder / _DIGEST_FILE).read_text()
-    except OSError:
-        return ""
+        return _Source(*json.loads((folder / _SOURCE_FILE).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
-def _write_folder(target: Path, name: str, decoded: Decoded) -> None:
+def _write_folder(target: Path, name: str, frames: Sequence[bytes], source: _Source) -> None:
     folder = target / name
     partial = target / f".part-{os.getpid()}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    digits = max(2, len(str(len(decoded.frames) - 1)))
-    for number, frame in enumerate(decoded.frames):
+    digits = max(2, len(str(len(frames) - 1)))
+    for number, frame in enumerate(frames):
         (partial / f"frame{number:0{digits}d}.jpg").write_bytes(frame)
-    (partial / _DIGEST_FILE).write_text(decoded.digest)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)  # decoded from a former version of the video
-    partial.rename(folder)
+    (partial / _SOURCE_FILE).write_text(json.dumps(source))
+    _remove_clip(folder)  # decoded from a former version of the video
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial.rename(folder)
+        return
+    # It holds clips of a former run that gave them other names. The source comes last.
+    for path in sorted(partial.iterdir(), reverse=True):
+        path.rename(folder / path.name)
+    partial.rmdir()
+
+
+def _remove_clip(folder: Path) -> None:
+    """Remove the frames of a clip, and its folder unless that holds the folders of other clips."""
+    (folder / _SOURCE_FILE).unlink(missing_ok=True)  # first: without it the clip is not finished
+    if folder.is_dir():
+        for path in [path for path in folder.iterdir() if is_frame(path.name)]:
+            path.unlink()
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _remove_leftovers(target: Path) -> None:

@@ -4,21 +4,23 @@ A source is a class with the attributes and methods of `Source`, in its own modu
 `SOURCES` or in `CSV_LAYOUTS` makes it known.
 """
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
-
-import pandas as pd
 
 from k400tiny_lib.config import NONE, Config
 from k400tiny_lib.config.parameters import SAMPLE
 from k400tiny_lib.data.sources.class_folders import list_class_folders
 from k400tiny_lib.data.sources.frame_folders import FrameFolders
-from k400tiny_lib.data.sources.ground_truth import GroundTruth, read_csv
+from k400tiny_lib.data.sources.ground_truth import GroundTruth
 from k400tiny_lib.data.sources.rendered import RenderedSample
 from k400tiny_lib.data.sources.videos import Videos
+from k400tiny_lib.data.tables.names import plain_forms
+from k400tiny_lib.data.tables.reading import Table, read_table
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.files import absolute
+from k400tiny_lib.files import absolute, is_remote
+from k400tiny_lib.media.video import is_video
 
 
 class Source(Protocol):
@@ -60,23 +62,26 @@ class Source(Protocol):
 
 
 class Layout(NamedTuple):
-    """A kind of CSV: the columns that it needs, the source that reads it, an optional column."""
+    """A kind of table: the columns that it needs, the source that reads it, an optional column."""
 
     name: str
     columns: tuple[str, ...]
-    open: Callable[[Config, pd.DataFrame], Source]
+    open: Callable[..., Source]  # with config, the rows, and the notes of reading them as `notes`
     optional: str = ""
 
 
 # By the whole of data_path, or by its scheme (the part before `://`).
 SOURCES: dict[str, Callable[[Config], Source]] = {SAMPLE: RenderedSample}
 
-# By the columns of gt_csv; the first layout that fits is used.
+# By the columns of gt_csv (see `columns.known_columns`); the first layout that fits is used.
 CSV_LAYOUTS = (
-    Layout("frame folders", ("folder_name", "youtube_id", "label"), FrameFolders),
+    Layout("frame folders", ("folder_name", "label"), FrameFolders, "youtube_id"),
+    Layout("segments of videos", ("file", "label", "time_start", "time_end"), Videos, "youtube_id"),
+    Layout("segments in frames", ("file", "label", "frame_start", "frame_end"), Videos, "youtube_id"),
     Layout("videos", ("file", "label"), Videos, "youtube_id"),
     Layout("Kinetics videos", ("label", "youtube_id", "time_start", "time_end"), Videos, "split"),
 )
+_LOOKED_AT = 50  # names that decide between videos and frame folders
 
 
 def open_source(config: Config) -> Source:
@@ -94,20 +99,52 @@ def open_source(config: Config) -> Source:
             return Videos(config, folders.table, folders.stamps)
         return FrameFolders(config, folders.table, folders.stamps)
     config = config.replace(gt_csv=absolute(config.gt_csv))
-    table = read_csv(config.gt_csv, f"a CSV with one of these layouts: {_layouts()}")
+    table = read_table(config.gt_csv, f"a table with one of these layouts: {_layouts()}")
     for layout in CSV_LAYOUTS:
-        if set(layout.columns) <= set(table.columns):
-            return layout.open(config, table)
-    raise _unknown_layout(config.gt_csv, list(table.columns))
+        if set(layout.columns) <= set(table.rows.columns):
+            if layout.open in (FrameFolders, Videos):
+                return _open_clips(config, table, layout)
+            return layout.open(config, table.rows, notes=table.notes)
+    raise _unknown_layout(config.gt_csv, table)
 
 
-def _unknown_layout(gt_csv: str, columns: list[str]) -> UserError:
-    """Name the first column that the most similar layout has and the CSV has not."""
+def _open_clips(config: Config, table: Table, layout: Layout) -> Source:
+    """Open frame folders or videos: what lies at the names decides, and if unclear the column."""
+    rows = table.rows
+    column = "folder_name" if layout.open is FrameFolders else "file"
+    if column not in rows.columns:  # the list of Kinetics
+        return Videos(config, rows, notes=table.notes)
+    names = [name for name in rows[column].drop_duplicates()[:_LOOKED_AT] if name.strip()]
+    forms = [plain_forms(name, config.data_path) for name in names]
+    root = Path(config.data_path)
+    local = not is_remote(config.data_path)
+    folders = sum(local and any((root / form).is_dir() for form in found) for found in forms)
+    videos = sum(is_video(name) for name in names)
+    of_folders = rows.assign(folder_name=rows[column])
+    if folders or column == "folder_name":
+        if 2 * folders > len(names) or (column == "folder_name" and 2 * videos <= len(names)):
+            return FrameFolders(config, of_folders, notes=table.notes)
+    of_videos = rows.assign(file=rows[column]).drop(columns="folder_name", errors="ignore")
+    source = Videos(config, of_videos, notes=table.notes)
+    if source.is_empty and not videos:
+        return FrameFolders(config, of_folders, notes=table.notes)
+    return source
+
+
+def _unknown_layout(gt_csv: str, table: Table) -> UserError:
+    """Name the first column that the most similar layout has and the table has not."""
+    columns = list(table.rows.columns)
     nearest = max(CSV_LAYOUTS, key=lambda layout: len(set(columns) & set(layout.columns)))
     missing = next(name for name in nearest.columns if name not in columns)
+    row = table.first_line and f"; {table.first_line}"
+    marks = re.sub(r"[\w\s.,;|/\\'\"-]", "", columns[0])
+    hint = ""
+    if len(columns) == 1:
+        hint = f" Separated by {marks[0]!r}?" if marks else " Has it no header?"
     return UserError(
-        f"gt_csv: no column {missing!r} in {Path(gt_csv).name} (found: {', '.join(columns)}). "
-        f"Needed: {', '.join(nearest.columns)}. The layouts are {_layouts()}."
+        f"gt_csv: no column {missing!r} in {Path(gt_csv).name} (found: {', '.join(columns)}{row})."
+        f"{hint} Needed: {', '.join(nearest.columns)}, separated by commas. The layouts are "
+        f"{_layouts()}."
     )
 
 

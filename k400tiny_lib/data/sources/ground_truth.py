@@ -11,10 +11,10 @@ import pandas as pd
 
 from k400tiny_lib.config import NONE, Config
 from k400tiny_lib.data.sources.labels import unify_spelling
+from k400tiny_lib.data.tables.names import ESCAPES_DATA_PATH, leaves
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.files import fetch, file_digest, local_path
+from k400tiny_lib.files import file_digest, local_path
 
-ESCAPES_DATA_PATH = "its name leaves data_path"
 COLUMNS = ("folder_name", "youtube_id", "label", "group", "split")
 _SPLIT_BY_WORD = (
     dict.fromkeys(("train", "training"), "train")
@@ -52,27 +52,8 @@ class GroundTruth:
     notes: list[str] = field(default_factory=list)
 
 
-def read_csv(gt_csv: str, needed: str = "a CSV with one row per clip") -> pd.DataFrame:
-    """Read a CSV, local or remote, as text columns; `needed` says what it should be.
-
-    Raises:
-        UserError: if it is missing, no CSV or without rows.
-    """
-    csv = fetch(gt_csv, "gt_csv")
-    if not csv.is_file():
-        raise UserError(f"gt_csv: {csv} does not exist. Needed: {needed}.")
-    try:
-        table = pd.read_csv(csv, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
-        raise UserError(f"gt_csv: {csv} cannot be read: {str(error).strip()}") from None
-    table.columns = table.columns.str.strip()
-    if table.empty:
-        raise UserError(f"gt_csv: {csv} has no rows. Needed: one row per clip.")
-    return table
-
-
 def digest_csv(gt_csv: str) -> str:
-    """Digest of a CSV that `read_csv` has read; empty where folder names are the labels."""
+    """Digest of a table that `read_table` has read; empty where folder names are the labels."""
     return "" if gt_csv == NONE else file_digest(local_path(gt_csv))
 
 
@@ -102,7 +83,7 @@ def make_ground_truth(
 def clean_rows(table: pd.DataFrame) -> GroundTruth:
     """Repair labels, drop rows that cannot be used, keep one row per clip."""
     names = table["folder_name"].map(_normalize_name)
-    conditions = [names == "", table["label"].str.strip() == "", names.map(_escapes).astype(bool)]
+    conditions = [names == "", table["label"].str.strip() == "", names.map(leaves).astype(bool)]
     reasons = ["a row without a name", "it has no label", ESCAPES_DATA_PATH]
     chosen = np.select(conditions, reasons, default="")
     table, dropped = drop_rows(table.assign(folder_name=names), chosen)
@@ -141,13 +122,8 @@ def refuse_if_most_are_missing(
 
 
 def _normalize_name(name: str) -> str:
-    """A relative path without `.`, doubled or trailing slashes and spaces around it."""
-    name = name.strip()
-    return posixpath.normpath(name) if name else ""
-
-
-def _escapes(name: str) -> bool:
-    return name.startswith("/") or name in (".", "..") or name.startswith("../") or "\0" in name
+    """A relative path without `.` and doubled or trailing slashes."""
+    return posixpath.normpath(name) if name.strip() else ""
 
 
 def _add_groups(table: pd.DataFrame, group_by: str) -> tuple[pd.DataFrame, list[str]]:

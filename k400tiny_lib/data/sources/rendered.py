@@ -19,7 +19,8 @@ from k400tiny_lib.config import NONE, Config
 from k400tiny_lib.data.preparation.executors import map_unordered, open_executor
 from k400tiny_lib.data.sources.drawing import CLASSES, draw_frames
 from k400tiny_lib.data.sources.frame_folders import FrameFolders
-from k400tiny_lib.data.sources.ground_truth import GroundTruth, read_csv
+from k400tiny_lib.data.sources.ground_truth import GroundTruth
+from k400tiny_lib.data.tables.reading import read_table
 from k400tiny_lib.files import atomic_write, combine_digests, local_path
 from k400tiny_lib.system import available_cores
 
@@ -59,7 +60,7 @@ class RenderedSample:
     @cached_property
     def _rendered(self) -> FrameFolders:
         config = self.config.replace(data_path=str(self.directory), gt_csv=str(self._csv))
-        return FrameFolders(config, read_csv(config.gt_csv))
+        return FrameFolders(config, read_table(config.gt_csv).rows)
 
     @property
     def ground_truth(self) -> GroundTruth:

@@ -1,0 +1,307 @@
+"""Any table of labels that people have, as text columns with the names that the sources know.
+
+The separator, the encoding, the header's spelling and its usual synonyms are found out here. What
+cannot be understood is one line with the header, the first bad line and its number.
+"""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import fsspec
+import pandas as pd
+
+from k400tiny_lib.data.tables.columns import add_known_columns, known_columns, names_clips
+from k400tiny_lib.errors import UserError, one_line
+from k400tiny_lib.files import fetch
+from k400tiny_lib.media.video import is_video
+
+_NEEDED = "a CSV with one row per clip"
+_SEPARATORS = (",", ";", "\t", "|", " ")
+_SEPARATOR_LINE = re.compile(r"sep=(.)\s*", re.IGNORECASE)  # Excel's first line
+_VIDEO_FIRST = re.compile(r"(?P<file>.+?\.\w{2,4})\s+(?P<rest>\S.*)")  # `path label`, unquoted
+_SAMPLE = 200  # lines that decide about the separator
+_SHOWN = 60  # characters of a line in a message
+_BINARY = {
+    b"PK\x03\x04": "an Excel workbook or another ZIP file",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook",
+    b"PAR1": "a Parquet file",
+    b"SQLite": "a database",
+    b"%PDF": "a PDF",
+}
+_BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+
+
+class _Line(NamedTuple):
+    number: int  # of its first physical line in the file, from 1
+    fields: list[str]
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of a ground truth.
+
+    Attributes:
+        rows: text columns, as the file names them, and those that the sources know (see
+            `columns.add_known_columns`); never empty.
+        notes: remarks for the user, one line each.
+        first_line: number and text of the first row, for messages; "" for JSON.
+    """
+
+    rows: pd.DataFrame
+    notes: list[str] = field(default_factory=list)
+    first_line: str = ""
+
+
+def read_table(gt_csv: str, needed: str = _NEEDED) -> Table:
+    """Read a table, local or remote: CSV in any dialect, a list `path label`, or JSON records.
+
+    Args:
+        gt_csv: path or URI.
+        needed: what it should be, for the messages.
+
+    Raises:
+        UserError: if it is missing, no table, or has no rows.
+    """
+    path = fetch(gt_csv, "gt_csv")
+    notes: list[str] = []
+    text = _decode(path, _read(path, needed), needed, notes)
+    if text.lstrip().startswith(("[", "{")):
+        table = Table(_read_json(path, text), notes)
+    else:
+        table = _read_lines(path, text, notes)
+    if table.rows.empty:
+        raise UserError(f"gt_csv: {path} has no rows. Needed: one row per clip.")
+    rows, more = add_known_columns(table.rows, path.name)
+    return Table(rows, [*table.notes, *more], table.first_line)
+
+
+def _read(path: Path, needed: str) -> bytes:
+    if path.is_dir():
+        raise UserError(f"gt_csv: {path} is a directory. Needed: {needed}.")
+    if not path.exists():
+        raise UserError(f"gt_csv: {path} does not exist. Needed: {needed}.")
+    if not path.is_file():
+        raise UserError(f"gt_csv: {path} is no regular file. Needed: {needed}.")
+    try:
+        with fsspec.open(str(path), "rb", compression="infer") as file:  # also .gz, .zip, .xz
+            content: bytes = file.read()
+    except Exception as error:  # each compression has its own errors
+        raise UserError(f"gt_csv: {path} cannot be read: {one_line(error)}.") from None
+    if not content.strip():
+        raise UserError(f"gt_csv: {path} has no rows, it is empty. Needed: {needed}.")
+    return content
+
+
+def _decode(path: Path, content: bytes, needed: str, notes: list[str]) -> str:
+    """The text in its encoding, with line ends as \\n; a note says which if it is not UTF-8."""
+    for start, kind in _BINARY.items():
+        if content.startswith(start):
+            raise UserError(f"gt_csv: {path} is {kind}. Needed: save it as CSV (UTF-8).")
+    encodings = [e for mark, e in _BYTE_ORDER_MARKS.items() if content.startswith(mark)]
+    if not encodings and b"\0" in content[:4000]:  # UTF-16 without a mark has a zero in each letter
+        encodings = ["utf-16-le" if content[1:2] == b"\0" else "utf-16-be"]
+    for encoding in encodings or ("utf-8", "cp1252", "latin-1"):
+        try:
+            text = content.decode(encoding)
+            break
+        except UnicodeDecodeError:
+            continue
+    else:
+        raise UserError(f"gt_csv: {path} is not {encodings[0].upper()}. Needed: CSV in UTF-8.")
+    if any(letter < " " and letter not in "\t\n\r\f\v\x1a\x1c\x1d\x1e\x1f" for letter in set(text)):
+        raise UserError(f"gt_csv: {path} is no text but binary data. Needed: {needed}.")
+    if encoding not in ("utf-8", "utf-8-sig"):
+        notes.append(
+            f"gt_csv: {path.name} is not UTF-8 and was read as {encoding}. If labels look wrong, "
+            "save it as UTF-8."
+        )
+    return text.replace("\r\n", "\n").replace("\r", "\n").rstrip("\x1a")
+
+
+def _read_json(path: Path, text: str) -> pd.DataFrame:
+    """Records: a list of objects, or one object per line."""
+    try:
+        try:
+            records = json.loads(text, parse_int=str, parse_float=str)
+        except json.JSONDecodeError:
+            lines = [line for line in text.split("\n") if line.strip()]
+            records = [json.loads(line, parse_int=str, parse_float=str) for line in lines]
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"gt_csv: {path} is no JSON: {one_line(error)}.") from None
+    records = [records] if isinstance(records, dict) else records
+    if not all(isinstance(record, dict) for record in records):
+        raise UserError(f"gt_csv: {path} is JSON, but no list of objects. Needed: one per clip.")
+    rows = [{str(k): _json_text(v) for k, v in record.items()} for record in records]
+    return pd.DataFrame(rows, dtype=object).fillna("")
+
+
+def _json_text(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _read_lines(path: Path, text: str, notes: list[str]) -> Table:
+    separators: Sequence[str] = _SEPARATORS
+    lines = text.split("\n")
+    first = 0
+    if match := _SEPARATOR_LINE.fullmatch(lines[0]):
+        separators, first = (match[1],), 1
+    comments = 0
+    while first < len(lines) and (not lines[first].strip() or _is_comment(lines[first])):
+        comments += bool(lines[first].strip())
+        first += 1
+    if first == len(lines):
+        raise UserError(f"gt_csv: {path} has no rows. Needed: one row per clip.")
+    head, separator = _choose(lines[first : first + _SAMPLE], separators)
+    body = _split(path, lines, first, separator)
+    has_header = not head
+    if has_header:
+        head, body = body[0].fields, body[1:]
+    kept = [line for line in body if not _is_comment_row(line, len(head))]
+    comments += len(body) - len(kept)
+    if comments:
+        notes.append(f"gt_csv: {comments} line(s) of {path.name} that begin with # are comments")
+    first_line = f"line {kept[0].number}: {_show(lines[kept[0].number - 1])}" if kept else ""
+    table = _frame(path, head, kept)
+    return Table(table if has_header else _label_by_folder(table, notes), notes, first_line)
+
+
+def _is_comment(line: str) -> bool:
+    """Whether a line above the rows is a comment, and not a header such as `#label,file`."""
+    return line.startswith("#") and not any(names_clips(_cut(line, s)) for s in _SEPARATORS)
+
+
+def _is_comment_row(line: _Line, num_columns: int) -> bool:
+    """Whether a row is a comment: `# ...`, or # and another number of fields than the header."""
+    first = line.fields[0]
+    return first.startswith("# ") or (first.startswith("#") and len(line.fields) != num_columns)
+
+
+def _cut(line: str, separator: str) -> list[str]:
+    return next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])
+
+
+def _choose(lines: list[str], separators: Sequence[str]) -> tuple[list[str], str]:
+    """The columns of a file without a header (none: it has one), and the separator.
+
+    csv.Sniffer takes letters for separators; the names of the columns, or those of the videos,
+    decide more safely.
+    """
+    header = {separator: _cut(lines[0], separator) for separator in separators}
+    usable = [s for s in separators if names_clips(header[s])]
+    if usable:
+        return [], max(usable, key=lambda s: len(header[s]) if s != " " else 0)
+    filled = [line for line in lines if line.strip()]
+    for separator in separators:
+        if columns := _columns_without_header([_fields(line, separator) for line in filled]):
+            return columns, separator
+    visible = [s for s in separators if s != " "] or list(separators)
+    return [], max(visible, key=lambda s: len(header[s]))
+
+
+def _columns_without_header(rows: list[list[str]]) -> list[str]:
+    """The columns of rows that are data from the first on; none where that is not certain."""
+    width = len(rows[0])
+    rows = [row for row in rows if not row[0].startswith("#")]
+    if not all(len(row) == width for row in rows) or width > 3:
+        return []
+    has_videos = all(is_video(row[0]) for row in rows)
+    if width == 1:
+        return ["file"] if has_videos and all("/" in row[0] for row in rows) else []
+    numbers = all(row[-1].strip().isdecimal() for row in rows)
+    if not has_videos and not numbers:
+        return []
+    if width == 2:
+        return ["file", "label"]
+    return ["file", "num_frames", "label"] if all(row[1].strip().isdecimal() for row in rows) else []
+
+
+def _fields(line: str, separator: str) -> list[str]:
+    """The fields of one line; in a list `path label` both may hold spaces."""
+    if separator == " " and '"' not in line and (match := _VIDEO_FIRST.fullmatch(line.strip())):
+        if is_video(match["file"]):
+            number, _, label = match["rest"].partition(" ")
+            three = number.isdecimal() and label.strip()
+            return [match["file"], *([number, label.strip()] if three else [match["rest"]])]
+    line = " ".join(line.split()) if separator == " " else line
+    return _cut(line, separator)
+
+
+def _split(path: Path, lines: list[str], first: int, separator: str) -> list[_Line]:
+    """The rows with at least one filled field, and the lines that they begin in."""
+    if separator == " ":
+        rows = [_Line(n + 1, _fields(lines[n], " ")) for n in range(first, len(lines))]
+        return [row for row in rows if any(value.strip() for value in row.fields)]
+    reader = csv.reader(
+        io.StringIO("\n".join(lines[first:]), newline=""),
+        delimiter=separator,
+        skipinitialspace=True,
+    )
+    rows, begin = [], first
+    try:
+        for fields in reader:
+            rows.append(_Line(begin + 1, fields))
+            begin = first + reader.line_num
+    except csv.Error as error:
+        raise UserError(
+            f"gt_csv: line {begin + 1} of {path.name}: {one_line(error)}. Needed: an even number "
+            'of quotes (") in each row.'
+        ) from None
+    last = rows[-1]
+    if begin - last.number >= 1 and lines[last.number - 1].count('"') % 2:
+        raise UserError(
+            f"gt_csv: line {last.number} of {path.name} opens a quote (\") that no line closes: "
+            f"{_show(lines[last.number - 1])}. Needed: an even number of quotes in each row."
+        )
+    return [row for row in rows if any(value.strip() for value in row.fields)]
+
+
+def _frame(path: Path, head: list[str], rows: list[_Line]) -> pd.DataFrame:
+    """A data frame without nameless columns; refuses fields that no column has."""
+    columns = [name.strip().lstrip("#").strip() for name in head]
+    while len(columns) > 1 and not columns[-1]:
+        columns.pop()
+    # R writes row names in a column that its header does not count.
+    if rows and all(len(r.fields) == len(columns) + 1 and r.fields[0].isdecimal() for r in rows):
+        columns = ["", *columns]
+    width = len(columns)
+    for number, fields in rows:
+        if any(value.strip() for value in fields[width:]):
+            raise UserError(
+                f"gt_csv: line {number} of {path.name} has {len(fields)} fields, the header has "
+                f"{width} ({', '.join(columns)}): {_show(', '.join(fields))}. Quote labels "
+                "with commas."
+            )
+    if doubled := {n for n in known_columns(columns).values() if columns.count(n) > 1}:
+        raise UserError(
+            f"gt_csv: {path.name} has two columns {min(doubled)!r} (found: {', '.join(columns)}). "
+            "Needed: one name per column."
+        )
+    values = [[*fields[:width], *[""] * (width - len(fields))] for _, fields in rows]
+    table = pd.DataFrame(values, columns=columns, dtype=object)
+    named = [bool(name) and name not in columns[:n] for n, name in enumerate(columns)]
+    return table.loc[:, named]
+
+
+def _show(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
+
+
+def _label_by_folder(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
+    """Labels of a list without any (UCF101's test lists), or with ids that only number folders."""
+    folders = table["file"].map(lambda name: PurePosixPath(name).parent.name)
+    if "label" in table.columns:
+        pairs = set(zip(table["label"], folders, strict=True))
+        is_number = len(pairs) == table["label"].nunique() == folders.nunique() > 1
+        is_ucf = table["file"].map(lambda name: PurePosixPath(name).name.startswith("v_")).all()
+        if not (is_ucf and is_number and all(folders)):
+            return table
+        notes.append("gt_csv: its numbers are one per folder; the labels are the folders' names")
+    return table.assign(label=folders)
