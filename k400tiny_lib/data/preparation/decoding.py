@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cv2
+import numpy as np
 import psutil
 from tqdm import tqdm
 
@@ -27,7 +28,6 @@ from k400tiny_lib.media.video import Image, sample_video
 
 _DIGEST_FILE = ".source"  # in a finished folder: the digest of its video
 _INDEX_ROOT = "video"  # of the content index: video URI -> [digest, problem]
-_RESIZING = "k400tiny_lib.data.loading.transforms"  # imports torch, which takes seconds
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class FrameSettings:
     num_frames: int = 40
     size: int = 336
     quality: int = 90
+    scaling: str = "swscale bilinear"  # other pixels need another digest
 
     @property
     def digest(self) -> str:
@@ -140,7 +141,7 @@ def decode_videos(
     tasks, bad = plan(videos, target, settings, index)
     if not tasks:
         return bad
-    with open_executor(scheduler, workers, preload=(__name__, _RESIZING)) as (executor, count):
+    with open_executor(scheduler, workers, preload=(__name__,)) as (executor, count):
         results = map_unordered(executor, count, decode, tasks)
         for task, decoded in tqdm(results, "decode", len(tasks), unit="video", mininterval=1):
             if decoded.problem:
@@ -155,35 +156,26 @@ def decode_videos(
 
 
 def decode(task: Task) -> Decoded:
-    """Decode one video into JPEG frames: short side and center crop as the settings say.
+    """Decode one video into JPEG frames: squares of the size that the settings say.
 
     The same video and settings give the same bytes on every worker. What is wrong with a video is
     part of the result.
     """
-    import torch  # only here and in _jpeg: main plans without waiting for it
-
-    torch.set_num_threads(1)  # there is one worker per core
     settings, path, digest = task.settings, Path(task.video.uri), ""
     try:
         with _local_file(task.video.uri) as path:
             digest = file_digest(path)
-            frames = sample_video(path, settings.num_frames, lambda image: _jpeg(image, settings))
+            sampled = sample_video(path, settings.num_frames, side=settings.size)
     except UserError as error:
         return Decoded(digest, problem=str(error).replace(f"{path} ", "").rstrip("."))
     except OSError as error:
         return Decoded(digest, problem=f"cannot be read: {error.strerror or error}")
-    return Decoded(digest, frames)
+    return Decoded(digest, [_jpeg(image, settings.quality) for image in sampled.frames])
 
 
-def _jpeg(image: Image, settings: FrameSettings) -> bytes:
-    import torch
-
-    from k400tiny_lib.data.loading.transforms import resize_and_crop
-
-    frames = torch.from_numpy(image)[None]  # (H, W, C) -> (1, H, W, C)
-    resized = resize_and_crop(frames, settings.size, settings.size)  # (C, 1, S, S)
-    bgr = resized[:, 0].flip(0).permute(1, 2, 0).contiguous().numpy()  # (C, S, S) -> (S, S, C)
-    _, jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, settings.quality])
+def _jpeg(image: Image, quality: int) -> bytes:
+    bgr = np.ascontiguousarray(image[:, :, ::-1])
+    _, jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
     return bytes(jpeg.tobytes())
 
 
