@@ -15,7 +15,7 @@ from tqdm import tqdm
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.media.frames import frame_files, natural_key, read_images
 from k400tiny_lib.media.sampling import view_indices
-from k400tiny_lib.media.video import VIDEO_SUFFIXES, is_video, read_video
+from k400tiny_lib.media.video import VIDEO_SUFFIXES, is_video, sample_video
 from k400tiny_lib.serving.onnx_classifier import OnnxClassifier
 
 Frames = npt.NDArray[np.uint8]
@@ -59,7 +59,7 @@ def read_clip(path: Path, clip_len: int, views: int = 1) -> Frames:
     if path.is_dir():
         indices = view_indices(len(frame_files(path)), clip_len, views).ravel()
         return read_images(path, indices.tolist())
-    return read_video(path, clip_len, views)
+    return sample_video(path, clip_len, views=views).frames
 
 
 def label_inputs(

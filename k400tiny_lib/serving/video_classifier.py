@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.media.video import Limits, read_video
+from k400tiny_lib.media.video import Limits, sample_video
 from k400tiny_lib.serving.onnx_classifier import OnnxClassifier, open_classifier
 
 # The defaults of model_config. load_model(..., model_config={...}) overrides them and, for a served
@@ -93,7 +93,9 @@ class VideoClassifier(PythonModel):
             # A missing value is None or NaN.
             video = self._video({name: v for name, v in row.items() if isinstance(v, str)})
             with self.turns:
-                frames = read_video(video, self.model.clip_len, self.model.views, limits)
+                frames = sample_video(
+                    video, self.model.clip_len, views=self.model.views, limits=limits
+                ).frames
                 return self.model.best(self.model.predict(frames[None])[0], top_k)
         except UserError as error:
             raise UserError(f"video {number}: {error}") from None

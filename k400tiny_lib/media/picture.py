@@ -1,0 +1,94 @@
+"""One frame of a video as the square picture that models are trained on.
+
+PyAV does the work: colors and size change in one step from the decoder's planes, so that a 4K frame
+never exists as RGB. Without PyTorch, like everything in this directory.
+"""
+
+import struct
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import av
+import numpy as np
+import numpy.typing as npt
+from av.video.reformatter import Interpolation, VideoReformatter
+
+Image = npt.NDArray[np.uint8]
+
+SIDE = 336  # of the square; the short side of K400-Tiny's frames
+# A triangle filter as wide as the scale, which is torchvision's antialiased bilinear resize. The
+# others make colors as exact as luma, whatever the CPU.
+_SCALING = Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
+_WIDEST = 4  # long side / short side; beyond it the middle is cut out before scaling
+_ODDEST = 16  # pixels more than so many times as wide as high, or the reverse, are a mistake
+
+
+class Orientation(NamedTuple):
+    """How a player turns the decoded frames: first mirrored left to right, then turned."""
+
+    mirrored: bool = False
+    quarters: int = 0  # counterclockwise
+
+
+def orientation(frame: Any) -> Orientation:
+    """The orientation that a frame's display matrix asks for, rounded to quarter turns.
+
+    The matrix is that of the container, or of the stream where only that has one (H.264 SEI).
+    """
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return Orientation()
+    # A point (x, y), y downwards, is shown at (a x + c y, b x + d y).
+    a, b, _, c, d = struct.unpack_from("=5i", bytes(data))
+    if a * d == b * c:  # turns the picture into a line: all zeros, in practice
+        return Orientation()
+    sign = 1 if a * d > b * c else -1
+    clockwise = np.degrees(np.arctan2(sign * b, sign * a))
+    return Orientation(sign < 0, round(-clockwise / 90) % 4)
+
+
+class Squarer:
+    """Brings the frames of one stream to the same square.
+
+    Args:
+        side: of the square, in pixels.
+        pixel_aspect: width of a pixel over its height; None, 0 and extreme ones mean square.
+        turn: orientation of all frames.
+    """
+
+    def __init__(self, side: int, pixel_aspect: Fraction | None, turn: Orientation) -> None:
+        self._side = side
+        sane = pixel_aspect and Fraction(1, _ODDEST) <= pixel_aspect <= _ODDEST
+        self._pixel_aspect = pixel_aspect if sane and pixel_aspect else Fraction(1)
+        self._turn = turn
+        self._reformatter = VideoReformatter()  # keeps the filters of the last size
+
+    def __call__(self, frame: Any) -> Image:
+        """uint8 (side, side, 3), RGB: the upright center of a decoded frame."""
+        frame = self._cut(frame)
+        width, height = frame.width * self._pixel_aspect, Fraction(frame.height)
+        short = min(width, height)
+        # Rounded as torchvision's resize and center_crop do.
+        columns, rows = (int(self._side * length / short) for length in (width, height))
+        scaled = self._reformatter.reformat(
+            frame, columns, rows, "rgb24", interpolation=_SCALING, threads=1
+        )
+        image = scaled.to_ndarray()
+        if self._turn.mirrored:
+            image = np.fliplr(image)
+        image = np.rot90(image, self._turn.quarters)
+        top, left = (round((length - self._side) / 2) for length in image.shape[:2])
+        return np.ascontiguousarray(image[top : top + self._side, left : left + self._side])
+
+    def _cut(self, frame: Any) -> Any:
+        """Cut out the middle of a very long picture, which scaling would make enormous."""
+        width, height = frame.width * self._pixel_aspect, frame.height
+        if max(width, height) <= _WIDEST * min(width, height):
+            return frame
+        rgb = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        columns = min(frame.width, max(1, round(_WIDEST * height / self._pixel_aspect)))
+        rows = min(height, max(1, round(_WIDEST * width)))
+        # Cut as much on both sides.
+        left, top = (frame.width - columns) // 2, (height - rows) // 2
+        middle: Image = np.ascontiguousarray(rgb[top : height - top, left : frame.width - left])
+        return av.VideoFrame.from_ndarray(middle, format="rgb24")
