@@ -81,8 +81,9 @@ class Config(
     """Directory or URI with frame folders or videos, named by gt_csv or in one folder per class;
     `sample` to render one."""
     gt_csv: str = param(NONE, "prepare_data", in_recipe=False)
-    """Ground truth, a path or URI: folder_name,youtube_id,label or file,label[,youtube_id] or the
-    list of Kinetics; `none` for class folders and the sample."""
+    """Ground truth, a path or URI: file,label or folder_name,label, with youtube_id if known;
+    file,label,time_start,time_end for segments of long videos; the list of Kinetics; `none` for
+    class folders and the sample."""
     output_dir: str = param("data", "prepare_data", affects_result=False)
     """Directory or URI for what prepare_data renders and decodes, and its content index."""
     val_fraction: Fraction = param(0.1, "prepare_data")
@@ -95,6 +96,8 @@ class Config(
     """Keep the splits that a column `split` of gt_csv names, rather than draw new ones."""
     on_bad_clip: Literal["drop", "fail"] = param("drop", "prepare_data")
     """Bad clips: leave them out and say why, or stop."""
+    max_bad_frames: Rate = param(0.1, "prepare_data")
+    """Share of a video's frames that may be damaged; a video with more is a bad clip."""
     decode_workers: Count | Auto = param(AUTO, "prepare_data", affects_result=False)
     """Processes that decode videos; `auto` is one per core."""
     dask_scheduler: str = param(NONE, "prepare_data", affects_result=False, also="scheduler")

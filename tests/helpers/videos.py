@@ -7,7 +7,8 @@ import av
 import numpy as np
 
 from k400tiny_lib.data.preparation.content_index import ContentIndex
-from k400tiny_lib.data.preparation.decoding import FrameSettings, VideoFile, decode_videos
+from k400tiny_lib.data.preparation.decoding import VideoPart, decode_videos
+from k400tiny_lib.data.preparation.decoding_worker import FrameSettings
 from k400tiny_lib.data.sources.videos import list_videos
 
 SMALL = FrameSettings(num_frames=4, size=32)
@@ -41,13 +42,14 @@ def write_videos(root: Path) -> Path:
     return root
 
 
-def clips_of(folder: Path) -> dict[str, VideoFile]:
+def clips_of(folder: Path) -> dict[str, VideoPart]:
     """Its videos by name without suffix."""
-    return {name.partition(".")[0]: video for name, video in list_videos(str(folder)).items()}
+    videos = list_videos(str(folder)).items()
+    return {name.partition(".")[0]: VideoPart(video) for name, video in videos}
 
 
 def decode_all(folder: Path, target: Path, scheduler: str = "none") -> list[str]:
     """Decode the videos of a folder into 4 frames of 32 px; returns the bad ones."""
     index = ContentIndex(target.parent / "index.sqlite")
-    bad = decode_videos(clips_of(folder), target, SMALL, index, scheduler=scheduler, workers=2)
-    return sorted(bad)
+    decoded = decode_videos(clips_of(folder), target, SMALL, index, scheduler=scheduler, workers=2)
+    return sorted(decoded.bad)

@@ -8,25 +8,27 @@ killed run continues where it was, and leaves no incomplete folder.
 import json
 import os
 import shutil
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import psutil
 from tqdm import tqdm
 
+from k400tiny_lib.data.preparation import decoding_worker
 from k400tiny_lib.data.preparation.content_index import ContentIndex
+from k400tiny_lib.data.preparation.decoding_worker import (
+    FrameSettings,
+    Task,
+    VideoFile,
+    decode,
+    local_file,
+)
 from k400tiny_lib.data.preparation.executors import map_unordered, open_executor
-from k400tiny_lib.errors import UserError
-from k400tiny_lib.files import combine_digests, fetch_file, file_digest, is_remote
+from k400tiny_lib.files import file_digest, is_remote
 from k400tiny_lib.media.frames import is_frame
-from k400tiny_lib.media.video import Image, Segment, VideoIndex, index_video, sample_video
+from k400tiny_lib.media.video import Segment
 
 _SOURCE_FILE = ".source"  # in a finished folder: what it was decoded from, see `_Source`
 _DIGESTS = "digest"  # in the content index: video URI -> digest
@@ -35,51 +37,11 @@ _BATCH = 8  # segments of a file per task: few enough to bound the results in me
 _REMOTE_BATCH = 64  # a task copies its file once
 
 
-@dataclass(frozen=True)
-class FrameSettings:
-    """The frames that a video is decoded into; the defaults are the layout of K400-Tiny."""
-
-    num_frames: int = 40
-    size: int = 336
-    quality: int = 90
-    version: int = 2  # raise it when the same video and settings give other pixels
-
-    @property
-    def digest(self) -> str:
-        """Eight hex digits that differ between settings."""
-        return combine_digests([json.dumps(asdict(self), sort_keys=True)])[:8]
-
-
-class VideoFile(NamedTuple):
-    """One video."""
-
-    uri: str  # or an absolute path, readable from every worker
-    stamp: str  # changes when the file does (size, time, inode or entity tag)
-
-
 class VideoPart(NamedTuple):
     """What a clip shows: a video, or a segment of it."""
 
     video: VideoFile
     segment: Segment | None = None
-
-
-class Task(NamedTuple):
-    """Clips of one video to decode: plain data that can be sent to another machine."""
-
-    video: VideoFile
-    clips: tuple[tuple[str, Segment | None], ...]  # name and segment
-    settings: FrameSettings
-    max_bad_frames: float = 0.1
-    digest: str = ""  # of the video; empty if it is not known yet
-
-
-class Decoded(NamedTuple):
-    """One decoded clip."""
-
-    frames: Sequence[bytes] = ()  # JPEG files in order of time; none if the video is bad
-    note: str = ""  # about frames that could not be decoded
-    problem: str = ""  # why the video is bad
 
 
 class Decodings(NamedTuple):
@@ -117,7 +79,7 @@ def digest_videos(videos: Iterable[VideoFile], index: ContentIndex) -> dict[Vide
             digests[video] = known[video]
             continue
         try:
-            with _local_file(video.uri) as path:
+            with local_file(video.uri) as path:
                 digests[video] = file_digest(path)
         except OSError:  # decoding reports what is wrong with it
             digests[video] = ""
@@ -196,7 +158,7 @@ def decode_videos(
     digests: dict[VideoFile, str] = {}  # grows while tasks are made
     tasks = _tasks(todo, digests, settings, max_bad_frames)
     with (
-        open_executor(scheduler, workers, preload=(__name__,)) as (executor, count),
+        open_executor(scheduler, workers, preload=(decoding_worker.__name__,)) as (executor, count),
         tqdm(total=len(todo), desc="decode", unit="clip", mininterval=1) as progress,
     ):
         for task, (digest, results) in map_unordered(executor, count, decode, tasks):
@@ -238,92 +200,6 @@ def _tasks(
         for start in range(0, len(parts), size):
             batch = tuple(parts[start : start + size])
             yield Task(video, batch, settings, max_bad_frames, digests.get(video, ""))
-
-
-def decode(task: Task) -> tuple[str, list[Decoded]]:
-    """Decode clips of one video into JPEG frames: short side and center crop as the settings say.
-
-    The same video and settings give the same bytes on every worker. What is wrong with a video is
-    part of the result.
-
-    Returns:
-        The digest of the file, empty if it cannot be read, and one result per clip.
-    """
-    path, digest = Path(task.video.uri), task.digest
-    try:
-        with _local_file(task.video.uri) as path:
-            digest = digest or _digest_once(str(path), task.video.stamp)
-            index = _index_once(str(path), task.video.stamp)
-            return digest, [_decode_clip(path, segment, index, task) for _, segment in task.clips]
-    except UserError as error:
-        problem = _about_the_video(error, path)
-    except OSError as error:
-        problem = f"cannot be read: {error.strerror or error}"
-    return digest, [Decoded(problem=problem)] * len(task.clips)
-
-
-def _decode_clip(path: Path, segment: Segment | None, index: VideoIndex, task: Task) -> Decoded:
-    settings = task.settings
-    if problem := _ends_after(segment, index):
-        return Decoded(problem=problem)
-    try:
-        sampled = sample_video(
-            path,
-            settings.num_frames,
-            side=settings.size,
-            segment=segment,
-            max_bad_frames=task.max_bad_frames,
-            index=index,
-        )
-    except UserError as error:
-        return Decoded(problem=_about_the_video(error, path))
-    return Decoded([_jpeg(frame, settings.quality) for frame in sampled.frames], sampled.note)
-
-
-def _ends_after(segment: Segment | None, index: VideoIndex) -> str:
-    """Why a segment is not in its video; up to a second is a matter of rounding and of sound."""
-    if segment is None:
-        return ""
-    num_frames = len(index.times)
-    if segment.unit == "seconds":
-        if segment.end <= index.duration + 1:
-            return ""
-        return f"it ends at {segment.end:g} s, the video at {index.duration:.2f} s"
-    if segment.end <= num_frames + num_frames / max(index.duration, 1):
-        return ""
-    return f"it ends at frame {segment.end:g}, the video has {num_frames} frames"
-
-
-# A worker gets the batches of a file one after the other, and reads it for the first.
-@lru_cache(maxsize=2)
-def _digest_once(path: str, stamp: str) -> str:
-    return file_digest(Path(path))
-
-
-@lru_cache(maxsize=2)
-def _index_once(path: str, stamp: str) -> VideoIndex:
-    return index_video(Path(path))
-
-
-def _about_the_video(error: UserError, path: Path) -> str:
-    return str(error).replace(f"{path} ", "").rstrip(".")
-
-
-def _jpeg(frame: Image, quality: int) -> bytes:
-    _, jpeg = cv2.imencode(".jpg", frame[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return bytes(jpeg.tobytes())
-
-
-@contextmanager
-def _local_file(uri: str) -> Iterator[Path]:
-    """A video as a local file; a remote one is copied and deleted afterwards."""
-    if not is_remote(uri):
-        yield Path(uri)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, uri.rpartition("/")[2])
-        fetch_file(uri, path)
-        yield path
 
 
 def _known_digests(index: ContentIndex) -> dict[VideoFile, str]:

@@ -76,8 +76,8 @@ SOURCES: dict[str, Callable[[Config], Source]] = {SAMPLE: RenderedSample}
 # By the columns of gt_csv (see `columns.known_columns`); the first layout that fits is used.
 CSV_LAYOUTS = (
     Layout("frame folders", ("folder_name", "label"), FrameFolders, "youtube_id"),
-    Layout("segments of videos", ("file", "label", "time_start", "time_end"), Videos, "youtube_id"),
-    Layout("segments in frames", ("file", "label", "frame_start", "frame_end"), Videos, "youtube_id"),
+    Layout("segments", ("file", "label", "time_start", "time_end"), Videos, "youtube_id"),
+    Layout("segments", ("file", "label", "frame_start", "frame_end"), Videos, "youtube_id"),
     Layout("videos", ("file", "label"), Videos, "youtube_id"),
     Layout("Kinetics videos", ("label", "youtube_id", "time_start", "time_end"), Videos, "split"),
 )
@@ -121,9 +121,8 @@ def _open_clips(config: Config, table: Table, layout: Layout) -> Source:
     folders = sum(local and any((root / form).is_dir() for form in found) for found in forms)
     videos = sum(is_video(name) for name in names)
     of_folders = rows.assign(folder_name=rows[column])
-    if folders or column == "folder_name":
-        if 2 * folders > len(names) or (column == "folder_name" and 2 * videos <= len(names)):
-            return FrameFolders(config, of_folders, notes=table.notes)
+    if 2 * folders > len(names) or (column == "folder_name" and 2 * videos <= len(names)):
+        return FrameFolders(config, of_folders, notes=table.notes)
     of_videos = rows.assign(file=rows[column]).drop(columns="folder_name", errors="ignore")
     source = Videos(config, of_videos, notes=table.notes)
     if source.is_empty and not videos:

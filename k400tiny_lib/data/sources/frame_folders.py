@@ -108,7 +108,7 @@ def _list_folders(root: Path) -> Iterator[str]:
         if real in seen:  # links may lead in a circle
             continue
         seen.add(real)
-        inner = []
+        inner: list[str] = []
         try:
             with os.scandir(root / folder) as entries:
                 for entry in entries:

@@ -17,12 +17,8 @@ from k400tiny_lib import files
 from k400tiny_lib.config import NONE, Config
 from k400tiny_lib.data.preparation import decoding
 from k400tiny_lib.data.preparation.content_index import ContentIndex, open_index
-from k400tiny_lib.data.preparation.decoding import (
-    Decodings,
-    FrameSettings,
-    VideoFile,
-    VideoPart,
-)
+from k400tiny_lib.data.preparation.decoding import Decodings, VideoPart
+from k400tiny_lib.data.preparation.decoding_worker import FrameSettings, VideoFile
 from k400tiny_lib.data.preparation.splits import unite_groups
 from k400tiny_lib.data.preparation.validation import digest_clips
 from k400tiny_lib.data.sources.ground_truth import (
@@ -225,7 +221,7 @@ def _rank(file: str, videos: Mapping[str, VideoFile]) -> tuple[bool, bool, str]:
     return videos[file].stamp.split(" ")[0] == "0", "replacement" not in file.lower(), file
 
 
-def _cut(table: pd.DataFrame, unit: str) -> tuple[pd.DataFrame, list[Dropped]]:
+def _cut(table: pd.DataFrame, unit: segments.Unit) -> tuple[pd.DataFrame, list[Dropped]]:
     """Make each row a clip of its own, named after its file and times; drop those without.
 
     Returns:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 
 import pandas as pd
 
@@ -105,3 +106,16 @@ def add_known_columns(table: pd.DataFrame, name: str) -> tuple[pd.DataFrame, lis
                 raise UserError(f"gt_csv: {bad!r} in {name} is no number of milliseconds.")
             table[f"time_{end}"] = seconds.map("{:.3f}".format)
     return table, notes
+
+
+def label_by_folder(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
+    """Labels of a list without any (UCF101's test lists), or with ids that only number folders."""
+    folders = table["file"].map(lambda name: PurePosixPath(name).parent.name)
+    if "label" in table.columns:
+        pairs = set(zip(table["label"], folders, strict=True))
+        is_number = len(pairs) == table["label"].nunique() == folders.nunique() > 1
+        is_ucf = table["file"].map(lambda name: PurePosixPath(name).name.startswith("v_")).all()
+        if not (is_ucf and is_number and all(folders)):
+            return table
+        notes.append("gt_csv: its numbers are one per folder; the labels are the folders' names")
+    return table.assign(label=folders)

@@ -30,8 +30,8 @@ class Names:
     """The files (or clip folders) below a directory, to be found by the names that tables use.
 
     The exact name has priority. Then come absolute paths below the directory, names that begin with
-    the end of its path, backslashes, `.` and `..`; after these Unicode form, case, and the suffix; a
-    name without a folder may mean a file in any. A name that means several files means none.
+    the end of its path, backslashes, `.` and `..`; after these Unicode form, case, and the suffix.
+    A name without a folder may mean a file in any. A name that means several files means none.
 
     Args:
         base: absolute path or URI of the directory.
@@ -90,13 +90,13 @@ class Names:
 
     def _by_real_path(self, name: str) -> str:
         """The file that an absolute path means through a link in the directory; "" for none."""
-        if is_remote(self._base) or not os.path.isabs(name.strip()):
+        if is_remote(self._base) or not name.strip().startswith("/"):
             return ""
         wanted = os.path.realpath(name.strip())
         folder = cache(os.path.realpath)  # of each folder once
         for file in self._files:
-            path = f"{self._base}/{file}"
-            if f"{folder(os.path.dirname(path))}/{os.path.basename(path)}" == wanted:
+            above, leaf = posixpath.split(f"{self._base}/{file}")
+            if f"{folder(above)}/{leaf}" == wanted:
                 return file
         return ""
 
@@ -149,8 +149,8 @@ def leaves(name: str) -> bool:
 def _relative(name: str, base: str) -> str:
     if name.startswith(f"{base}/"):
         name = name.removeprefix(f"{base}/").lstrip("/")
-    elif os.path.isabs(name) and not is_remote(base):
-        folder, leaf = os.path.split(os.path.normpath(name))
+    elif name.startswith("/") and not is_remote(base):
+        folder, leaf = posixpath.split(posixpath.normpath(name))
         real, root = os.path.realpath(folder), os.path.realpath(base)
         if real == root or real.startswith(f"{root.rstrip('/')}/"):
             name = posixpath.join(os.path.relpath(real, root), leaf)

@@ -10,13 +10,18 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import fsspec
 import pandas as pd
 
-from k400tiny_lib.data.tables.columns import add_known_columns, known_columns, names_clips
+from k400tiny_lib.data.tables.columns import (
+    add_known_columns,
+    known_columns,
+    label_by_folder,
+    names_clips,
+)
 from k400tiny_lib.errors import UserError, one_line
 from k400tiny_lib.files import fetch
 from k400tiny_lib.media.video import is_video
@@ -170,7 +175,7 @@ def _read_lines(path: Path, text: str, notes: list[str]) -> Table:
         notes.append(f"gt_csv: {comments} line(s) of {path.name} that begin with # are comments")
     first_line = f"line {kept[0].number}: {_show(lines[kept[0].number - 1])}" if kept else ""
     table = _frame(path, head, kept)
-    return Table(table if has_header else _label_by_folder(table, notes), notes, first_line)
+    return Table(table if has_header else label_by_folder(table, notes), notes, first_line)
 
 
 def _is_comment(line: str) -> bool:
@@ -220,16 +225,19 @@ def _columns_without_header(rows: list[list[str]]) -> list[str]:
         return []
     if width == 2:
         return ["file", "label"]
-    return ["file", "num_frames", "label"] if all(row[1].strip().isdecimal() for row in rows) else []
+    return (
+        ["file", "num_frames", "label"] if all(row[1].strip().isdecimal() for row in rows) else []
+    )
 
 
 def _fields(line: str, separator: str) -> list[str]:
     """The fields of one line; in a list `path label` both may hold spaces."""
-    if separator == " " and '"' not in line and (match := _VIDEO_FIRST.fullmatch(line.strip())):
-        if is_video(match["file"]):
-            number, _, label = match["rest"].partition(" ")
-            three = number.isdecimal() and label.strip()
-            return [match["file"], *([number, label.strip()] if three else [match["rest"]])]
+    match = _VIDEO_FIRST.fullmatch(line.strip()) if separator == " " and '"' not in line else None
+    if match and is_video(match["file"]):
+        number, _, label = match["rest"].partition(" ")
+        if number.isdecimal() and label.strip():
+            return [match["file"], number, label.strip()]
+        return [match["file"], match["rest"]]
     line = " ".join(line.split()) if separator == " " else line
     return _cut(line, separator)
 
@@ -257,7 +265,7 @@ def _split(path: Path, lines: list[str], first: int, separator: str) -> list[_Li
     last = rows[-1]
     if begin - last.number >= 1 and lines[last.number - 1].count('"') % 2:
         raise UserError(
-            f"gt_csv: line {last.number} of {path.name} opens a quote (\") that no line closes: "
+            f'gt_csv: line {last.number} of {path.name} opens a quote (") that no line closes: '
             f"{_show(lines[last.number - 1])}. Needed: an even number of quotes in each row."
         )
     return [row for row in rows if any(value.strip() for value in row.fields)]
@@ -292,16 +300,3 @@ def _frame(path: Path, head: list[str], rows: list[_Line]) -> pd.DataFrame:
 
 def _show(text: str) -> str:
     return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
-
-
-def _label_by_folder(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
-    """Labels of a list without any (UCF101's test lists), or with ids that only number folders."""
-    folders = table["file"].map(lambda name: PurePosixPath(name).parent.name)
-    if "label" in table.columns:
-        pairs = set(zip(table["label"], folders, strict=True))
-        is_number = len(pairs) == table["label"].nunique() == folders.nunique() > 1
-        is_ucf = table["file"].map(lambda name: PurePosixPath(name).name.startswith("v_")).all()
-        if not (is_ucf and is_number and all(folders)):
-            return table
-        notes.append("gt_csv: its numbers are one per folder; the labels are the folders' names")
-    return table.assign(label=folders)

@@ -3,11 +3,13 @@
 import math
 import re
 from collections.abc import Iterator
+from typing import Literal
 
 import pandas as pd
 
 from k400tiny_lib.data.tables.names import stem
 
+Unit = Literal["seconds", "frames"]
 SECONDS = ("time_start", "time_end")
 FRAMES = ("frame_start", "frame_end")
 _CLOCK = re.compile(r"(?:(\d+):)?(\d{1,3}):(\d{1,2}(?:[.,]\d+)?)")
@@ -15,11 +17,11 @@ _NUMBER = re.compile(r"[+-]?\d+(?:[.,]\d*)?(?:e[+-]?\d+)?\s*(?:s|sec|seconds)?",
 _CUT_ALREADY = re.compile(r"(.+)_(\d{6})_(\d{6})")
 
 
-def unit_of(table: pd.DataFrame) -> str:
-    """`seconds` or `frames`, for a table with the columns of segments; else ""."""
+def unit_of(table: pd.DataFrame) -> Unit | None:
+    """`seconds` or `frames`, for a table with the columns of segments; else None."""
     if set(SECONDS) <= set(table.columns):
         return "seconds"
-    return "frames" if set(FRAMES) <= set(table.columns) else ""
+    return "frames" if set(FRAMES) <= set(table.columns) else None
 
 
 def read_time(text: str) -> float:
@@ -34,7 +36,7 @@ def read_time(text: str) -> float:
     return math.nan
 
 
-def add_times(table: pd.DataFrame, unit: str) -> pd.DataFrame:
+def add_times(table: pd.DataFrame, unit: Unit) -> pd.DataFrame:
     """Add the float columns `start` and `end`, and `problem`: why a row is no segment, or "".
 
     Args:
@@ -49,7 +51,7 @@ def add_times(table: pd.DataFrame, unit: str) -> pd.DataFrame:
     return table.assign(start=start, end=end, problem=problems)
 
 
-def _problem(text: str, start: float, end: float, unit: str) -> str:
+def _problem(text: str, start: float, end: float, unit: Unit) -> str:
     first, last = SECONDS if unit == "seconds" else FRAMES
     if not (math.isfinite(start) and math.isfinite(end)):
         return f"{first} or {last} is no {'time' if unit == 'seconds' else 'number'}: {text!r}"
@@ -63,7 +65,7 @@ def _problem(text: str, start: float, end: float, unit: str) -> str:
     return f"it has no length: {text}" if end == start else ""
 
 
-def clip_name(name: str, start: float, end: float, unit: str) -> str:
+def clip_name(name: str, start: float, end: float, unit: Unit) -> str:
     """The name of a segment's clip: in order of time as text, whatever the other rows are."""
     if unit == "frames":
         return f"{name}_f{start:06.0f}_f{end:06.0f}"

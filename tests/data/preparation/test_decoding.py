@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from k400tiny_lib.data.preparation.content_index import ContentIndex
-from k400tiny_lib.data.preparation.decoding import Task, decode, plan
+from k400tiny_lib.data.preparation.decoding import plan
+from k400tiny_lib.data.preparation.decoding_worker import Task, decode
 from k400tiny_lib.data.sources.videos import list_videos
 from k400tiny_lib.media.frames import frame_files
 from tests.conftest import REPOSITORY
@@ -33,7 +34,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("name", ["v0.mp4", "v1.avi"])
 def test_decoded_frames_have_the_size_asked_for(videos: Path, name: str) -> None:
     video = list_videos(str(videos))[name]
-    decoded = decode(Task("x", video, SMALL))
+    _, (decoded,) = decode(Task(video, (("x", None),), SMALL))
     images = [cv2.imdecode(np.frombuffer(f, np.uint8), cv2.IMREAD_COLOR) for f in decoded.frames]
     assert [image.shape for image in images] == [(32, 32, 3)] * 4
 
@@ -42,10 +43,10 @@ def test_a_file_that_is_no_video_is_named_with_its_reason(videos: Path, tmp_path
     index = ContentIndex(tmp_path / "index.sqlite")
     assert decode_all(videos, tmp_path / "frames") == ["bad"]
     assert not (tmp_path / "frames" / "bad").exists()
-    tasks, bad = plan(clips_of(videos), tmp_path / "frames", SMALL, index)
-    assert tasks == []
-    assert list(bad) == ["bad"]
-    assert "cannot be decoded" in bad["bad"]
+    todo, known = plan(clips_of(videos), tmp_path / "frames", SMALL, index)
+    assert todo == {}
+    assert list(known.bad) == ["bad"]
+    assert "cannot be decoded" in known.bad["bad"]
 
 
 def test_finished_videos_are_kept_and_changed_ones_decoded_again(tmp_path: Path) -> None:

@@ -154,9 +154,12 @@ def test_a_video_outside_data_path_is_dropped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ("video,label", "no column 'folder_name' in gt.csv .found: video, label"),
-        ("folder_name,label", "no column 'youtube_id' in gt.csv .found: folder_name, label"),
-        ("file,category", "no column 'label' in gt.csv .found: file, category"),
+        (
+            "film,label,c",
+            "no column 'folder_name' in gt.csv .found: film, label, c; line 2: 'a,b,c'",
+        ),
+        ("folder_name,sort,c", "no column 'label' in gt.csv .found: folder_name, sort, c"),
+        ("file,sort,c", "no column 'label' in gt.csv .found: file, sort, c"),
         ("label,youtube_id,time_start", "no column 'time_end'"),
     ],
 )
