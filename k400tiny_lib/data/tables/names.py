@@ -220,8 +220,9 @@ def name_clips(files: Iterable[str]) -> dict[str, str]:
         clashing = [file for file in _clashing(names) if level[file] < len(levels) - 1]
         if not clashing:
             return names
+        lowest = min(level[file] for file in clashing)
         for file in clashing:
-            level[file] += 1
+            level[file] += level[file] == lowest
 
 
 def separate(names: Sequence[str]) -> list[str]:

@@ -36,8 +36,6 @@ _BINARY = {
     b"PK\x03\x04": "an Excel workbook or another ZIP file",
     b"\xd0\xcf\x11\xe0": "an old Excel workbook",
     b"PAR1": "a Parquet file",
-    b"SQLite": "a database",
-    b"%PDF": "a PDF",
 }
 _BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
@@ -263,7 +261,7 @@ def _split(path: Path, lines: list[str], first: int, separator: str) -> list[_Li
             'of quotes (") in each row.'
         ) from None
     last = rows[-1]
-    if begin - last.number >= 1 and lines[last.number - 1].count('"') % 2:
+    if begin > last.number and "".join(lines[last.number - 1 : begin]).count('"') % 2:
         raise UserError(
             f'gt_csv: line {last.number} of {path.name} opens a quote (") that no line closes: '
             f"{_show(lines[last.number - 1])}. Needed: an even number of quotes in each row."
