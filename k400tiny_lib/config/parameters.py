@@ -95,6 +95,9 @@ class Config(
     """Keep the splits that a column `split` of gt_csv names, rather than draw new ones."""
     on_bad_clip: Literal["drop", "fail"] = param("drop", "prepare_data")
     """Bad clips: leave them out and say why, or stop."""
+    on_rare_class: Literal["fail", "drop", "train"] = param("fail", "prepare_data")
+    """Classes with too few sources for train, val and test: stop and name them, leave them out, or
+    keep them in train only."""
     decode_workers: Count | Auto = param(AUTO, "prepare_data", affects_result=False)
     """Processes that decode videos; `auto` is one per core."""
     dask_scheduler: str = param(NONE, "prepare_data", affects_result=False, also="scheduler")

@@ -36,7 +36,8 @@ def list_frames(folder: Path) -> FrameNames:
     Raises:
         OSError: if the folder cannot be listed.
     """
-    return choose_frames(filter(is_frame, os.listdir(folder)))
+    with os.scandir(folder) as entries:
+        return choose_frames(entry.name for entry in entries if is_frame(entry.name))
 
 
 def frame_files(folder: Path) -> list[Path]:
@@ -60,7 +61,7 @@ def data_digest(data_path: Path) -> str:
     """
     folders = _subfolders(data_path)
     folders += [nested for folder in folders for nested in _subfolders(folder)]
-    clips = [folder for folder in folders if any(map(is_frame, os.listdir(folder)))]
+    clips = [folder for folder in folders if any(is_frame(path.name) for path in folder.iterdir())]
     names = [clip.relative_to(data_path).as_posix() for clip in clips]
     with ThreadPoolExecutor() as pool:  # hashing and reading release the GIL
         return combine_named_digests(dict(zip(names, pool.map(clip_digest, clips), strict=True)))

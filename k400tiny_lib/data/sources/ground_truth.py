@@ -149,9 +149,11 @@ def clean_rows(table: pd.DataFrame) -> GroundTruth:
 def drop_rows(table: pd.DataFrame, reasons: Iterable[str]) -> tuple[pd.DataFrame, list[Dropped]]:
     """Separate the rows that have a reason to be dropped (one per row, "" for none)."""
     reasons = [str(reason) for reason in reasons]
-    sources = table.get("group", table.get("youtube_id", pd.Series("", table.index)))
+    sources = table.get("group", table.get("youtube_id", [""] * len(table)))
     rows = zip(table["folder_name"], reasons, table["label"], sources, strict=True)
-    dropped = [Dropped(str(name), why, (label,), source) for name, why, label, source in rows if why]
+    dropped = [
+        Dropped(str(name), why, (label,), source) for name, why, label, source in rows if why
+    ]
     keep = np.array([not reason for reason in reasons], dtype=bool)  # a mask even for no rows
     return table[keep].reset_index(drop=True), dropped
 
@@ -184,7 +186,8 @@ def _add_groups(table: pd.DataFrame, group_by: str) -> tuple[pd.DataFrame, list[
         The table, notes about both, and whether the groups are sources.
     """
     names = table["folder_name"]
-    notes, has_ids = [], "youtube_id" in table.columns
+    notes: list[str] = []
+    has_ids = "youtube_id" in table.columns
     if not has_ids:
         table, notes = _sources_from_names(table)
         has_ids = not table["youtube_id"].equals(names)

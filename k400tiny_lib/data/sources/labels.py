@@ -127,7 +127,7 @@ def _quoted(label: str) -> str:
 
 
 def _spelled(label: str) -> str:
-    return repr(label) if label.isascii() else f"{label!r} ({ascii(label)})"
+    return repr(label) if label.isascii() else f"{label!r} ({label!a})"
 
 
 def _joined(words: list[str]) -> str:
