@@ -14,14 +14,18 @@ from k400tiny_lib.workflow.command import step_command
 @step_command("prepare_data")
 def prepare_data(config: Config) -> None:
     """Prepare the data; log annotations, split tables, report and figures."""
-    from k400tiny_lib.data.preparation.prepare import prepare
+    from k400tiny_lib.data.preparation.prepare import Refused, prepare
     from k400tiny_lib.data.sources.base import open_source
-    from k400tiny_lib.tracking.data_log import describe, log_prepared
+    from k400tiny_lib.tracking.data_log import describe, log_prepared, log_refused
     from k400tiny_lib.tracking.runs import tag_cache_key
     from k400tiny_lib.workflow.cache import cache_key
 
     source = open_source(config)
-    prepared = prepare(config, source)
+    try:
+        prepared = prepare(config, source)
+    except Refused as error:
+        log_refused(error.report)  # which clips and classes are to be mended
+        raise
     log_prepared(prepared)
     tag_cache_key(cache_key("prepare_data", config, source))  # its clips have content only now
     print(describe(prepared))

@@ -98,6 +98,9 @@ class Config(
     """Bad clips: leave them out and say why, or stop."""
     max_bad_frames: Rate = param(0.1, "prepare_data")
     """Share of a video's frames that may be damaged; a video with more is a bad clip."""
+    on_rare_class: Literal["fail", "drop", "train"] = param("fail", "prepare_data")
+    """Classes with too few sources for train, val and test: stop and name them, leave them out, or
+    keep them in train only."""
     decode_workers: Count | Auto = param(AUTO, "prepare_data", affects_result=False)
     """Processes that decode videos; `auto` is one per core."""
     dask_scheduler: str = param(NONE, "prepare_data", affects_result=False, also="scheduler")

@@ -20,7 +20,7 @@ from k400tiny_lib.data.annotations import SPLITS, Annotations
 from k400tiny_lib.evaluation.evaluation import Evaluation
 from k400tiny_lib.evaluation.metrics import TILES
 from k400tiny_lib.evaluation.robustness import REVERSED
-from k400tiny_lib.plots import Histories, plot_learning_curves
+from k400tiny_lib.plots import Histories, LabeledFigure, plot_learning_curves, room_for, short_text
 
 _MAX_LABELED = 40  # classes up to which a confusion matrix is readable with names and numbers
 _MAX_PAIRS = 25
@@ -76,11 +76,11 @@ def plot_confusion_matrix(table: pd.DataFrame, class_names: Sequence[str]) -> Fi
     counts = confusion_matrix(table["target"], table["predicted"], labels=present)
     labeled = len(present) <= _MAX_LABELED
     side = 4.5 + 0.26 * min(len(present), 25)  # inches
-    figure = Figure(figsize=(side, side), layout="constrained")
+    names = [short_text(class_names[index]) for index in present]
+    side += room_for(names) if labeled else 0
+    figure = LabeledFigure(figsize=(side, side), layout="constrained")
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    # A label may contain a dollar sign.
-    with matplotlib.rc_context({"text.parse_math": False, "font.size": 9}):
-        names = [class_names[index] for index in present]
+    with matplotlib.rc_context({"font.size": 9}):
         display = ConfusionMatrixDisplay(shares, display_labels=names)
         display.plot(
             ax=figure.subplots(),

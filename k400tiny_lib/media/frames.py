@@ -3,7 +3,7 @@
 Without PyTorch: `predict` and the served model read frames too.
 """
 
-import re
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.files import combine_named_digests, file_digest
+from k400tiny_lib.media.frame_names import FrameNames, choose_frames, natural_order
+from k400tiny_lib.media.frame_names import is_frame as is_frame
 
-FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
-_DIGITS = re.compile(r"(\d+)")
 # OpenCV, torchvision and simplejpeg all wrap libjpeg-turbo and take the same time for a full
 # frame (benchmarks/data_loading.py); OpenCV also decodes at a fraction of the size.
 _FULL = cv2.IMREAD_COLOR_RGB
@@ -27,22 +27,25 @@ FRACTIONS = {1: _FULL} | {n: (flag & ~cv2.IMREAD_COLOR) | _FULL for n, flag in _
 
 def natural_key(path: Path) -> tuple[list[str | int], str]:
     """Sort key by name: frame2 before frame10, ties such as frame01 and frame1 as text."""
-    parts = _DIGITS.split(path.name)
-    return [int(part) if n % 2 else part for n, part in enumerate(parts)], path.name
+    return natural_order(path.name)
 
 
-def is_frame(name: str) -> bool:
-    """Whether a file name is that of a frame; hidden files are none."""
-    return name.lower().endswith(FRAME_SUFFIXES) and not name.startswith(".")
-
-
-def frame_files(folder: Path) -> list[Path]:
-    """The frames of a clip in natural order of their names.
+def list_frames(folder: Path) -> FrameNames:
+    """The pictures of a folder: frames in natural order, and what else there is.
 
     Raises:
         OSError: if the folder cannot be listed.
     """
-    return sorted((path for path in folder.iterdir() if is_frame(path.name)), key=natural_key)
+    with os.scandir(folder) as entries:
+        return choose_frames(entry.name for entry in entries if is_frame(entry.name))
+
+
+def frame_files(folder: Path) -> list[Path]:
+    """The frames of a clip in natural order of their names; see `list_frames`, which raises alike.
+
+    Every step that reads a clip has its frames from here, so that all agree about them.
+    """
+    return [folder / name for name in list_frames(folder).frames]
 
 
 def clip_digest(folder: Path) -> str:

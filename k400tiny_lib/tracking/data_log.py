@@ -1,7 +1,7 @@
 """Logs a prepared data set to the active run, and describes it on the console."""
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 from mlflow.data.pandas_dataset import from_pandas
@@ -41,6 +41,12 @@ def log_prepared(prepared: "Prepared") -> None:
     mlflow.set_tags({DATA_PATH_TAG: source, DATA_DIGEST_TAG: digest})
 
 
+def log_refused(report: dict[str, Any]) -> None:
+    """Log the data report and metrics of clips that became no data set."""
+    mlflow.log_dict(report, "annotations/data_report.json")
+    mlflow.log_metrics({name: report[name] for name in _METRICS})
+
+
 def describe(prepared: "Prepared") -> str:
     """Notes, dropped clips (the first 20), and a summary of the splits, as lines."""
     report = prepared.report
@@ -48,12 +54,24 @@ def describe(prepared: "Prepared") -> str:
     lines += [f"dropped {row['video']}: {row['reason']}" for row in report["dropped"][:_MAX_LINES]]
     if (more := report["num_dropped"] - _MAX_LINES) > 0:
         lines.append(f"and {more} more, see annotations/data_report.json")
+    if only := report["train_only_classes"]:
+        more = f" and {len(only) - _MAX_LINES} more" if len(only) > _MAX_LINES else ""
+        listed = ", ".join(map(repr, only[:_MAX_LINES]))
+        lines.append(f"in train only, so without a place in the test: {listed}{more}")
     shares = ", ".join(f"{name} {share:.0%}" for name, share in report["split_fractions"].items())
-    leak = report["random_split_would_leak"]
-    lines += [
-        f"{report['num_clips']} clips of {report['num_groups']} sources in "
-        f"{report['num_classes']} classes, {report['num_dropped']} dropped; {shares}",
-        f"{report['sources_in_several_splits']} sources are in several splits; in a random "
-        f"split, {leak['share']:.0%} of the held-out clips would share their source with train",
-    ]
+    sources = f" of {report['num_groups']} sources" if report["sources_known"] else ""
+    lines.append(
+        f"{report['num_clips']} clips{sources} in {report['num_classes']} classes, "
+        f"{report['num_dropped']} dropped; {shares}"
+    )
+    if (leak := report["random_split_would_leak"]) is not None:
+        lines.append(
+            f"{report['sources_in_several_splits']} sources are in several splits; in a random "
+            f"split, {leak['share']:.0%} of the held-out clips would share their source with train"
+        )
+    else:
+        lines.append(
+            "the sources of the clips are not known (or not used): clips cut from one video may be "
+            "in several splits, and then the test accuracy is too high"
+        )
     return "\n".join(lines)

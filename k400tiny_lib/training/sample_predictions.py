@@ -10,6 +10,7 @@ from torch import Tensor
 from k400tiny_lib.data.loading.dataset import ClipDataset
 from k400tiny_lib.media.sampling import uniform_indices
 from k400tiny_lib.models.weights import model_input
+from k400tiny_lib.plots import LabeledFigure, short_text
 from k400tiny_lib.training.state import TrainState
 
 NAME = "sample_predictions"
@@ -54,7 +55,7 @@ def draw_predictions(
         labels: by id; an id without a label shows as its number.
     """
     columns = uniform_indices(clips.shape[2], min(_FRAMES, clips.shape[2])).tolist()
-    figure = Figure(figsize=(1.25 * len(columns), 1.5 * len(clips)), layout="constrained")
+    figure = LabeledFigure(figsize=(1.25 * len(columns), 1.5 * len(clips)), layout="constrained")
     grid = figure.subplots(len(clips), 1, squeeze=False)[:, 0]
     for axes, clip, target, scores in zip(grid, clips, targets, probabilities, strict=True):
         strip = torch.cat(list(clip[:, columns].unbind(1)), dim=2)  # (C, T, H, W) -> (C, H, T*W)
@@ -62,13 +63,13 @@ def draw_predictions(
         axes.set_axis_off()
         predicted = int(scores.argmax())
         right = predicted == target
-        outcome = "right" if right else f"predicted {labels.get(predicted, predicted)}"
+        true, said = (short_text(str(labels.get(index, index))) for index in (target, predicted))
+        outcome = "right" if right else f"predicted {said}"
         axes.set_title(
-            f"{labels.get(target, target)}: {outcome}, {scores[predicted]:.0%}",
+            f"{true}: {outcome}, {scores[predicted]:.0%}",
             fontsize=9,
             loc="left",
             color="tab:green" if right else "tab:red",
-            parse_math=False,
         )
     return figure
 

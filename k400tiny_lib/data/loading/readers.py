@@ -84,7 +84,8 @@ def _fraction(path: Path, resize_size: int) -> int:
     """The largest denominator that leaves a JPEG's short side at least `resize_size`."""
     try:
         with Image.open(path) as image:  # reads the header only
-            short = min(image.size) if image.format == "JPEG" else 0
+            # MPO is a JPEG with further pictures behind the first.
+            short = min(image.size) if image.format in ("JPEG", "MPO") else 0
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError):
         return 1  # decoding reports what is wrong
     return max((f for f in frames.FRACTIONS if short // f >= resize_size), default=1)

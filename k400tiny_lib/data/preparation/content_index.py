@@ -14,7 +14,7 @@ from k400tiny_lib.errors import UserError
 from k400tiny_lib.files import local_path
 
 _FILE = Path(".k400tiny", "content.sqlite")
-_VERSION = 1  # a file of another version is replaced
+_VERSION = 2  # a file of another version is replaced
 _BUSY_SECONDS = 120.0
 _TABLE = (
     "CREATE TABLE IF NOT EXISTS facts (root TEXT, name TEXT, signature TEXT, fact TEXT, "

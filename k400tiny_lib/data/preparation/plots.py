@@ -12,23 +12,27 @@ from k400tiny_lib.data.loading.augmentation import seeded
 from k400tiny_lib.data.loading.dataset import ClipDataset
 from k400tiny_lib.data.loading.readers import read_frames
 from k400tiny_lib.media.sampling import uniform_indices
+from k400tiny_lib.plots import LabeledFigure, room_for, short_text
 
 _MAX_BARS = 60
 _SHEET_FRAMES = 8
 _MAX_ROWS = 12
 _AUGMENTED_CLIPS = 6
+_TITLE_COLUMNS = 100
 
 
 def plot_class_counts(table: pd.DataFrame) -> Figure:
     """Clips per class as stacked bars, one color per split; at most the 60 largest classes."""
     counts = pd.crosstab(table["label"], table["split"]).reindex(columns=SPLITS, fill_value=0)
     counts = counts.loc[counts.sum(axis=1).sort_values().index[-_MAX_BARS:]]
-    figure = Figure(figsize=(8, 1.2 + 0.28 * len(counts)), layout="constrained")
+    figure = LabeledFigure(figsize=(8, 1.2 + 0.28 * len(counts)), layout="constrained")
     axes = figure.subplots()
     starts = counts.cumsum(axis=1) - counts
+    rows = range(len(counts))
     for split in SPLITS:
         label = f"{split} ({counts[split].sum()})"
-        axes.barh(counts.index, counts[split], left=starts[split], label=label)
+        axes.barh(rows, counts[split], left=starts[split], label=label)
+    axes.set_yticks(rows, map(short_text, counts.index))
     axes.set(xlabel="clips")
     axes.legend(loc="lower right")
     return figure
@@ -38,14 +42,15 @@ def plot_split_balance(table: pd.DataFrame) -> Figure:
     """The share of each class that is in val and test; lines mark the shares of all clips."""
     shares = pd.crosstab(table["label"], table["split"], normalize="index") * 100
     shares = shares.reindex(columns=SPLITS, fill_value=0.0).sort_values("test")
-    figure = Figure(figsize=(8, 3.5), layout="constrained")
+    names = [short_text(label) for label in shares.index] if len(shares) <= _MAX_BARS else []
+    figure = LabeledFigure(figsize=(8, 3.5 + room_for(names)), layout="constrained")
     axes = figure.subplots()
     for split in SPLITS[1:]:
         (dots,) = axes.plot(range(len(shares)), shares[split], ".", label=split)
         overall = float((table["split"] == split).mean()) * 100
         axes.axhline(overall, color=dots.get_color(), linewidth=0.8, linestyle="--")
-    if len(shares) <= _MAX_BARS:
-        axes.set_xticks(range(len(shares)), shares.index, rotation=90)
+    if names:
+        axes.set_xticks(range(len(shares)), names, rotation=90)
     axes.set(ylabel="% of the class's clips", xlabel=f"{len(shares)} classes", ylim=(0, None))
     axes.legend()
     return figure
@@ -82,7 +87,7 @@ def plot_augmented_clips(dataset: ClipDataset, annotations: Annotations) -> Figu
     titles = []
     for shares in soft.tolist():
         mixed = zip(shares, annotations.class_names, strict=True)
-        title = " + ".join(f"{share:.0%} {name}" for share, name in mixed if share > 0)
+        title = " + ".join(f"{share:.0%} {short_text(name)}" for share, name in mixed if share > 0)
         titles.append(title.removeprefix("100% "))
     return _plot_rows(titles, frames)
 
@@ -90,10 +95,10 @@ def plot_augmented_clips(dataset: ClipDataset, annotations: Annotations) -> Figu
 def _plot_rows(titles: Iterable[str], clips: Sequence[torch.Tensor] | torch.Tensor) -> Figure:
     """Clips as rows of frames in order of time, each (T, H, W, C), with a title above each row."""
     num_frames = len(clips[0])
-    figure = Figure(figsize=(1.25 * num_frames, 1.5 * len(clips)), layout="constrained")
+    figure = LabeledFigure(figsize=(1.25 * num_frames, 1.5 * len(clips)), layout="constrained")
     grid = figure.subplots(len(clips), num_frames, squeeze=False)
     for row, title, frames in zip(grid, titles, clips, strict=True):
-        row[0].set_title(title, fontsize=9, loc="left")
+        row[0].set_title(short_text(title, _TITLE_COLUMNS), fontsize=9, loc="left")
         for axes, frame in zip(row, frames.numpy(), strict=True):
             axes.imshow(frame)
             axes.set_axis_off()

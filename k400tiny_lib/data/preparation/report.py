@@ -1,5 +1,6 @@
 """The data report: what was found, kept, repaired and dropped, and what the splits hold."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -7,44 +8,81 @@ import pandas as pd
 
 from k400tiny_lib.config import NONE, Config
 from k400tiny_lib.data.annotations import SPLITS
-from k400tiny_lib.data.preparation.splits import random_split_leak, shared_sources
+from k400tiny_lib.data.preparation.selection import RareClass
+from k400tiny_lib.data.preparation.splits import random_split_leak, sources_in_several_splits
 from k400tiny_lib.data.sources.ground_truth import GroundTruth
 
+_LISTED = 10  # names in a note
 
-def data_report(config: Config, truth: GroundTruth, digest: str) -> dict[str, Any]:
-    """Describe a prepared data set in values that JSON has.
+
+def data_report(
+    config: Config, truth: GroundTruth, rare: Sequence[RareClass] = (), digest: str = ""
+) -> dict[str, Any]:
+    """Describe a data set in values that JSON has.
 
     Args:
         config: val_fraction, test_fraction, seed and group_by.
         truth: its table has one row per kept clip: folder_name, label, group, content, num_frames,
-            split.
+            left_out, split. Where that is empty, since there are no splits, what follows from them
+            is null.
+        rare: classes with too few sources for the splits.
         digest: content digest of the kept clips.
     """
     table = truth.table
-    per_class = pd.crosstab(table["label"], table["split"]).reindex(columns=SPLITS, fill_value=0)
-    shares = per_class.div(per_class.sum(axis=1), axis=0).round(4)
-    fractions = table["split"].value_counts(normalize=True).reindex(SPLITS, fill_value=0.0)
-    random_split = (config.val_fraction, config.test_fraction, config.seed)
-    leaked, held_out = random_split_leak(table, *random_split)
-    leak = {"clips": leaked, "of": held_out, "share": round(leaked / held_out, 4)}
-    return {
+    frames = table["num_frames"].agg(["min", "max"]).to_dict() if len(table) else None
+    left_out = zip(table["folder_name"], table["left_out"], strict=True)
+    report = {
         "num_clips": len(table),
         "num_groups": int(table["group"].nunique()),
         "num_classes": int(table["label"].nunique()),
         "num_dropped": len(truth.dropped),
-        "dropped": [asdict(row) for row in truth.dropped],
+        "dropped": [{"video": row.video, "reason": row.reason} for row in truth.dropped],
         "repaired_labels": truth.repaired,
         "duplicate_rows": truth.duplicates,
         "identical_clips": _identical(table),
+        "pictures_left_out": {name: counts for name, counts in left_out if counts},
         "notes": truth.notes,
         "group_by": "single clips" if config.group_by == NONE else config.group_by,
-        "frames_per_clip": table["num_frames"].agg(["min", "max"]).to_dict(),
+        "sources_known": truth.sources_known,
+        "frames_per_clip": frames,
+        "on_rare_class": config.on_rare_class,
+        "rare_classes": {one.label: asdict(one) for one in rare},
+        "data_digest": digest,
+    }
+    is_split = len(table) > 0 and bool(table["split"].isin(SPLITS).all())
+    return report | _of_splits(config, truth, is_split)
+
+
+def _of_splits(config: Config, truth: GroundTruth, is_split: bool) -> dict[str, Any]:
+    """The part of the report that needs splits; null where it cannot be known."""
+    table = truth.table
+    shared = leak = None
+    if is_split and truth.sources_known:
+        shared = len(sources_in_several_splits(table))
+        random_split = (config.val_fraction, config.test_fraction, config.seed)
+        leaked, held_out = random_split_leak(table, *random_split)
+        leak = {"clips": leaked, "of": held_out, "share": round(leaked / held_out, 4)}
+    if not is_split:
+        counts = table["label"].value_counts().sort_index()
+        return {
+            "split_fractions": None,
+            "sources_in_several_splits": None,
+            "random_split_would_leak": None,
+            "train_only_classes": None,
+            "clips_per_class": {str(label): int(count) for label, count in counts.items()},
+            "fractions_per_class": None,
+        }
+    per_class = pd.crosstab(table["label"], table["split"]).reindex(columns=SPLITS, fill_value=0)
+    shares = per_class.div(per_class.sum(axis=1), axis=0).round(4)
+    fractions = table["split"].value_counts(normalize=True).reindex(SPLITS, fill_value=0.0)
+    held_out_clips = per_class[["val", "test"]].sum(axis=1)
+    return {
         "split_fractions": fractions.round(4).to_dict(),
-        "sources_in_several_splits": shared_sources(table),
+        "sources_in_several_splits": shared,
         "random_split_would_leak": leak,
+        "train_only_classes": sorted(per_class.index[held_out_clips == 0]),
         "clips_per_class": per_class.to_dict("index"),
         "fractions_per_class": shares.to_dict("index"),
-        "data_digest": digest,
     }
 
 
@@ -52,3 +90,58 @@ def _identical(table: pd.DataFrame) -> list[list[str]]:
     """The names of clips with the same content."""
     copies = table[table.duplicated("content", keep=False)]
     return sorted(sorted(rows["folder_name"]) for _, rows in copies.groupby("content"))
+
+
+def frame_notes(table: pd.DataFrame) -> list[str]:
+    """Remarks about pictures that are no frames, and about frames of several patterns of names.
+
+    Args:
+        table: folder_name, left_out and patterns (of `ClipCheck`), one row per clip.
+    """
+    notes = []
+    kinds = sorted({kind for counts in table["left_out"] for kind in counts})
+    for kind in kinds:
+        counts = table["left_out"].map(lambda counts, kind=kind: counts.get(kind, 0))
+        clips = table.loc[counts > 0, "folder_name"]
+        notes.append(
+            f"pictures that are no frames ({kind}) are left out: {counts.sum()} of {len(clips)} "
+            f"clip(s), first {clips.iloc[0]}"
+        )
+    mixed = table[table["patterns"].map(len) > 0]
+    if len(mixed):
+        first = mixed.iloc[0]
+        listed = [f"{count} x {pattern}" for pattern, count in first["patterns"].items()]
+        more = ", ..." if len(listed) > _LISTED else ""
+        notes.append(
+            f"the frames of {len(mixed)} clip(s) have names of several patterns, all are used in "
+            f"the order of their names: first {first['folder_name']} "
+            f"({', '.join(listed[:_LISTED])}{more})"
+        )
+    return notes
+
+
+def official_split_notes(table: pd.DataFrame) -> list[str]:
+    """Remarks about classes that are not in all of the official splits, and divided sources.
+
+    Args:
+        table: columns group, label and split, one row per clip.
+    """
+    notes = []
+    classes = {name: set(table.loc[table["split"] == name, "label"]) for name in SPLITS}
+    for split in SPLITS:
+        others = [name for name in SPLITS if name != split]
+        for label_set, where in ((classes[n] - classes[split], n) for n in others):
+            if label_set:
+                listed = _listed(sorted(label_set))
+                notes.append(f"{len(label_set)} class(es) are in {where}, not in {split}: {listed}")
+    if shared := sources_in_several_splits(table):
+        notes.append(
+            f"the official splits divide {len(shared)} source(s), so the test is partly of what "
+            f"training has seen: {_listed(shared)}"
+        )
+    return notes
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(map(repr, names[:_LISTED])) + more

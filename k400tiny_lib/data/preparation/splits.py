@@ -1,6 +1,9 @@
 """Split clips into train, val and test: by whole sources, with every class in each split."""
 
+from collections.abc import Collection
+
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -29,38 +32,86 @@ def unite_groups(groups: "pd.Series[str]", contents: "pd.Series[str]") -> "pd.Se
     return pd.Series(np.asarray(names)[united], index=groups.index, dtype=object)
 
 
+def splits_to_draw(table: pd.DataFrame) -> tuple[str, ...]:
+    """The splits that are taken from train: all without official splits, else those missing."""
+    return tuple(name for name in ("test", "val") if name not in set(table["split"]))
+
+
+def source_counts(table: pd.DataFrame) -> dict[str, int]:
+    """How many sources each class has; one with several labels counts for each of them."""
+    counts = table.groupby("label", sort=True)["group"].nunique()
+    return {str(label): int(count) for label, count in counts.items()}
+
+
+def unsplittable_classes(table: pd.DataFrame, num_splits: int) -> set[str]:
+    """The classes that must stay in train when those with too few sources do.
+
+    A source is in one split with all of its clips. So other classes that share sources with a rare
+    class may have too few that are left.
+
+    Args:
+        table: columns `group` and `label`, one row per clip that may be held out.
+        num_splits: sources that a class needs.
+    """
+    kept: set[str] = set()
+    while True:
+        rest = _without_sources_of(table, kept)
+        counts = source_counts(rest)
+        more = {n for n in set(table["label"]) - kept if counts.get(n, 0) < num_splits}
+        if not more:
+            return kept
+        kept |= more
+
+
+def _without_sources_of(table: pd.DataFrame, labels: Collection[str]) -> pd.DataFrame:
+    groups = table.loc[table["label"].isin(labels), "group"]
+    return table[~table["group"].isin(groups)]
+
+
 def assign_splits(
-    table: pd.DataFrame, val_fraction: float, test_fraction: float, seed: int
+    table: pd.DataFrame,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+    train_only: Collection[str] = (),
 ) -> "pd.Series[str]":
     """Assign each clip to a split, grouped by source and stratified by class.
 
     Every class is in all three splits. A source with several labels counts for its most frequent
-    one. Classes with few sources can only approximate the fractions; the data report has the
-    resulting ones.
+    one, unless some class needs more sources than it is the most frequent label of: then whole
+    sources are divided such that each split has all of their labels. Classes with few sources can
+    only approximate the fractions; the data report has the resulting ones.
 
     Args:
         table: columns `group` and `label`, one row per clip.
         val_fraction, test_fraction: shares of the clips, in (0, 1).
         seed: the same seed gives the same splits.
+        train_only: classes whose sources stay in train.
 
     Returns:
         train, val or test for each row.
 
     Raises:
-        UserError: if a class has fewer than three sources.
+        UserError: if another class has fewer than three sources, or those of several classes
+            cannot be divided.
     """
-    return _hold_out(table, {"test": test_fraction, "val": val_fraction}, seed)
+    fractions = {"test": test_fraction, "val": val_fraction}
+    return _hold_out(table, fractions, seed, train_only)
 
 
 def complete_official_splits(
-    table: pd.DataFrame, val_fraction: float, test_fraction: float, seed: int
+    table: pd.DataFrame,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+    train_only: Collection[str] = (),
 ) -> "pd.Series[str]":
     """Keep the official splits of a data set; take a missing one from train.
 
     Args:
         table: columns `group`, `label` and `split`, one row per clip.
         val_fraction, test_fraction: shares of the training clips, for a split that is missing.
-        seed: as for `assign_splits`, which has the same result.
+        seed, train_only: as for `assign_splits`, which has the same result.
 
     Raises:
         UserError: if there are no training clips, or too few sources to take a split from.
@@ -70,37 +121,106 @@ def complete_official_splits(
     if train.empty:
         raise UserError("gt_csv: its splits hold no training clips. Or use_official_splits=False.")
     fractions = {"test": test_fraction, "val": val_fraction}
-    if missing := {name: fractions[name] for name in fractions if name not in set(split)}:
-        split.loc[train.index] = _hold_out(train, missing, seed)
+    if missing := {name: fractions[name] for name in splits_to_draw(table)}:
+        split.loc[train.index] = _hold_out(train, missing, seed, train_only)
     return split
 
 
-def _hold_out(table: pd.DataFrame, fractions: dict[str, float], seed: int) -> "pd.Series[str]":
+def _hold_out(
+    table: pd.DataFrame, fractions: dict[str, float], seed: int, train_only: Collection[str]
+) -> "pd.Series[str]":
     """Take whole sources of each class out of train: a share of the clips for each split."""
-    main_label = table["group"].map(_main_labels(table))
-    if without_source := set(table["label"]) - set(main_label):
-        raise UserError(
-            f"gt_csv: class {min(without_source)!r} is not the main label of any source. Needed: "
-            "sources with one label."
-        )
-    index = table.index
+    splits = pd.Series("train", table.index, dtype=object)
+    table = _without_sources_of(table, train_only)
+    needed = len(fractions) + 1
+    for label, count in source_counts(table).items():
+        if count < needed:
+            raise UserError(
+                f"on_rare_class: class {label!r} has clips of {count} source(s) only, too few for "
+                f"{needed} splits. Needed: {needed} sources."
+            )
+    main = _main_labels(table)
+    if set(table["label"]) - set(main) or main.value_counts().min() < needed:
+        splits.loc[table.index] = _divide_mixed(table, fractions, seed)
+        return splits
+    index, main_label = table.index, table["group"].map(main)
     groups = pd.factorize(table["group"], sort=True)[0]
     table = pd.DataFrame({"group": groups, "label": main_label.to_numpy(), "split": "train"})
-    for number, (label, rest) in enumerate(table.groupby("label", sort=True)):
-        num_clips, num_groups, num_splits = len(rest), rest["group"].nunique(), len(fractions) + 1
-        if num_groups < num_splits:
-            raise UserError(
-                f"gt_csv: class {label!r} has clips of {num_groups} source(s) only, too few for "
-                f"{num_splits} splits. Needed: {num_splits} sources, or group_by=none to split "
-                "clips."
-            )
+    for number, (_, rest) in enumerate(table.groupby("label", sort=True)):
+        num_clips = len(rest)
         random = np.random.RandomState([seed, number])
         for done, (name, fraction) in enumerate(fractions.items()):
             num_spared = len(fractions) - done  # a source for each split that is left, and train
             held_out = _draw(rest["group"], round(num_clips * fraction), num_spared, random)
             table.loc[held_out, "split"] = name
             rest = rest.drop(held_out)
-    return table["split"].set_axis(index)
+    splits.loc[index] = table["split"].to_numpy()
+    return splits
+
+
+def _divide_mixed(table: pd.DataFrame, fractions: dict[str, float], seed: int) -> list[str]:
+    """Divide sources with several labels each, such as long videos with labeled segments.
+
+    Of several random divisions with every class in every split, the one whose splits have the
+    shares nearest to the fractions.
+    """
+    groups, group_names = pd.factorize(table["group"], sort=True)
+    labels, label_names = pd.factorize(table["label"], sort=True)
+    clips = np.zeros((len(group_names), len(label_names)), int)
+    np.add.at(clips, (groups, labels), 1)
+    names = [*fractions, "train"]
+    shares = np.array([*fractions.values(), 1 - sum(fractions.values())])
+    best, least = None, np.inf
+    for draw in range(_DRAWS):
+        division = _divide(clips, shares, np.random.RandomState([seed, draw]))
+        if division is None:
+            continue
+        sizes = [clips[division == split].sum() for split in range(len(names))]
+        distance = float(np.abs(np.array(sizes) / clips.sum() - shares).sum())
+        if distance < least:
+            best, least = division, distance
+    if best is None:
+        fewest = min(source_counts(table).items(), key=lambda item: item[1])
+        raise UserError(
+            f"gt_csv: the sources hold several classes each, and no division of them has every "
+            f"class in {len(names)} splits. Needed: more sources, above all of class {fewest[0]!r} "
+            f"({fewest[1]})."
+        )
+    return [names[best[group]] for group in groups]
+
+
+def _divide(
+    clips: npt.NDArray[np.int64], shares: npt.NDArray[np.float64], random: np.random.RandomState
+) -> npt.NDArray[np.int64] | None:
+    """One random division: the split of each source, or None where a class lacks a source.
+
+    Args:
+        clips: (sources, classes), how many clips a source has of a class.
+        shares: (splits,), of the clips.
+        random: the generator.
+    """
+    has = clips > 0
+    division = np.full(len(clips), -1)
+    order = random.permutation(len(clips))
+    lacking = np.ones((len(shares), clips.shape[1]), bool)  # splits without a class
+    while lacking.any():
+        free = has & (division < 0)[:, None]
+        spare = np.where(lacking.any(0), free.sum(0) - lacking.sum(0), np.iinfo(np.int64).max)
+        label = int(spare.argmin())  # the class with the least choice first
+        split = int(lacking[:, label].argmax())
+        candidates = order[free[order, label]]
+        if not candidates.size:
+            return None
+        gains = (has[candidates] & lacking[split]).sum(1)
+        chosen = candidates[int((gains - clips[candidates].sum(1) / clips.sum()).argmax())]
+        division[chosen] = split
+        lacking[split] &= ~has[chosen]
+    sizes = np.array([clips[division == split].sum() for split in range(len(shares))])
+    for source in order[division[order] < 0]:
+        split = int((shares * clips.sum() - sizes).argmax())
+        division[source] = split
+        sizes[split] += clips[source].sum()
+    return division
 
 
 def _main_labels(table: pd.DataFrame) -> "pd.Series[str]":
@@ -123,7 +243,13 @@ def _draw(
 
 def shared_sources(table: pd.DataFrame) -> int:
     """How many groups have clips in more than one split (column `split`)."""
-    return int((table.groupby("group")["split"].nunique() > 1).sum())
+    return len(sources_in_several_splits(table))
+
+
+def sources_in_several_splits(table: pd.DataFrame) -> list[str]:
+    """The groups that have clips in more than one split (column `split`), sorted."""
+    splits = table.groupby("group")["split"].nunique()
+    return sorted(splits.index[splits > 1])
 
 
 def random_split_leak(

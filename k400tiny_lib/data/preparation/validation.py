@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import warnings
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -17,7 +19,7 @@ from tqdm import tqdm
 
 from k400tiny_lib.data.preparation.content_index import ContentIndex
 from k400tiny_lib.files import bytes_digest, combine_digests, combine_named_digests, file_stamp
-from k400tiny_lib.media.frames import frame_files, is_frame
+from k400tiny_lib.media.frames import is_frame, list_frames
 from k400tiny_lib.system import available_cores
 
 # One frame has no motion, and motion is what the classes are about.
@@ -29,8 +31,15 @@ _NO_FRAMES = "no frames (.jpg, .jpeg, .png)"
 _SAVE_EVERY = 2000  # clips; a killed check repeats at most so many
 _FORMATS = ("JPEG", "PNG")
 
-# PIL warns above a limit that is higher than ours.
+_JPEG_START, _PNG_START = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+# A marker: not the 00 that follows a byte FF of a scan, nor a restart, nor a fill byte.
+_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
+_SCAN, _END = b"\xda", b"\xd9"
+
+# PIL warns above a limit that is higher than ours, and of a multi-picture file whose index it
+# cannot read, which OpenCV does not need.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", message="Image appears to be a malformed MPO")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +51,16 @@ class ClipCheck:
         content_digest: of the bytes of its frames in order, without names: equal for copies.
         num_frames: number of frames.
         problem: why it cannot be used; empty for a good clip.
+        left_out: how many pictures of its folder are no frames, by what they are.
+        patterns: how its frames are named where that is not one pattern, and how many.
     """
 
     digest: str
     content_digest: str
     num_frames: int
     problem: str = ""
+    left_out: dict[str, int] = field(default_factory=dict)
+    patterns: dict[str, int] = field(default_factory=dict)
 
 
 def check_clip(folder: Path) -> ClipCheck:
@@ -60,9 +73,10 @@ def check_clip(folder: Path) -> ClipCheck:
     problem = ""
     first_size: tuple[int, int] | None = None
     try:
-        names = [path.name for path in frame_files(folder)]
+        listed = list_frames(folder)
     except OSError as error:
         return ClipCheck("", "", 0, f"cannot be read: {error.strerror}")
+    names = listed.frames
     for name in names:
         try:
             content = (folder / name).read_bytes()
@@ -82,7 +96,8 @@ def check_clip(folder: Path) -> ClipCheck:
     if not problem and len(names) < MIN_FRAMES:
         problem = f"{len(names)} frame(s), needed: {MIN_FRAMES}" if names else _NO_FRAMES
     content_digest = combine_digests(digests[name] for name in names)
-    return ClipCheck(combine_named_digests(digests), content_digest, len(names), problem)
+    left_out, digest = dict(Counter(listed.left_out.values())), combine_named_digests(digests)
+    return ClipCheck(digest, content_digest, len(names), problem, left_out, listed.patterns)
 
 
 def check_frame(content: bytes) -> tuple[tuple[int, int] | None, str]:
@@ -95,7 +110,7 @@ def check_frame(content: bytes) -> tuple[tuple[int, int] | None, str]:
         return None, "is empty (0 bytes)"
     try:
         with Image.open(BytesIO(content), formats=_FORMATS) as header:  # reads no pixels
-            (width, height), kind = header.size, header.format
+            width, height = header.size
     except Image.DecompressionBombError:
         return None, f"has more than {MAX_PIXELS // 10**6} megapixels"
     except (OSError, SyntaxError, ValueError):
@@ -103,8 +118,7 @@ def check_frame(content: bytes) -> tuple[tuple[int, int] | None, str]:
     if width * height > MAX_PIXELS:
         return None, f"has more than {MAX_PIXELS // 10**6} megapixels ({width}x{height})"
     # OpenCV fills missing rows with gray and reports no error.
-    is_complete = _jpeg_ends if kind == "JPEG" else _png_ends
-    if not is_complete(content):
+    if not (_png_ends(content) if content.startswith(_PNG_START) else _jpeg_ends(content)):
         return None, "is truncated"
     image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     if image is None:
@@ -113,8 +127,29 @@ def check_frame(content: bytes) -> tuple[tuple[int, int] | None, str]:
 
 
 def _jpeg_ends(content: bytes) -> bool:
-    """Whether an end marker follows the last scan; these bytes cannot occur within a scan."""
-    return content.rfind(b"\xff\xd9") > content.rfind(b"\xff\xda") >= 0
+    """Whether each picture of a JPEG has its end marker.
+
+    Cameras append further pictures (the multi-picture format), and phones anything else.
+    """
+    while content.startswith(_JPEG_START):
+        end = _end_of_jpeg(content)
+        if end is None:
+            return False
+        content = content[end:].lstrip(b"\0")
+    return True
+
+
+def _end_of_jpeg(content: bytes) -> int | None:
+    """The position behind the first picture of a JPEG; None if it is cut off."""
+    position, has_scan = 2, False
+    while marker := _MARKER.search(content, position):
+        position = marker.end()
+        if marker[1] == _END:
+            return position if has_scan else None
+        has_scan = has_scan or marker[1] == _SCAN
+        # Segments begin with their length; a thumbnail within one has markers, too.
+        position += int.from_bytes(content[position : position + 2])
+    return None
 
 
 def _png_ends(content: bytes) -> bool:

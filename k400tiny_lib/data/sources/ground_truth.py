@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from k400tiny_lib.config import NONE, Config
-from k400tiny_lib.data.sources.labels import unify_spelling
+from k400tiny_lib.data.sources.labels import clean_label, label_key, label_notes, unify_spelling
 from k400tiny_lib.data.tables.names import ESCAPES_DATA_PATH, leaves
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.files import file_digest, local_path
@@ -21,15 +21,32 @@ _SPLIT_BY_WORD = (
     | dict.fromkeys(("val", "valid", "validate", "validation"), "val")
     | dict.fromkeys(("test", "testing"), "test")
 )
-_KINETICS_NAME = re.compile(r"(.+)_\d{6}_\d{6}")
+# How the names of well-known data sets begin with the source of a clip. HMDB51 has the class
+# behind it, which `_source_of` removes.
+_SOURCE_IN_NAME = {
+    "<youtube_id>_<start>_<end> of Kinetics": re.compile(r"(.+)_\d{6}_\d{6}"),
+    "<class>_g<group>_c<clip> of UCF101": re.compile(r"(.+_g\d+)_c\d+", re.IGNORECASE),
+    "<source>_<class>_<body>_<camera>_np<n>_<view>_<quality>_<n> of HMDB51": re.compile(
+        r"(.+)_[fhlu]_(?:cm|nm)_np\d+_(?:ba|fr|le|ri)_(?:bad|goo|med)_\d+", re.IGNORECASE
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """A row of the ground truth that did not become a clip, and why."""
+    """A row of the ground truth that did not become a clip, and why.
+
+    Attributes:
+        video: its name.
+        reason: why it was left out.
+        labels: its labels, several where rows contradict one another; as read if that is early.
+        source: the video that it was cut from; "" if that is not known.
+    """
 
     video: str
     reason: str
+    labels: tuple[str, ...] = ()
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,6 +60,8 @@ class GroundTruth:
         repaired: labels whose spelling was changed: as read -> as used.
         duplicates: clips that had several equal rows.
         notes: remarks for the user, one line each.
+        sources_known: whether the groups are sources. Else each clip is its own group, and nothing
+            is known about clips that were cut from one video.
     """
 
     table: pd.DataFrame
@@ -50,6 +69,7 @@ class GroundTruth:
     repaired: dict[str, str] = field(default_factory=dict)
     duplicates: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    sources_known: bool = True
 
 
 def digest_csv(gt_csv: str) -> str:
@@ -71,41 +91,50 @@ def make_ground_truth(
         UserError: if there is no column for group_by, or a split is unknown.
     """
     truth = clean_rows(table)
-    table, notes = _add_groups(truth.table, config.group_by)
+    table, notes, known = _add_groups(truth.table, config.group_by)
     if config.use_official_splits and "split" in table.columns:
         table["split"] = _official_splits(table["split"], config.gt_csv)
     else:
         table["split"] = ""
     columns = [name for name in (*COLUMNS, "file") if name in table.columns]
-    return replace(truth, table=table[columns], dropped=[*dropped, *truth.dropped], notes=notes)
+    table, notes = table[columns], [*truth.notes, *notes]
+    dropped = [*dropped, *truth.dropped]
+    return replace(truth, table=table, dropped=dropped, notes=notes, sources_known=known)
 
 
 def clean_rows(table: pd.DataFrame) -> GroundTruth:
     """Repair labels, drop rows that cannot be used, keep one row per clip."""
     names = table["folder_name"].map(_normalize_name)
-    conditions = [names == "", table["label"].str.strip() == "", names.map(leaves).astype(bool)]
+    unlabeled = table["label"].map(clean_label) == ""
+    conditions = [names == "", unlabeled, names.map(leaves).astype(bool)]
     reasons = ["a row without a name", "it has no label", ESCAPES_DATA_PATH]
     chosen = np.select(conditions, reasons, default="")
     table, dropped = drop_rows(table.assign(folder_name=names), chosen)
 
     labels, repaired = unify_spelling(table["label"])
+    notes = label_notes(table["label"], labels)
     table = table.assign(label=labels).sort_values("folder_name", kind="stable")
     repeated = table.duplicated(["folder_name", "label"])
     duplicates = sorted(set(table.loc[repeated, "folder_name"]))
     table = table[~repeated]
     contradicted = table.duplicated("folder_name", keep=False)
     for name, rows in table[contradicted].groupby("folder_name"):
-        labels_of_clip = ", ".join(sorted(rows["label"]))
-        dropped.append(Dropped(str(name), f"rows with contradicting labels: {labels_of_clip}"))
+        labels_of_clip = tuple(sorted(rows["label"]))
+        reason = f"rows with contradicting labels: {', '.join(labels_of_clip)}"
+        source = rows["youtube_id"].iloc[0] if "youtube_id" in rows.columns else ""
+        dropped.append(Dropped(str(name), reason, labels_of_clip, source))
     table = table[~contradicted].reset_index(drop=True)
-    return GroundTruth(table, dropped, repaired, duplicates)
+    return GroundTruth(table, dropped, repaired, duplicates, notes)
 
 
 def drop_rows(table: pd.DataFrame, reasons: Iterable[str]) -> tuple[pd.DataFrame, list[Dropped]]:
     """Separate the rows that have a reason to be dropped (one per row, "" for none)."""
     reasons = [str(reason) for reason in reasons]
-    named = zip(table["folder_name"], reasons, strict=True)
-    dropped = [Dropped(str(name), reason) for name, reason in named if reason]
+    sources = table.get("group", table.get("youtube_id", [""] * len(table)))
+    rows = zip(table["folder_name"], reasons, table["label"], sources, strict=True)
+    dropped = [
+        Dropped(str(name), why, (label,), source) for name, why, label, source in rows if why
+    ]
     keep = np.array([not reason for reason in reasons], dtype=bool)  # a mask even for no rows
     return table[keep].reset_index(drop=True), dropped
 
@@ -126,31 +155,67 @@ def _normalize_name(name: str) -> str:
     return posixpath.normpath(name) if name.strip() else ""
 
 
-def _add_groups(table: pd.DataFrame, group_by: str) -> tuple[pd.DataFrame, list[str]]:
-    """Add the column group, and youtube_id where there is none; returns notes about both."""
+def _add_groups(table: pd.DataFrame, group_by: str) -> tuple[pd.DataFrame, list[str], bool]:
+    """Add the column group, and youtube_id where there is none.
+
+    Returns:
+        The table, notes about both, and whether the groups are sources.
+    """
     names = table["folder_name"]
-    notes = []
-    if "youtube_id" not in table.columns:
-        # File names of Kinetics contain the id of the source video.
-        leaf = names.str.split("/").str[-1]
-        ids = leaf.str.replace(_KINETICS_NAME, r"\1", regex=True)
-        table = table.assign(youtube_id=ids.where(leaf.str.fullmatch(_KINETICS_NAME), names))
-        if group_by == "youtube_id":
-            notes.append(
-                "no column youtube_id: each file or folder is its own source, unless its name is "
-                "<youtube_id>_<start>_<end>. Clips cut from one video may be in two splits."
-            )
+    notes: list[str] = []
+    has_ids = "youtube_id" in table.columns
+    if not has_ids:
+        table, notes = _sources_from_names(table)
+        has_ids = not table["youtube_id"].equals(names)
     if group_by == NONE:
-        return table.assign(group=names), notes
+        return table.assign(group=names), [], False
     if group_by not in table.columns:
         raise UserError(
             f"group_by: no column {group_by!r} (found: {', '.join(table.columns)}). "
             "Needed: a column of gt_csv, or none."
         )
+    if group_by != "youtube_id":
+        notes = []
     group = table[group_by].str.strip()
     if (empty := int((group == "").sum())) > 0:
         notes.append(f"{empty} clips have no {group_by}: each counts as its own source.")
-    return table.assign(group=group.where(group != "", names)), notes
+    known = empty < len(table) and (group_by != "youtube_id" or has_ids)
+    return table.assign(group=group.where(group != "", names)), notes, known
+
+
+def _sources_from_names(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Add the column youtube_id from names that contain the source; notes say which do."""
+    names, labels = table["folder_name"], table["label"]
+    pairs = [_source_of(name, label) for name, label in zip(names, labels, strict=True)]
+    ids = [source or name for (source, _), name in zip(pairs, names, strict=True)]
+    patterns = pd.Series([pattern for _, pattern in pairs], dtype=object)
+    counts = patterns[patterns != ""].value_counts()
+    notes = [
+        f"no column youtube_id: {count} of {len(table)} clips have their source in the name, "
+        f"{pattern}"
+        for pattern, count in counts.items()
+    ]
+    if others := len(table) - int(counts.sum()):
+        notes.append(
+            f"no column youtube_id: each of {others} files or folders is its own source, since "
+            "their names do not tell. Clips cut from one video may be in two splits."
+        )
+    return table.assign(youtube_id=pd.Series(ids, table.index, dtype=object)), notes
+
+
+def _source_of(name: str, label: str) -> tuple[str, str]:
+    """The source that a clip's name contains and the pattern of the name; both "" if none fits."""
+    leaf = re.sub(r"\.\w{2,4}$", "", name.rpartition("/")[2])  # twins keep their suffix
+    for pattern, expression in _SOURCE_IN_NAME.items():
+        if match := expression.fullmatch(leaf):
+            return _without_class(match[1], label) if "HMDB51" in pattern else match[1], pattern
+    return "", ""
+
+
+def _without_class(name: str, label: str) -> str:
+    """`<source>_<class>` without the class; the whole name if it ends with another word."""
+    key, ending = label_key(label).replace(" ", "_"), f"_{name.casefold()}"
+    return name[: -len(key) - 1] if ending.endswith(f"_{key}") and len(name) > len(key) else name
 
 
 def _official_splits(words: "pd.Series[str]", gt_csv: str) -> "pd.Series[str]":

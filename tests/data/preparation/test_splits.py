@@ -100,3 +100,32 @@ def test_a_random_split_of_pairs_leaks_and_one_of_single_clips_does_not() -> Non
     assert abs(leaked / held_out - expected) < 4 * deviation
     single = pd.DataFrame({"group": np.arange(400), "label": "x"})
     assert random_split_leak(single, 0.1, 0.1, 0) == (0, 80)
+
+
+def test_sources_with_several_labels_are_divided_with_every_class_in_each_split() -> None:
+    rng = np.random.default_rng(0)
+    rows = [
+        (f"f{source}", label)
+        for source in range(30)
+        for label in rng.choice(list("abcde"), rng.integers(1, 4), replace=False)
+        for _ in range(rng.integers(1, 5))
+    ]
+    # `rare` is the most frequent label of no source.
+    rows += [(f"f{source}", "rare") for source in (0, 1, 2, 3)]
+    rows += [(f"f{source}", "a") for source in (0, 1, 2, 3) for _ in range(5)]
+    table = pd.DataFrame(rows, columns=["group", "label"])
+    splits = assign_splits(table, 0.1, 0.1, seed=3)
+    assert splits.groupby(table["group"]).nunique().eq(1).all()
+    assert pd.crosstab(table["label"], splits).gt(0).all(axis=None)
+    shares = splits.value_counts(normalize=True)
+    assert shares["train"] > 0.5
+    pd.testing.assert_series_equal(splits, assign_splits(table, 0.1, 0.1, seed=3))
+
+
+def test_sources_that_cannot_be_divided_are_refused_in_one_line() -> None:
+    # Each class has three sources, but two classes share one of them with all others.
+    rows = [("f0", "a"), ("f0", "b"), ("f1", "a"), ("f1", "c"), ("f2", "b"), ("f2", "c")]
+    rows += [("f3", "a"), ("f3", "b"), ("f3", "c")]
+    table = pd.DataFrame(rows, columns=["group", "label"])
+    with pytest.raises(UserError, match=r"^gt_csv: the sources hold several classes each"):
+        assign_splits(table, 0.1, 0.1, seed=0)

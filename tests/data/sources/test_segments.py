@@ -1,4 +1,4 @@
-"""Segments of long videos become clips: the right frames, one source per file, nothing in silence."""
+"""Segments of long videos become clips: the right frames, one source per file, no row lost."""
 
 from pathlib import Path
 
@@ -136,10 +136,14 @@ def test_equal_rows_are_one_clip_and_overlaps_of_other_labels_are_noted(tmp_path
 
 
 def test_all_segments_of_a_file_are_one_source(tmp_path: Path) -> None:
-    for name in "abcdefgh":
-        write_video(tmp_path / "in" / f"{name}.avi", 24 + ord(name) % 7)
-    rows = [f"{n}.avi,{label},{s},{s + 0.5}" for n in "abcdefgh" for s, label in enumerate("xy")]
-    config = config_of(tmp_path, "file,label,time_start,time_end", *rows)
+    rows = []  # segments with frames of their own: clips that show the same are one source
+    for number, name in enumerate("abcdefgh"):
+        write_video(tmp_path / "in" / f"{name}.avi", 60)
+        rows += [
+            f"{name}.avi,{label},{start},{start + 5}"
+            for label, start in (("x", 2 * number), ("y", 30 + 2 * number))
+        ]
+    config = config_of(tmp_path, "file,label,frame_start,frame_end", *rows)
     prepared = prepare(config, open_source(config))
     splits = prepared.table.assign(file=prepared.table["folder_name"].str[0])
     assert (splits.groupby("file")["split"].nunique() == 1).all()
@@ -147,7 +151,7 @@ def test_all_segments_of_a_file_are_one_source(tmp_path: Path) -> None:
     assert prepared.report["num_groups"] == 8
     # An id per row cannot divide a file.
     lines = [f"{row},id{number}" for number, row in enumerate(rows)]
-    config = config_of(tmp_path, "file,label,time_start,time_end,youtube_id", *lines)
+    config = config_of(tmp_path, "file,label,frame_start,frame_end,youtube_id", *lines)
     assert open_source(config).ground_truth.table["group"].nunique() == 8
     config = config.replace(group_by="none")
     truth = open_source(config).ground_truth

@@ -128,10 +128,8 @@ def test_ucf101_labels_are_folders_with_ids_and_without(tmp_path: Path) -> None:
 
 def test_frame_lists_without_a_header_have_the_count_in_the_middle(tmp_path: Path) -> None:
     rows = read_table(write(tmp_path, "some/clip0 40 0\nsome/clip1 38 12\n")).rows
-    assert rows[["file", "label"]].to_numpy().tolist() == [
-        ["some/clip0", "0"],
-        ["some/clip1", "12"],
-    ]
+    expected = [["some/clip0", "0"], ["some/clip1", "12"]]
+    assert rows[["file", "label"]].to_numpy().tolist() == expected
 
 
 def test_something_something_has_its_classes_in_the_template(tmp_path: Path) -> None:
