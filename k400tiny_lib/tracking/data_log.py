@@ -8,13 +8,15 @@ from mlflow.data.pandas_dataset import from_pandas
 
 from k400tiny_lib.data.annotations import SPLITS
 from k400tiny_lib.data.preparation import plots
+from k400tiny_lib.errors import printable
+from k400tiny_lib.media.listing import describe_left_out
 from k400tiny_lib.tracking.runs import DATA_DIGEST_TAG, DATA_PATH_TAG
 
 if TYPE_CHECKING:
     from k400tiny_lib.data.preparation.prepare import Prepared
 
 _COLUMNS = ["folder_name", "youtube_id", "label", "target", "num_frames"]
-_METRICS = ("num_clips", "num_groups", "num_classes", "num_dropped")
+_METRICS = ("num_clips", "num_groups", "num_classes", "num_dropped", "num_left_out")
 _MAX_LINES = 20
 
 
@@ -42,12 +44,15 @@ def log_prepared(prepared: "Prepared") -> None:
 
 
 def describe(prepared: "Prepared") -> str:
-    """Notes, dropped clips (the first 20), and a summary of the splits, as lines."""
+    """Notes, dropped clips (the first 20), what was left out, and the splits, as lines."""
     report = prepared.report
     lines = [f"note: {note}" for note in report["notes"]]
     lines += [f"dropped {row['video']}: {row['reason']}" for row in report["dropped"][:_MAX_LINES]]
     if (more := report["num_dropped"] - _MAX_LINES) > 0:
         lines.append(f"and {more} more, see annotations/data_report.json")
+    lines += describe_left_out(report["left_out"], _MAX_LINES)
+    if report["left_out"]:
+        lines.append("all that was left out is in annotations/data_report.json")
     shares = ", ".join(f"{name} {share:.0%}" for name, share in report["split_fractions"].items())
     leak = report["random_split_would_leak"]
     lines += [
@@ -56,4 +61,4 @@ def describe(prepared: "Prepared") -> str:
         f"{report['sources_in_several_splits']} sources are in several splits; in a random "
         f"split, {leak['share']:.0%} of the held-out clips would share their source with train",
     ]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

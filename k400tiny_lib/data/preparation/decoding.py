@@ -202,7 +202,8 @@ def _local_file(uri: str) -> Iterator[Path]:
 def _load(index: ContentIndex) -> dict[VideoFile, tuple[str, str | None]]:
     """Video, as it is in the index -> its digest, and what is wrong with it (None: not decoded)."""
     rows = index.load(_INDEX_ROOT).items()
-    return {VideoFile(uri, stamp): json.loads(fact) for uri, (stamp, fact) in rows}
+    # Without a stamp nothing tells whether the video is still the same.
+    return {VideoFile(uri, stamp): json.loads(fact) for uri, (stamp, fact) in rows if stamp}
 
 
 def _index_row(video: VideoFile, digest: str, problem: str | None) -> tuple[str, str, str]:

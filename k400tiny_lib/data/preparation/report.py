@@ -33,6 +33,8 @@ def data_report(config: Config, truth: GroundTruth, digest: str) -> dict[str, An
         "num_classes": int(table["label"].nunique()),
         "num_dropped": len(truth.dropped),
         "dropped": [asdict(row) for row in truth.dropped],
+        "num_left_out": len(truth.left_out),
+        "left_out": dict(truth.left_out),
         "repaired_labels": truth.repaired,
         "duplicate_rows": truth.duplicates,
         "identical_clips": _identical(table),

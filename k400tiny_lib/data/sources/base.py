@@ -91,8 +91,8 @@ def open_source(config: Config) -> Source:
     if config.gt_csv == NONE:
         folders = list_class_folders(config.data_path)
         if folders.holds_videos:
-            return Videos(config, folders.table, folders.stamps)
-        return FrameFolders(config, folders.table, folders.stamps)
+            return Videos(config, folders.table, folders.listing)
+        return FrameFolders(config, folders.table, folders.listing)
     config = config.replace(gt_csv=absolute(config.gt_csv))
     table = read_csv(config.gt_csv, f"a CSV with one of these layouts: {_layouts()}")
     for layout in CSV_LAYOUTS:

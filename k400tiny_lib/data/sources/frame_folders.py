@@ -1,5 +1,6 @@
 """Frame folders: a directory or a bucket with one folder of images per clip."""
 
+import os
 from functools import cached_property
 
 import pandas as pd
@@ -13,8 +14,9 @@ from k400tiny_lib.data.sources.ground_truth import (
     make_ground_truth,
     refuse_if_most_are_missing,
 )
-from k400tiny_lib.errors import UserError
-from k400tiny_lib.files import Stamps, combine_digests, fetch, is_remote, local_path
+from k400tiny_lib.data.sources.left_out import account_for, list_data
+from k400tiny_lib.files import combine_digests, fetch, is_remote, local_path
+from k400tiny_lib.media.listing import Listing
 
 
 class FrameFolders:
@@ -23,34 +25,39 @@ class FrameFolders:
     Args:
         config: with absolute data_path and gt_csv.
         table: the rows of the CSV or of the class folders.
-        stamps: of the files of a bucket, if it has been listed already.
+        listing: of data_path, if it has been listed already.
     """
 
-    def __init__(self, config: Config, table: pd.DataFrame, stamps: Stamps | None = None) -> None:
+    def __init__(self, config: Config, table: pd.DataFrame, listing: Listing | None = None) -> None:
         self.config = config
         self.directory = local_path(config.data_path)
         self._table = table
-        self._stamps = stamps
-        if not is_remote(config.data_path) and not self.directory.is_dir():
-            raise UserError(
-                f"data_path: {self.directory} is not a directory. Needed: one folder per clip."
-            )
+        self._listing = listing
+        if listing is None and not is_remote(config.data_path):
+            self._listing = list_data(config.data_path)
 
     @cached_property
     def ground_truth(self) -> GroundTruth:
-        return make_ground_truth(self._table, self.config)
+        truth = make_ground_truth(self._table, self.config)
+        if self._listing is None:  # only `bring` lists a bucket, which may take minutes
+            return truth
+        named = {*truth.table["folder_name"], *(row.video for row in truth.dropped)}
+        return account_for(truth, self._listing, self.config, named)
 
     def check(self) -> None:
         names = self.ground_truth.table["folder_name"]
         if not is_remote(self.config.data_path):
-            missing = [name for name in names if not (self.directory / name).is_dir()]
+            # Path.is_dir would raise below a folder without permission.
+            missing = [n for n in names if not os.path.isdir(self.directory / n)]  # noqa: PTH112
             refuse_if_most_are_missing("folders", missing, len(names), self.directory)
 
     def is_ready(self) -> bool:
         return not is_remote(self.config.data_path)
 
     def bring(self) -> dict[str, str]:
-        fetch(self.config.data_path, "data_path", self._stamps)
+        if is_remote(self.config.data_path):
+            self._listing = self._listing or list_data(self.config.data_path)
+            fetch(self.config.data_path, "data_path", self._listing.stamps)
         return {}
 
     def digest(self) -> str:

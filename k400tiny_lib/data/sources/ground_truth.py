@@ -2,7 +2,7 @@
 
 import posixpath
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from k400tiny_lib.files import fetch, file_digest, local_path
 
 ESCAPES_DATA_PATH = "its name leaves data_path"
 COLUMNS = ("folder_name", "youtube_id", "label", "group", "split")
-_SPLIT_BY_WORD = (
+SPLIT_BY_WORD = (
     dict.fromkeys(("train", "training"), "train")
     | dict.fromkeys(("val", "valid", "validate", "validation"), "val")
     | dict.fromkeys(("test", "testing"), "test")
@@ -43,6 +43,7 @@ class GroundTruth:
         repaired: labels whose spelling was changed: as read -> as used.
         duplicates: clips that had several equal rows.
         notes: remarks for the user, one line each.
+        left_out: what is below data_path and did not become a clip: relative path -> reason.
     """
 
     table: pd.DataFrame
@@ -50,6 +51,7 @@ class GroundTruth:
     repaired: dict[str, str] = field(default_factory=dict)
     duplicates: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_csv(gt_csv: str, needed: str = "a CSV with one row per clip") -> pd.DataFrame:
@@ -178,7 +180,7 @@ def _add_groups(table: pd.DataFrame, group_by: str) -> tuple[pd.DataFrame, list[
 
 
 def _official_splits(words: "pd.Series[str]", gt_csv: str) -> "pd.Series[str]":
-    splits = words.str.strip().str.lower().map(_SPLIT_BY_WORD)
+    splits = words.str.strip().str.lower().map(SPLIT_BY_WORD)
     if splits.isna().any():
         raise UserError(
             f"gt_csv: split {words[splits.isna()].iloc[0]!r} in {Path(gt_csv).name} is unknown. "

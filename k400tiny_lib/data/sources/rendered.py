@@ -21,6 +21,7 @@ from k400tiny_lib.data.sources.drawing import CLASSES, draw_frames
 from k400tiny_lib.data.sources.frame_folders import FrameFolders
 from k400tiny_lib.data.sources.ground_truth import GroundTruth, read_csv
 from k400tiny_lib.files import atomic_write, combine_digests, local_path
+from k400tiny_lib.media import own_output
 from k400tiny_lib.system import available_cores
 
 # In the name of the directory. Raise it with every change that makes other clips of the same seed
@@ -73,6 +74,7 @@ class RenderedSample:
 
     def bring(self) -> dict[str, str]:
         if not self.is_ready():
+            own_output.mark(self._root)
             self._render(self._root, seed=self.config.seed)
         return {}
 

@@ -1,6 +1,5 @@
 """Videos: a directory or a bucket with files to decode into frame folders."""
 
-import os
 import posixpath
 from collections.abc import Mapping
 from functools import cached_property
@@ -24,8 +23,10 @@ from k400tiny_lib.data.sources.ground_truth import (
     make_ground_truth,
     refuse_if_most_are_missing,
 )
-from k400tiny_lib.errors import UserError
-from k400tiny_lib.files import Stamps, is_remote
+from k400tiny_lib.data.sources.left_out import account_for, list_data
+from k400tiny_lib.files import is_remote
+from k400tiny_lib.media import own_output
+from k400tiny_lib.media.listing import Listing
 from k400tiny_lib.media.video import is_video
 
 FRAMES = FrameSettings()
@@ -38,16 +39,17 @@ class Videos:
     Args:
         config: with absolute data_path and gt_csv.
         table: the rows of the CSV or of the class folders.
-        stamps: of the files below data_path, if it has been listed already.
+        listing: of data_path, if it has been listed already.
     """
 
-    def __init__(self, config: Config, table: pd.DataFrame, stamps: Stamps | None = None) -> None:
+    def __init__(self, config: Config, table: pd.DataFrame, listing: Listing | None = None) -> None:
         self.config = config
         # Other videos, or other frames of them, must not mix in one directory.
         name = files.combine_digests([FRAMES.digest, config.data_path])[:8]
         self.directory = files.local_path(config.output_dir) / f"frames-{name}"
         self._table = table
-        self._listed = list_videos(config.data_path, stamps)
+        self._listing = listing or list_data(config.data_path)
+        self._listed = list_videos(config.data_path, self._listing)
 
     @cached_property
     def ground_truth(self) -> GroundTruth:
@@ -58,10 +60,12 @@ class Videos:
                 lost = [row.video for row in dropped]
                 refuse_if_most_are_missing("videos", lost, len(lost), self.config.data_path)
         total = len(table)
+        named = set(table["file"].str.strip().str.removeprefix("./"))
         table, unusable = _name_clips(table, self._listed)
         missing = [row.video for row in unusable if row.reason == _MISSING]
         refuse_if_most_are_missing("videos", missing, total, self.config.data_path)
-        return make_ground_truth(table, self.config, [*dropped, *unusable])
+        truth = make_ground_truth(table, self.config, [*dropped, *unusable])
+        return account_for(truth, self._listing, self.config, named)
 
     @cached_property
     def _videos(self) -> dict[str, VideoFile]:
@@ -83,6 +87,7 @@ class Videos:
 
     def bring(self) -> dict[str, str]:
         config = self.config
+        own_output.mark(self.directory)
         undecodable = decoding.decode_videos(
             *self._job(), scheduler=config.dask_scheduler, workers=config.decode_workers
         )
@@ -104,31 +109,19 @@ class Videos:
         return files.combine_digests(parts)
 
 
-def list_videos(data_path: str, stamps: Stamps | None = None) -> dict[str, VideoFile]:
+def list_videos(data_path: str, listing: Listing | None = None) -> dict[str, VideoFile]:
     """All videos below a local or remote directory by relative path, sorted.
 
     Args:
         data_path: the directory.
-        stamps: of its files, if it has been listed already.
+        listing: of it, if it has been listed already.
 
     Raises:
         UserError: if there is no such directory.
     """
-    if stamps is None:
-        is_local = not is_remote(data_path)
-        stamps = _list_local(data_path) if is_local else files.list_files(data_path, "data_path")
+    videos = (listing or list_data(data_path)).videos
     base = files.absolute(data_path)
-    listed = {n: VideoFile(f"{base}/{n}", stamp) for n, stamp in sorted(stamps.items())}
-    return {name: video for name, video in listed.items() if is_video(name)}
-
-
-def _list_local(data_path: str) -> Stamps:
-    root = files.local_path(data_path)
-    if not root.is_dir():
-        raise UserError(f"data_path: {root} is not a directory. Needed: one with videos.")
-    paths = (Path(folder, n) for folder, _, names in os.walk(root) for n in filter(is_video, names))
-    stamps = ((path.relative_to(root).as_posix(), files.file_stamp(path)) for path in paths)
-    return {name: stamp for name, stamp in stamps if stamp}  # others are links to nowhere
+    return {n: VideoFile(files.remote_uri(base, n), stamp) for n, stamp in videos.items()}
 
 
 def _find_kinetics_files(
