@@ -1,4 +1,4 @@
-"""Errors for people: the exception type for a user's mistake, and any error as one line."""
+"""Errors for people: the exception type for a user's mistake, and any text as one line."""
 
 import unicodedata
 
@@ -19,6 +19,11 @@ def one_line(error: BaseException, limit: int = 200) -> str:
     lines = str(error).strip().splitlines()
     text = " ".join(lines[0].split()) if lines else type(error).__name__
     return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def is_utf8(name: str) -> bool:
+    """Whether the name of a file is text; other bytes are surrogates in it."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def printable(text: str) -> str:

@@ -105,11 +105,6 @@ def local_path(uri: str) -> Path:
     return Path(expand(uri)).absolute()
 
 
-def is_utf8(name: str) -> bool:
-    """Whether the name of a file is text; other bytes are surrogates in it."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in name)
-
-
 def problem_of(path: Path) -> str:
     """Why nothing can be read at a path, empty where something is there."""
     try:

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from k400tiny_lib.errors import UserError, printable
-from k400tiny_lib.files import Stamps, is_utf8
+from k400tiny_lib.errors import UserError, is_utf8, printable
+from k400tiny_lib.files import Stamps
 from k400tiny_lib.media.folders import (
     CIRCLE,
     SPECIAL,
@@ -167,7 +167,7 @@ class _Walk:
     def _enter(self, folder: str) -> _Below:
         name = posixpath.basename(folder)
         if not is_utf8(name):
-            self._unusable[printable(folder)] = NOT_UTF8
+            self._unusable[_text(folder)] = NOT_UTF8
         elif name.casefold() in _SYSTEM_NAMES:
             self._left_out[folder] = SYSTEM
         elif folder.count("/") >= _MAX_DEPTH:
@@ -221,7 +221,7 @@ class _Walk:
 
     def _leave_out_odd(self, folder: str, odd: Mapping[str, str]) -> None:
         for name, reason in odd.items():
-            path = printable(posixpath.join(folder, name))
+            path = _text(posixpath.join(folder, name))
             if is_frame(name):
                 continue
             if name.casefold() in _SYSTEM_NAMES:
@@ -235,12 +235,17 @@ class _Walk:
 
     def _leave_out(self, path: str, name: str) -> None:
         if is_video(name):  # else it would have been listed
-            self._unusable[printable(path)] = NOT_UTF8
+            self._unusable[_text(path)] = NOT_UTF8
         elif name.casefold() in _SYSTEM_NAMES:
             self._left_out[path] = SYSTEM
         else:
             harmless = is_frame(name) or _is_by_product(name)
-            self._left_out[printable(path)] = NOT_A_CLIP if harmless else UNKNOWN_SUFFIX
+            self._left_out[_text(path)] = NOT_A_CLIP if harmless else UNKNOWN_SUFFIX
+
+
+def _text(path: str) -> str:
+    """A path as it is; other bytes than UTF-8 escaped."""
+    return path if is_utf8(path) else printable(path)
 
 
 def _is_by_product(name: str) -> bool:

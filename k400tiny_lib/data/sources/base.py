@@ -17,7 +17,7 @@ from k400tiny_lib.data.sources.frame_folders import FrameFolders
 from k400tiny_lib.data.sources.ground_truth import GroundTruth, read_csv
 from k400tiny_lib.data.sources.rendered import RenderedSample
 from k400tiny_lib.data.sources.videos import Videos
-from k400tiny_lib.errors import UserError
+from k400tiny_lib.errors import UserError, is_utf8, printable
 from k400tiny_lib.files import absolute
 
 
@@ -88,6 +88,9 @@ def open_source(config: Config) -> Source:
     if named := SOURCES.get(config.data_path.partition("://")[0]):
         return named(config)
     config = config.replace(data_path=absolute(config.data_path))
+    if not is_utf8(config.data_path):
+        shown = printable(config.data_path)
+        raise UserError(f"data_path: {shown} is not UTF-8. Needed: a directory with such a name.")
     if config.gt_csv == NONE:
         folders = list_class_folders(config.data_path)
         if folders.holds_videos:
