@@ -1,4 +1,6 @@
-"""Errors for people: the exception type for a user's mistake, and any error as one line."""
+"""Errors for people: the exception type for a user's mistake, and any text as one line."""
+
+import unicodedata
 
 
 class UserError(Exception):
@@ -17,3 +19,24 @@ def one_line(error: BaseException, limit: int = 200) -> str:
     lines = str(error).strip().splitlines()
     text = " ".join(lines[0].split()) if lines else type(error).__name__
     return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def is_utf8(name: str) -> bool:
+    """Whether the name of a file is text; other bytes are surrogates in it."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def printable(text: str) -> str:
+    """A name or a message as one line that every terminal and file takes.
+
+    Line breaks, control characters and bytes that are not UTF-8 are escaped (`caf\\xe9.mp4`).
+    """
+    return "".join(map(_escape, text))
+
+
+def _escape(letter: str) -> str:
+    if "\udc80" <= letter <= "\udcff":  # how Python holds a byte that is not UTF-8
+        return f"\\x{ord(letter) - 0xDC00:02x}"
+    if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp"):
+        return letter.encode("unicode_escape").decode()
+    return letter

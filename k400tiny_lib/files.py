@@ -7,6 +7,7 @@ local copy below `.k400tiny/remote`, because every epoch reads the frames again.
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
@@ -14,12 +15,14 @@ from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
+from urllib.parse import quote, unquote
 
 import fsspec
 
 from k400tiny_lib.errors import UserError, one_line
 
-Stamps = Mapping[str, str]  # relative path -> a text that changes when the file does
+# Relative path -> a text that changes when the file does; empty where nothing tells.
+Stamps = Mapping[str, str]
 
 _blake2b = partial(hashlib.blake2b, digest_size=16)  # 128 bits
 
@@ -28,6 +31,8 @@ _MANIFEST = ".fetched.json"
 _ASYNC_CALLS = 64  # at the same time, over the connections of one client
 _CONNECTIONS = 16  # of a file system that is not asynchronous
 _CHUNK = 1024  # files
+_FILE_SCHEME = re.compile(r"(?:file|local)://(?:localhost(?=/))?", re.IGNORECASE)
+_LONGEST_NAME = 240  # bytes; file systems allow 255, and partial files add a few
 
 
 @contextmanager
@@ -39,7 +44,10 @@ def atomic_write(path: Path) -> Iterator[Path]:
         deleted where the block raises. The name does not change, so that a process killed while it
         writes leaves one partial file, not many: of several processes only one may write `path`.
     """
-    partial_path = path.with_name(f".{path.name}.part")
+    name = path.name
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        name = bytes_digest(os.fsencode(name))
+    partial_path = path.with_name(f".{name}.part")
     try:
         yield partial_path
         partial_path.replace(path)
@@ -61,8 +69,8 @@ def file_digest(path: Path) -> str:
 def combine_digests(parts: Iterable[str]) -> str:
     """One digest of several texts in their order, 128 bits in hex."""
     digest = _blake2b()
-    for part in parts:
-        digest.update(part.encode() + b"\0")
+    for part in parts:  # the name of a file need not be UTF-8
+        digest.update(part.encode(errors="surrogatepass") + b"\0")
     return digest.hexdigest()
 
 
@@ -73,7 +81,15 @@ def combine_named_digests(digests: Mapping[str, str]) -> str:
 
 def is_remote(uri: str) -> bool:
     """Whether a path or URI is not on the local file system."""
-    return "://" in uri and not uri.startswith(("file://", "local://"))
+    return "://" in uri and not _FILE_SCHEME.match(uri)
+
+
+def expand(uri: str) -> str:
+    """A local path with its `~` expanded, or of a `file://` URI; anything else as it is."""
+    if scheme := _FILE_SCHEME.match(uri):
+        return unquote(uri[scheme.end() :], errors="surrogateescape")
+    # A `~name` that is no user is the name of a file.
+    return uri if is_remote(uri) else os.path.expanduser(uri)  # noqa: PTH111 (it raises there)
 
 
 def absolute(uri: str) -> str:
@@ -86,7 +102,18 @@ def local_path(uri: str) -> Path:
     if is_remote(uri):
         digest = hashlib.blake2b(uri.rstrip("/").encode(), digest_size=4).hexdigest()
         return (_COPIES / digest / uri.rstrip("/").rpartition("/")[2]).absolute()
-    return Path(uri.removeprefix("file://").removeprefix("local://")).absolute()
+    return Path(expand(uri)).absolute()
+
+
+def problem_of(path: Path) -> str:
+    """Why nothing can be read at a path, empty where something is there."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return "does not exist"
+    except (OSError, ValueError) as error:  # no permission, a circle of links, an impossible name
+        return f"cannot be read: {getattr(error, 'strerror', None) or error}"
+    return ""
 
 
 def file_stamp(file: "Path | os.DirEntry[str]") -> str:
@@ -113,7 +140,10 @@ def list_files(uri: str, parameter: str) -> dict[str, str]:
     if not infos:
         raise UserError(f"{parameter}: {uri} does not exist or is empty.")
     listing = sorted(infos.items())
-    return {path[len(root) :].lstrip("/"): _stamp(i) for path, i in listing if path[-1] != "/"}
+    stamps = {path[len(root) :].lstrip("/"): _stamp(i) for path, i in listing if path[-1] != "/"}
+    if _is_http(uri):  # a web page: its names are quoted, and it has links that sort it
+        stamps = {unquote(n): stamp for n, stamp in stamps.items() if not set("?#") & set(n)}
+    return {name: stamp for name, stamp in stamps.items() if ".." not in name.split("/")}
 
 
 def fetch(uri: str, parameter: str, stamps: Stamps | None = None) -> Path:
@@ -145,11 +175,15 @@ def fetch(uri: str, parameter: str, stamps: Stamps | None = None) -> Path:
         local = target / name
         local.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(local) as partial_path:
-            files.get_file(f"{root}/{name}".rstrip("/"), str(partial_path))
+            files.get_file(remote_uri(root, name), str(partial_path))
         with logging:
             log.write(json.dumps({name: stamps[name]}) + "\n")
 
-    changed = [n for n, s in stamps.items() if known.get(n) != s or not (target / n).is_file()]
+    changed = [
+        name
+        for name, stamp in stamps.items()
+        if not stamp or known.get(name) != stamp or not (target / name).is_file()
+    ]
     target.parent.mkdir(parents=True, exist_ok=True)
     with _user_errors(uri, parameter), manifest.open("a", buffering=1) as log:
         _run_concurrently(get, uri, changed)
@@ -158,6 +192,15 @@ def fetch(uri: str, parameter: str, stamps: Stamps | None = None) -> Path:
     with atomic_write(manifest) as partial_path:
         partial_path.write_text(json.dumps(dict(stamps)) + "\n")
     return target
+
+
+def remote_uri(base: str, name: str) -> str:
+    """The URI of a file that `list_files` names below a remote directory."""
+    return f"{base}/{quote(name) if _is_http(base) else name}".rstrip("/")
+
+
+def _is_http(uri: str) -> bool:
+    return uri.lower().startswith(("http://", "https://"))
 
 
 def fetch_file(uri: str, target: Path) -> None:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from k400tiny_lib.config.declaration import AUTO, NONE
 from k400tiny_lib.config.parameters import MIXING_AUGMENTATIONS, PARAMETERS, SAMPLE, Config
 from k400tiny_lib.config.recipes import load_recipe
-from k400tiny_lib.errors import UserError
+from k400tiny_lib.errors import UserError, is_utf8, printable
 from k400tiny_lib.models.architectures import ARCHITECTURES
 
 FROM_RECIPE = "recipe"  # the default of most of main's parameters: the recipe's value
@@ -79,6 +79,8 @@ def resolve(step: str, texts: Mapping[str, str]) -> Config:
     for name in texts:
         if name not in STEPS[step].params:
             raise unknown_parameter(step, name)
+        if not is_utf8(texts[name]):  # MLflow and annotations hold text only
+            raise UserError(f"{name}: {printable(texts[name])} is not UTF-8. Needed: UTF-8.")
     values: dict[str, Any] = {
         name: text.strip()
         for name, text in texts.items()

@@ -1,4 +1,4 @@
-"""Inputs of `predict` (frame folders, videos, directories of them) and the table of labels."""
+"""Labels of clips (frame folders and videos) as a table, decoded while the model computes."""
 
 import sys
 from collections import deque
@@ -12,10 +12,10 @@ import numpy.typing as npt
 import pandas as pd
 from tqdm import tqdm
 
-from k400tiny_lib.errors import UserError
-from k400tiny_lib.media.frames import frame_files, natural_key, read_images
+from k400tiny_lib.errors import UserError, printable
+from k400tiny_lib.media.frames import frame_files, read_images
 from k400tiny_lib.media.sampling import view_indices
-from k400tiny_lib.media.video import VIDEO_SUFFIXES, is_video, sample_video
+from k400tiny_lib.media.video import sample_video
 from k400tiny_lib.serving.onnx_classifier import OnnxClassifier
 
 Frames = npt.NDArray[np.uint8]
@@ -23,31 +23,6 @@ Frames = npt.NDArray[np.uint8]
 # The graph converts a clip to float32 several times over, so large clips get small batches.
 _BATCH_BYTES = 64 << 20
 _DECODED_AHEAD = 2  # clips, or one batch where that is more
-
-
-def find_inputs(path: Path) -> list[Path]:
-    """The clips at a path: the path itself, or the frame folders and videos in it.
-
-    Raises:
-        UserError: if there are none.
-    """
-    if not path.exists():
-        raise UserError(
-            f"input: {path} does not exist. Needed: a frame folder, a video, or a directory."
-        )
-    if path.is_file() or _is_clip(path):
-        return [path]
-    clips = [child for child in sorted(path.iterdir(), key=natural_key) if _is_clip(child)]
-    if not clips:
-        raise UserError(
-            f"input: {path} holds no clips. Needed: folders of .jpg or .png frames, or videos "
-            f"({', '.join(VIDEO_SUFFIXES)})."
-        )
-    return clips
-
-
-def _is_clip(path: Path) -> bool:
-    return bool(frame_files(path)) if path.is_dir() else is_video(path.name)
 
 
 def read_clip(path: Path, clip_len: int, views: int = 1) -> Frames:
@@ -63,7 +38,11 @@ def read_clip(path: Path, clip_len: int, views: int = 1) -> Frames:
 
 
 def label_inputs(
-    model: OnnxClassifier, inputs: Sequence[Path], batch_size: int, top_k: int
+    model: OnnxClassifier,
+    inputs: Sequence[Path],
+    batch_size: int,
+    top_k: int,
+    root: Path | None = None,
 ) -> tuple[pd.DataFrame, list[str]]:
     """Label every input that can be read, while a thread decodes the next ones.
 
@@ -72,6 +51,8 @@ def label_inputs(
         inputs: from `find_inputs`.
         batch_size: clips per call of the model, at most; clips of one size share a call.
         top_k: labels per clip.
+        root: directory of the inputs, to which the names in the table are relative; None for the
+            last part of each path.
 
     Returns:
         A table (input, rank, label, probability), and a message per unreadable input.
@@ -83,7 +64,8 @@ def label_inputs(
         for paths, clips in _batches(decoded, batch_size, failures, bar):
             for path, values in zip(paths, model.predict(np.stack(clips)), strict=True):
                 best = enumerate(model.best(values, top_k), start=1)
-                rows += [(path.name, rank, label, value) for rank, (label, value) in best]
+                name = path.relative_to(root).as_posix() if root else path.name
+                rows += [(name, rank, label, value) for rank, (label, value) in best]
             bar.update(len(paths))
     return pd.DataFrame(rows, columns=["input", "rank", "label", "probability"]), failures
 
@@ -133,8 +115,9 @@ def _batches(
     clips: list[Frames] = []
     for path, clip in decoded:
         if isinstance(clip, UserError):
-            failures.append(str(clip))
-            bar.write(f"skipped: {clip}", file=sys.stderr)
+            message = printable(str(clip))
+            failures.append(message)
+            bar.write(f"skipped: {message}", file=sys.stderr)
             bar.update()
             continue
         full = len(clips) >= _clips_a_batch(batch_size, clip)

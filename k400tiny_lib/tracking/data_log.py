@@ -8,13 +8,15 @@ from mlflow.data.pandas_dataset import from_pandas
 
 from k400tiny_lib.data.annotations import SPLITS
 from k400tiny_lib.data.preparation import plots
+from k400tiny_lib.errors import printable
+from k400tiny_lib.media.listing import describe_left_out
 from k400tiny_lib.tracking.runs import DATA_DIGEST_TAG, DATA_PATH_TAG
 
 if TYPE_CHECKING:
     from k400tiny_lib.data.preparation.prepare import Prepared
 
 _COLUMNS = ["folder_name", "youtube_id", "label", "target", "num_frames"]
-_METRICS = ("num_clips", "num_groups", "num_classes", "num_dropped")
+_METRICS = ("num_clips", "num_groups", "num_classes", "num_dropped", "num_left_out")
 _MAX_LINES = 20
 
 
@@ -48,16 +50,21 @@ def log_refused(report: dict[str, Any]) -> None:
 
 
 def describe(prepared: "Prepared") -> str:
-    """Notes, dropped clips (the first 20), and a summary of the splits, as lines."""
+    """Notes, dropped clips (the first 20), what was left out, and the splits, as lines."""
     report = prepared.report
-    lines = [f"note: {note}" for note in report["notes"]]
+    lines = [f"note: {note}" for note in report["notes"][:_MAX_LINES]]
+    if (unlisted := len(report["notes"]) - _MAX_LINES) > 0:
+        lines.append(f"and {unlisted} more notes, see annotations/data_report.json")
     lines += [f"dropped {row['video']}: {row['reason']}" for row in report["dropped"][:_MAX_LINES]]
-    if (more := report["num_dropped"] - _MAX_LINES) > 0:
-        lines.append(f"and {more} more, see annotations/data_report.json")
+    if (unlisted := report["num_dropped"] - _MAX_LINES) > 0:
+        lines.append(f"and {unlisted} more, see annotations/data_report.json")
     if only := report["train_only_classes"]:
         more = f" and {len(only) - _MAX_LINES} more" if len(only) > _MAX_LINES else ""
         listed = ", ".join(map(repr, only[:_MAX_LINES]))
         lines.append(f"in train only, so without a place in the test: {listed}{more}")
+    lines += describe_left_out(report["left_out"], _MAX_LINES)
+    if report["left_out"]:
+        lines.append("all that was left out is in annotations/data_report.json")
     shares = ", ".join(f"{name} {share:.0%}" for name, share in report["split_fractions"].items())
     sources = f" of {report['num_groups']} sources" if report["sources_known"] else ""
     lines.append(
@@ -74,4 +81,4 @@ def describe(prepared: "Prepared") -> str:
             "the sources of the clips are not known (or not used): clips cut from one video may be "
             "in several splits, and then the test accuracy is too high"
         )
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 
 from k400tiny_lib.config import AUTO, NONE, Config, parameters_of
 from k400tiny_lib.errors import UserError, one_line
-from k400tiny_lib.files import fetch
+from k400tiny_lib.files import fetch, problem_of
 from k400tiny_lib.tracking.uploader import fail_fast, is_unreachable
 
 STEP_TAG = "k400tiny.step"
@@ -108,11 +108,9 @@ def local_copy(uri: str, parameter: str) -> Path:
         UserError: if nothing is there.
     """
     if not uri.startswith(("runs:/", "models:/", "mlflow-artifacts:/", "dbfs:/")):
-        path = fetch(uri, parameter) if "://" in uri else Path(uri)
-        if not path.exists():
-            raise UserError(
-                f"{parameter}: {uri} does not exist. Needed: a path or an artifact URI."
-            )
+        path = fetch(uri, parameter)
+        if problem := problem_of(path):
+            raise UserError(f"{parameter}: {uri} {problem}. Needed: a path or an artifact URI.")
         return path
     try:
         # Without dst_path a local artifact store answers with its own file, not with a copy.

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from k400tiny_lib.config import AUTO, NONE, PARAMETERS, Config
 from k400tiny_lib.distributed.process import Process
 from k400tiny_lib.errors import UserError
+from k400tiny_lib.files import expand
 from k400tiny_lib.models.checkpoint import (
     BEST,
     check_categories,
@@ -40,7 +41,7 @@ def resolve_checkpoint_paths(config: Config, run_id: str) -> tuple[Config, str |
         UserError: if there is no such checkpoint, or it cannot be resumed from.
     """
     auto_dir = config.checkpoint_dir == AUTO
-    folder = Path("checkpoints", run_id) if auto_dir else Path(config.checkpoint_dir)
+    folder = Path("checkpoints", run_id) if auto_dir else Path(expand(config.checkpoint_dir))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -12,12 +12,13 @@ import torch
 from k400tiny_lib.data.loading.pytorchvideo_transforms import uniform_temporal_subsample
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.media.sampling import uniform_indices
+from k400tiny_lib.serving.inputs import find_inputs
 from k400tiny_lib.serving.onnx_classifier import (
     OnnxClassifier,
     execution_providers,
     open_classifier,
 )
-from k400tiny_lib.serving.predict import find_inputs, label_inputs, read_clip
+from k400tiny_lib.serving.predict import label_inputs, read_clip
 from tests.helpers.serving import CLASSES, CLIP_LEN, export_tiny
 from tests.helpers.videos import write_video
 
@@ -70,7 +71,7 @@ def test_inputs_are_labeled_in_order_and_the_unreadable_reported(
     (tmp_path / "clip5").mkdir()
     (tmp_path / "clip5" / "frame.jpg").write_bytes(b"no image")
     write_video(tmp_path / "clip6.mp4")
-    table, failures = label_inputs(model, find_inputs(tmp_path), batch_size=4, top_k=2)
+    table, failures = label_inputs(model, find_inputs(tmp_path).clips, batch_size=4, top_k=2)
     assert list(table["input"]) == ["clip2"] * 2 + ["clip6.mp4"] * 2 + ["clip10"] * 2
     assert list(table["rank"]) == [1, 2] * 3
     assert [reason.partition(str(tmp_path))[2].partition(" ")[2] for reason in failures] == [
@@ -84,7 +85,7 @@ def test_inputs_are_labeled_in_order_and_the_unreadable_reported(
 def test_probabilities_are_those_of_each_clip_alone(
     model: OnnxClassifier, tiny_data: tuple[Path, Path], batch_size: int
 ) -> None:
-    inputs = find_inputs(tiny_data[0])[:5]
+    inputs = find_inputs(tiny_data[0]).clips[:5]
     table, failures = label_inputs(model, inputs, batch_size, top_k=len(CLASSES))
     assert failures == []
     for path, rows in table.groupby("input"):

@@ -27,7 +27,7 @@ from k400tiny_lib.data.annotations import Annotations, Clip
 from k400tiny_lib.data.loading.loader import batches
 from k400tiny_lib.data.loading.readers import FrameReader, ImageFiles
 from k400tiny_lib.errors import UserError, one_line
-from k400tiny_lib.files import atomic_write, combine_digests
+from k400tiny_lib.files import atomic_write, combine_digests, expand
 from k400tiny_lib.media.frames import clip_digest
 from k400tiny_lib.system import available_cores
 
@@ -111,7 +111,7 @@ def resolve_frame_cache(
     if config.frame_cache == NONE:
         return None
     data_path, resize_size = Path(config.data_path), config.resize_size
-    folder = cache_folder(annotations, data_path, resize_size, Path(config.cache_dir))
+    folder = cache_folder(annotations, data_path, resize_size, Path(expand(config.cache_dir)))
     if is_complete(folder):
         print(f"frame_cache: {folder} is used again", flush=True)
         return folder

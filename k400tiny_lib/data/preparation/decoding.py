@@ -115,7 +115,11 @@ def plan(
                 done.notes[name] = source.note
             continue
         signature, problem = problems.get(_problem_key(part), ("", ""))
-        if problem and signature == _problem_signature(part, settings, max_bad_frames):
+        if (
+            problem
+            and part.video.stamp
+            and signature == _problem_signature(part, settings, max_bad_frames)
+        ):
             done.bad[name] = problem
         else:
             todo[name] = part
@@ -204,7 +208,8 @@ def _tasks(
 
 def _known_digests(index: ContentIndex) -> dict[VideoFile, str]:
     rows = index.load(_DIGESTS).items()
-    return {VideoFile(uri, stamp): digest for uri, (stamp, digest) in rows}
+    # Without a stamp nothing tells whether the video is still the same.
+    return {VideoFile(uri, stamp): digest for uri, (stamp, digest) in rows if stamp}
 
 
 def _problem_key(part: VideoPart) -> str:

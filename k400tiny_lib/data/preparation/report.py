@@ -37,6 +37,8 @@ def data_report(
         "num_classes": int(table["label"].nunique()),
         "num_dropped": len(truth.dropped),
         "dropped": [{"video": row.video, "reason": row.reason} for row in truth.dropped],
+        "num_left_out": len(truth.left_out),
+        "left_out": dict(truth.left_out),
         "repaired_labels": truth.repaired,
         "duplicate_rows": truth.duplicates,
         "identical_clips": _identical(table),

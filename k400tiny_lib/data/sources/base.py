@@ -18,7 +18,7 @@ from k400tiny_lib.data.sources.rendered import RenderedSample
 from k400tiny_lib.data.sources.videos import Videos
 from k400tiny_lib.data.tables.names import plain_forms
 from k400tiny_lib.data.tables.reading import Table, read_table
-from k400tiny_lib.errors import UserError
+from k400tiny_lib.errors import UserError, is_utf8, printable
 from k400tiny_lib.files import absolute, is_remote
 from k400tiny_lib.media.video import is_video
 
@@ -93,11 +93,14 @@ def open_source(config: Config) -> Source:
     if named := SOURCES.get(config.data_path.partition("://")[0]):
         return named(config)
     config = config.replace(data_path=absolute(config.data_path))
+    if not is_utf8(config.data_path):
+        shown = printable(config.data_path)
+        raise UserError(f"data_path: {shown} is not UTF-8. Needed: a directory with such a name.")
     if config.gt_csv == NONE:
         folders = list_class_folders(config.data_path)
         if folders.holds_videos:
-            return Videos(config, folders.table, folders.stamps)
-        return FrameFolders(config, folders.table, folders.stamps)
+            return Videos(config, folders.table, folders.listing)
+        return FrameFolders(config, folders.table, folders.listing)
     config = config.replace(gt_csv=absolute(config.gt_csv))
     table = read_table(config.gt_csv, f"a table with one of these layouts: {_layouts()}")
     for layout in CSV_LAYOUTS:

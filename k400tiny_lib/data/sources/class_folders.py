@@ -1,18 +1,22 @@
-"""Labels from folder names: one folder per class, with clip folders or videos inside."""
+"""Labels from folder names: one folder per class, perhaps within one folder per split.
 
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+A clip is a video or a frame folder at any depth below the folder of its class.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from k400tiny_lib.errors import UserError
-from k400tiny_lib.files import Stamps, file_stamp, is_remote, list_files, local_path
-from k400tiny_lib.media.frames import is_frame
-from k400tiny_lib.media.video import is_video
+from k400tiny_lib.data.sources.ground_truth import SPLIT_BY_WORD
+from k400tiny_lib.data.sources.left_out import list_data
+from k400tiny_lib.errors import UserError, printable
+from k400tiny_lib.media.listing import Listing
 
-_NEEDED = "Needed: gt_csv, or one folder per class with clip folders or videos inside."
+_NEEDED = "gt_csv, or one folder per class with clip folders or videos inside"
+_NO_CLASS = "in no class folder"
+# More of the other kind than that are no strays: somebody means them.
+_MOST_STRAYS = 0.25
 
 
 @dataclass(frozen=True)
@@ -20,72 +24,88 @@ class ClassFolders:
     """What one listing of class folders finds.
 
     Attributes:
-        table: one row per clip: label, and folder_name (`class/clip`), or file for videos.
+        table: one row per clip: label, and folder_name (`class/clip`), or file for videos; split
+            where the first folders are splits.
         holds_videos: whether the clips are videos.
-        stamps: of the videos, or of all files in a bucket.
+        listing: of the directory; its clips are those of the table.
     """
 
     table: pd.DataFrame
     holds_videos: bool
-    stamps: Stamps | None
+    listing: Listing
 
 
 def list_class_folders(data_path: str) -> ClassFolders:
-    """Read labels from folder names.
+    """Read labels, and splits, from folder names.
 
     Raises:
         UserError: if the directory is missing, has another layout, or mixes both kinds.
     """
-    stamps = list_files(data_path, "data_path") if is_remote(data_path) else None
-    entries = sorted(_local(data_path) if stamps is None else set(_remote(stamps)))
-    kinds = {kind for _, _, kind, _ in entries}
-    if not entries:
-        raise UserError(f"data_path: {data_path} holds no clips in class folders. {_NEEDED}")
-    if "frame" in kinds:
-        folder = next(label for label, _, kind, _ in entries if kind == "frame")
-        raise UserError(
-            f"data_path: {data_path}/{folder} holds frames, so it is a clip and no class, and "
-            f"gt_csv is none. {_NEEDED}"
-        )
-    if len(kinds) > 1:
-        raise UserError(
-            f"data_path: {data_path} holds both videos and clip folders. Needed: one kind."
-        )
-    holds_videos = kinds == {"video"}
-    rows = [(label, f"{label}/{name}") for label, name, _, _ in entries]
+    listing = list_data(data_path, _NEEDED)
+    has_splits = _has_splits(listing.clips)
+    depth = 2 if has_splits else 1  # folders above a clip
+    labeled = [clip for clip in listing.clips if clip.count("/") >= depth]
+    outside = [clip for clip in listing.clips if clip.count("/") < depth]
+    if len(outside) > len(labeled) or not labeled:
+        raise _no_classes(data_path, listing, outside, has_splits)
+    clips, strays = _majority(data_path, listing, labeled)
+    left_out = dict.fromkeys(outside, _NO_CLASS) | strays
+    listing = replace(
+        listing, clips=tuple(clips), left_out=dict(sorted({**listing.left_out, **left_out}.items()))
+    )
+    holds_videos = clips[0] in listing.videos
+    rows = [(clip.split("/")[depth - 1], clip) for clip in clips]
     table = pd.DataFrame(rows, columns=["label", "file" if holds_videos else "folder_name"])
-    if stamps is None and holds_videos:
-        stamps = {f"{label}/{name}": stamp for label, name, _, stamp in entries if stamp}
-    return ClassFolders(table, holds_videos, stamps)
+    if has_splits:
+        table["split"] = [clip.partition("/")[0] for clip in clips]
+    return ClassFolders(table, holds_videos, listing)
 
 
-def _local(data_path: str) -> Iterator[tuple[str, str, str, str]]:
-    """(class, name, kind, stamp) of the second level; only videos need a stamp."""
-    root = local_path(data_path)
-    if not root.is_dir():
-        raise UserError(f"data_path: {data_path} is not a directory. {_NEEDED}")
-    with os.scandir(root) as entries:
-        labels = [e for e in entries if e.is_dir() and not e.name.startswith(".")]
-    for label in labels:
-        with os.scandir(label) as children:
-            for child in children:
-                if kind := _kind(child.name, child.is_dir()):
-                    stamp = file_stamp(child) if kind == "video" else ""
-                    yield label.name, child.name, kind, stamp
+def _has_splits(clips: Sequence[str]) -> bool:
+    """Whether the first folders are splits: all of them have the name of one.
+
+    A single one such as `train` may be a class, unless there are folders in it.
+    """
+    nested = [clip for clip in clips if "/" in clip]
+    folders = {clip.partition("/")[0] for clip in (nested or clips)}
+    splits = {SPLIT_BY_WORD.get(folder.casefold()) for folder in folders}
+    if None in splits or not folders:
+        return False
+    return len(splits) > 1 or all(clip.count("/") > 1 for clip in nested)
 
 
-def _remote(stamps: Stamps) -> Iterator[tuple[str, str, str, str]]:
-    for path, stamp in stamps.items():
-        label, *rest = Path(path).parts
-        if rest and (kind := _kind(rest[0], is_folder=len(rest) > 1)):
-            yield label, rest[0], kind, stamp if kind == "video" else ""
+def _majority(
+    data_path: str, listing: Listing, clips: Sequence[str]
+) -> tuple[list[str], dict[str, str]]:
+    """The clips of the more frequent kind, and a few of the other kind with the reason."""
+    videos = [clip for clip in clips if clip in listing.videos]
+    folders = [clip for clip in clips if clip not in listing.videos]
+    few, many = sorted((videos, folders), key=len)
+    if len(few) > _MOST_STRAYS * len(clips):
+        first = f"{printable(videos[0])!r} and {printable(folders[0])!r}"
+        raise UserError(
+            f"data_path: {data_path} holds both videos and clip folders: {len(videos)} and "
+            f"{len(folders)}, first {first}. Needed: one kind."
+        )
+    kind = "a folder of pictures among videos" if many is videos else "a video among clip folders"
+    return many, dict.fromkeys(few, kind)
 
 
-def _kind(name: str, is_folder: bool) -> str:
-    if name.startswith("."):
-        return ""
-    if is_folder:
-        return "folder"
-    if is_video(name):
-        return "video"
-    return "frame" if is_frame(name) else ""
+def _no_classes(
+    data_path: str, listing: Listing, outside: Sequence[str], has_splits: bool
+) -> UserError:
+    """The error for a directory without class folders, with what it holds instead."""
+    if has_splits and outside:
+        holds = f"holds splits without class folders in them, first {printable(outside[0])!r}"
+    elif folder := next((clip for clip in outside if clip not in listing.videos), ""):
+        holds = f"/{printable(folder)} holds frames, so it is a clip and no class"
+        return UserError(f"data_path: {data_path}{holds}, and gt_csv is none. Needed: {_NEEDED}.")
+    else:
+        holds = "holds no clips in class folders"
+        seen = {**dict.fromkeys(outside, _NO_CLASS), **listing.unusable, **listing.left_out}
+        if seen:
+            path, reason = next(iter(seen.items()))
+            holds += f" (left out: {len(seen)}, first {printable(path)!r}: {reason})"
+        elif listing.own:
+            holds += f", only what prepare_data made itself ({listing.own[0]})"
+    return UserError(f"data_path: {data_path} {holds}. Needed: {_NEEDED}.")

@@ -2,10 +2,9 @@
 
 import os
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 
 import pandas as pd
 
@@ -20,10 +19,10 @@ from k400tiny_lib.data.sources.ground_truth import (
     make_ground_truth,
     refuse_if_most_are_missing,
 )
-from k400tiny_lib.data.tables.names import Match, Names, leaves, note_loose
-from k400tiny_lib.errors import UserError
-from k400tiny_lib.files import Stamps, combine_digests, fetch, is_remote, list_files, local_path
-from k400tiny_lib.media.frames import is_frame
+from k400tiny_lib.data.sources.left_out import account_for, list_data
+from k400tiny_lib.data.tables.names import Match, Names, leaves, note_loose, plain_forms
+from k400tiny_lib.files import combine_digests, fetch, is_remote, local_path
+from k400tiny_lib.media.listing import Listing
 
 
 class FrameFolders:
@@ -32,7 +31,7 @@ class FrameFolders:
     Args:
         config: with absolute data_path and gt_csv.
         table: the rows of the CSV or of the class folders.
-        stamps: of the files of a bucket, if it has been listed already.
+        listing: of data_path, if it has been listed already.
         notes: about the table, for the user.
     """
 
@@ -40,18 +39,16 @@ class FrameFolders:
         self,
         config: Config,
         table: pd.DataFrame,
-        stamps: Stamps | None = None,
+        listing: Listing | None = None,
         notes: Sequence[str] = (),
     ) -> None:
         self.config = config
         self.directory = local_path(config.data_path)
         self._table = table
-        self._stamps = stamps
         self._notes = list(notes)
-        if not is_remote(config.data_path) and not self.directory.is_dir():
-            raise UserError(
-                f"data_path: {self.directory} is not a directory. Needed: one folder per clip."
-            )
+        self._listing = listing
+        if listing is None and not is_remote(config.data_path):
+            self._listing = list_data(config.data_path)
 
     @cached_property
     def ground_truth(self) -> GroundTruth:
@@ -60,26 +57,33 @@ class FrameFolders:
             matches = self._find(table["folder_name"])
             notes += note_loose(matches)
             named = table["folder_name"].str.strip() != ""
-            file = table["folder_name"].map({name: match.file for name, match in matches.items()})
+            folder = table["folder_name"].map({name: match.file for name, match in matches.items()})
             problem = table["folder_name"].map({n: match.problem for n, match in matches.items()})
-            table = table.assign(folder_name=file.where(named, ""))
+            table = table.assign(folder_name=folder.where(named, ""))
             table, dropped = drop_rows(table, problem.where(named, ""))
             missing = [row.video for row in dropped if row.reason.startswith(MISSING)]
             refuse_if_most_are_missing("folders", missing, len(named), self.directory)
         truth = make_ground_truth(table, self.config, dropped)
-        return replace(truth, notes=[*notes, *truth.notes])
+        truth = replace(truth, notes=[*notes, *truth.notes])
+        if self._listing is None:  # only `bring` lists a bucket, which may take minutes
+            return truth
+        all_named = {*truth.table["folder_name"], *(row.video for row in truth.dropped)}
+        return account_for(truth, self._listing, self.config, all_named)
 
     def _find(self, names: "pd.Series[str]") -> dict[str, Match]:
-        """The folder that each name means; the directory is listed only for inexact names."""
-        if is_remote(self.config.data_path):
-            if self._stamps is None:
-                self._stamps = list_files(self.config.data_path, "data_path")
-            folders = {posixpath.dirname(name) for name in self._stamps if is_frame(name)}
-        else:
-            plain = {posixpath.normpath(name) for name in names if name.strip()}
-            folders = {n for n in plain if not leaves(n) and (self.directory / n).is_dir()}
-            if folders != plain:
-                folders |= set(_list_folders(self.directory))
+        """The folder that each name means."""
+        if self._listing is None:
+            forms = (
+                form for name in names for form in plain_forms(name, self.config.data_path)[:1]
+            )
+            return Names(self.config.data_path, forms, MISSING).find_all(names)
+        folders = set(self._listing.frame_folders)
+        if not is_remote(self.config.data_path):
+            plain = {posixpath.normpath(name) for name in names if name.strip()} - folders
+            # Folders without frames are dropped for that. Path.is_dir would raise below a folder
+            # without permission.
+            exist = (n for n in plain if os.path.isdir(self.directory / n))  # noqa: PTH112
+            folders |= {name for name in exist if not leaves(name)}
         return Names(self.config.data_path, folders, MISSING).find_all(names)
 
     def check(self) -> None:
@@ -89,35 +93,14 @@ class FrameFolders:
         return not is_remote(self.config.data_path)
 
     def bring(self) -> dict[str, str]:
-        fetch(self.config.data_path, "data_path", self._stamps)
+        if is_remote(self.config.data_path):
+            if self._listing is None:
+                self._listing = list_data(self.config.data_path)
+                self.__dict__.pop("ground_truth", None)  # it can now be complete
+            fetch(self.config.data_path, "data_path", self._listing.stamps)
         return {}
 
     def digest(self) -> str:
         names = self.ground_truth.table["folder_name"]
         clips = digest_clips(self.directory, names, open_index(self.config))
         return combine_digests([clips, digest_csv(self.config.gt_csv)])
-
-
-def _list_folders(root: Path) -> Iterator[str]:
-    """The folders with frames below a directory; one is read up to its first frame only."""
-    seen = set()
-    waiting = [""]
-    while waiting:
-        folder = waiting.pop()
-        real = os.path.realpath(root / folder)
-        if real in seen:  # links may lead in a circle
-            continue
-        seen.add(real)
-        inner: list[str] = []
-        try:
-            with os.scandir(root / folder) as entries:
-                for entry in entries:
-                    if is_frame(entry.name):
-                        yield folder
-                        inner = []
-                        break
-                    if not entry.name.startswith(".") and entry.is_dir():
-                        inner.append(posixpath.join(folder, entry.name))
-        except OSError:  # no permission
-            continue
-        waiting += inner

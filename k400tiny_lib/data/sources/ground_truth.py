@@ -2,7 +2,7 @@
 
 import posixpath
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from k400tiny_lib.errors import UserError
 from k400tiny_lib.files import file_digest, local_path
 
 COLUMNS = ("folder_name", "youtube_id", "label", "group", "split")
-_SPLIT_BY_WORD = (
+SPLIT_BY_WORD = (
     dict.fromkeys(("train", "training"), "train")
     | dict.fromkeys(("val", "valid", "validate", "validation"), "val")
     | dict.fromkeys(("test", "testing"), "test")
@@ -62,6 +62,7 @@ class GroundTruth:
         notes: remarks for the user, one line each.
         sources_known: whether the groups are sources. Else each clip is its own group, and nothing
             is known about clips that were cut from one video.
+        left_out: what is below data_path and did not become a clip: relative path -> reason.
     """
 
     table: pd.DataFrame
@@ -70,6 +71,7 @@ class GroundTruth:
     duplicates: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     sources_known: bool = True
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 def digest_csv(gt_csv: str) -> str:
@@ -219,7 +221,7 @@ def _without_class(name: str, label: str) -> str:
 
 
 def _official_splits(words: "pd.Series[str]", gt_csv: str) -> "pd.Series[str]":
-    splits = words.str.strip().str.lower().map(_SPLIT_BY_WORD)
+    splits = words.str.strip().str.lower().map(SPLIT_BY_WORD)
     if splits.isna().any():
         raise UserError(
             f"gt_csv: split {words[splits.isna()].iloc[0]!r} in {Path(gt_csv).name} is unknown. "

@@ -22,6 +22,7 @@ from k400tiny_lib.data.sources.frame_folders import FrameFolders
 from k400tiny_lib.data.sources.ground_truth import GroundTruth
 from k400tiny_lib.data.tables.reading import read_table
 from k400tiny_lib.files import atomic_write, combine_digests, local_path
+from k400tiny_lib.media import own_output
 from k400tiny_lib.system import available_cores
 
 # In the name of the directory. Raise it with every change that makes other clips of the same seed
@@ -74,6 +75,7 @@ class RenderedSample:
 
     def bring(self) -> dict[str, str]:
         if not self.is_ready():
+            own_output.mark(self._root)
             self._render(self._root, seed=self.config.seed)
         return {}
 

@@ -3,7 +3,6 @@
 A row of the table is a whole file, a segment of a longer one, or a clip of the list of Kinetics.
 """
 
-import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -29,11 +28,13 @@ from k400tiny_lib.data.sources.ground_truth import (
     make_ground_truth,
     refuse_if_most_are_missing,
 )
+from k400tiny_lib.data.sources.left_out import account_for, list_data
 from k400tiny_lib.data.tables import segments
-from k400tiny_lib.data.tables.names import Names, name_clips, note_loose, separate, stem
-from k400tiny_lib.errors import UserError
-from k400tiny_lib.files import Stamps, is_remote
-from k400tiny_lib.media.video import Segment, is_video
+from k400tiny_lib.data.tables.names import Match, Names, name_clips, note_loose, separate, stem
+from k400tiny_lib.files import is_remote
+from k400tiny_lib.media import own_output
+from k400tiny_lib.media.listing import Listing
+from k400tiny_lib.media.video import Segment
 
 FRAMES = FrameSettings()
 _MISSING = "no such video"
@@ -45,7 +46,7 @@ class Videos:
     Args:
         config: with absolute data_path and gt_csv.
         table: the rows of the table or of the class folders.
-        stamps: of the files below data_path, if it has been listed already.
+        listing: of data_path, if it has been listed already.
         notes: about the table, for the user.
     """
 
@@ -53,7 +54,7 @@ class Videos:
         self,
         config: Config,
         table: pd.DataFrame,
-        stamps: Stamps | None = None,
+        listing: Listing | None = None,
         notes: Sequence[str] = (),
     ) -> None:
         self.config = config
@@ -61,7 +62,8 @@ class Videos:
         name = files.combine_digests([FRAMES.digest, config.data_path])[:8]
         self.directory = files.local_path(config.output_dir) / f"frames-{name}"
         self._table = table
-        self._listed = list_videos(config.data_path, stamps)
+        self._listing = listing or list_data(config.data_path)
+        self._listed = list_videos(config.data_path, self._listing)
         self._notes = list(notes)
         self._segments: dict[str, Segment | None] = {}  # of the clips of long videos
         self._damaged: dict[str, str] = {}  # clip -> note, once the videos are decoded
@@ -78,14 +80,17 @@ class Videos:
 
     @cached_property
     def _truth(self) -> GroundTruth:
-        notes = list(self._notes)
-        total = len(self._table)
-        if "file" in self._table.columns:
-            table, dropped = _find_files(self._table, self._listed, self.config.data_path, notes)
+        table, notes, total = self._table, list(self._notes), len(self._table)
+        if "file" in table.columns:
+            matches = Names(self.config.data_path, self._listed, _MISSING).find_all(table["file"])
+            notes += note_loose(matches)
+            table, dropped = _find_files(table, matches)
+            named = {match.file for match in matches.values()}
             missing = [row.video for row in dropped if row.reason.startswith(_MISSING)]
             refuse_if_most_are_missing("videos", missing, total, self.config.data_path)
         else:
-            table, dropped = _find_kinetics_files(self._table, self._listed, notes)
+            table, dropped = _find_kinetics_files(table, self._listed, notes)
+            named = set(table["file"])
             if table.empty:  # any part of a Kinetics list may be lost, or not downloaded yet
                 lost = [row.video for row in dropped]
                 refuse_if_most_are_missing("videos", lost, len(lost), self.config.data_path)
@@ -99,7 +104,8 @@ class Videos:
             self._segments = dict(zip(table["folder_name"], table["segment"], strict=True))
             truth, more = _keep_files_together(truth, table, self.config.group_by)
             notes += more
-        return replace(truth, notes=[*notes, *truth.notes])
+        truth = replace(truth, notes=[*notes, *truth.notes])
+        return account_for(truth, self._listing, self.config, named)
 
     @cached_property
     def _clips(self) -> dict[str, VideoPart]:
@@ -123,6 +129,7 @@ class Videos:
 
     def bring(self) -> dict[str, str]:
         config = self.config
+        own_output.mark(self.directory)
         decoded: Decodings = decoding.decode_videos(
             *self._job(),
             scheduler=config.dask_scheduler,
@@ -149,39 +156,25 @@ class Videos:
         return files.combine_digests(parts)
 
 
-def list_videos(data_path: str, stamps: Stamps | None = None) -> dict[str, VideoFile]:
+def list_videos(data_path: str, listing: Listing | None = None) -> dict[str, VideoFile]:
     """All videos below a local or remote directory by relative path, sorted.
 
     Args:
         data_path: the directory.
-        stamps: of its files, if it has been listed already.
+        listing: of it, if it has been listed already.
 
     Raises:
         UserError: if there is no such directory.
     """
-    if stamps is None:
-        is_local = not is_remote(data_path)
-        stamps = _list_local(data_path) if is_local else files.list_files(data_path, "data_path")
+    videos = (listing or list_data(data_path)).videos
     base = files.absolute(data_path)
-    listed = {n: VideoFile(f"{base}/{n}", stamp) for n, stamp in sorted(stamps.items())}
-    return {name: video for name, video in listed.items() if is_video(name)}
-
-
-def _list_local(data_path: str) -> Stamps:
-    root = files.local_path(data_path)
-    if not root.is_dir():
-        raise UserError(f"data_path: {root} is not a directory. Needed: one with videos.")
-    paths = (Path(folder, n) for folder, _, names in os.walk(root) for n in filter(is_video, names))
-    stamps = ((path.relative_to(root).as_posix(), files.file_stamp(path)) for path in paths)
-    return {name: stamp for name, stamp in stamps if stamp}  # others are links to nowhere
+    return {n: VideoFile(files.remote_uri(base, n), stamp) for n, stamp in videos.items()}
 
 
 def _find_files(
-    table: pd.DataFrame, videos: Mapping[str, VideoFile], data_path: str, notes: list[str]
+    table: pd.DataFrame, matches: Mapping[str, Match]
 ) -> tuple[pd.DataFrame, list[Dropped]]:
     """Replace the names in the column file by those of the files that they mean."""
-    matches = Names(data_path, videos, _MISSING).find_all(table["file"])
-    notes += note_loose(matches)
     file = table["file"].map({name: match.file for name, match in matches.items()})
     problems = table["file"].map({name: match.problem for name, match in matches.items()})
     problems = problems.where(table["file"].str.strip() != "", "it names no file")

@@ -7,12 +7,13 @@ import sys
 import time
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
 
 from k400tiny_lib.data.preparation.content_index import ContentIndex
-from k400tiny_lib.data.preparation.decoding import plan
+from k400tiny_lib.data.preparation.decoding import Decodings, decode_videos, plan
 from k400tiny_lib.data.preparation.decoding_worker import Task, decode
 from k400tiny_lib.data.sources.videos import list_videos
 from k400tiny_lib.media.frames import frame_files
@@ -101,3 +102,70 @@ def test_a_killed_decoding_goes_on_to_the_same_result(tmp_path: Path) -> None:
     assert all(len(frame_files(folder)) == 4 for folder in done)
     assert decode_all(tmp_path / "in", target) == []
     assert tree(target) == tree(tmp_path / "undisturbed" / "frames")
+
+
+def write_damaged(path: Path, num_frames: int, damaged: int) -> None:
+    """A video of independent frames, some of which are overwritten with zeros."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=12)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuvj420p"
+        for number in range(num_frames):
+            image = np.full((48, 64, 3), 10 * number, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    with av.open(str(path)) as container:
+        packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+    content = bytearray(path.read_bytes())
+    for position, size in packets[2 : 2 + damaged]:
+        content[position + 8 : position + 8 + size] = bytes(size)
+    path.write_bytes(content)
+
+
+def test_notes_of_damage_are_the_same_when_nothing_is_decoded_again(tmp_path: Path) -> None:
+    write_damaged(tmp_path / "in" / "a.avi", 20, 1)
+    write_video(tmp_path / "in" / "b.avi")
+    first = decode_into(tmp_path, 0.1)
+    assert first.bad == {}
+    assert list(first.notes) == ["a"]
+    assert "1 of 20 frames" in first.notes["a"]
+    before = {path: path.stat().st_ino for path in (tmp_path / "frames").rglob("*.jpg")}
+    assert decode_into(tmp_path, 0.1) == first
+    assert {p: p.stat().st_ino for p in (tmp_path / "frames").rglob("*.jpg")} == before
+
+
+def test_another_share_of_bad_frames_takes_effect(tmp_path: Path) -> None:
+    write_damaged(tmp_path / "in" / "a.avi", 20, 3)
+    write_video(tmp_path / "in" / "b.avi")
+    assert list(decode_into(tmp_path, 0.1).bad) == ["a"]
+    kept = tmp_path / "frames" / "b" / "frame00.jpg"
+    before = kept.stat().st_ino
+    assert list(decode_into(tmp_path, 0.2).notes) == ["a"]
+    assert list(decode_into(tmp_path, 0.1).bad) == ["a"]
+    assert list(decode_into(tmp_path, 0.1).bad) == ["a"]  # from the index
+    assert not (tmp_path / "frames" / "a").exists()
+    assert kept.stat().st_ino == before
+
+
+def decode_into(tmp_path: Path, max_bad_frames: float) -> Decodings:
+    return decode_videos(
+        clips_of(tmp_path / "in"),
+        tmp_path / "frames",
+        SMALL,
+        ContentIndex(tmp_path / "index.sqlite"),
+        scheduler="none",
+        workers=1,
+        max_bad_frames=max_bad_frames,
+    )
+
+
+def test_a_bad_video_takes_only_its_own_frames_with_it(tmp_path: Path) -> None:
+    write_video(tmp_path / "in" / "a.avi")
+    decode_into(tmp_path, 0.1)
+    inner = tmp_path / "frames" / "a" / "b"
+    inner.mkdir()
+    (inner / "frame00.jpg").write_bytes(b"of another clip")
+    (tmp_path / "in" / "a.avi").write_text("no video")
+    assert list(decode_into(tmp_path, 0.1).bad) == ["a"]
+    assert [path.name for path in (tmp_path / "frames" / "a").iterdir()] == ["b"]
+    assert (inner / "frame00.jpg").exists()

@@ -1,0 +1,68 @@
+"""What lies below data_path and does not become a clip: it is counted and named."""
+
+import posixpath
+from collections.abc import Iterable
+from dataclasses import replace
+
+from k400tiny_lib.config import NONE, Config
+from k400tiny_lib.data.sources.ground_truth import Dropped, GroundTruth, drop_rows
+from k400tiny_lib.files import is_remote, list_files, local_path
+from k400tiny_lib.media.frames import is_frame
+from k400tiny_lib.media.listing import Listing, list_directory, list_stamps
+
+NO_ROW = "no row of gt_csv names it"
+
+
+def list_data(data_path: str, needed: str = "a directory of videos or frame folders") -> Listing:
+    """List a local or remote directory; `needed` is for the message.
+
+    Raises:
+        UserError: if it cannot be listed.
+    """
+    if is_remote(data_path):
+        return list_stamps(list_files(data_path, "data_path"))
+    return list_directory(local_path(data_path), "data_path", needed)
+
+
+def account_for(
+    truth: GroundTruth, listing: Listing, config: Config, named: Iterable[str]
+) -> GroundTruth:
+    """Add to a ground truth what its directory holds and no row names.
+
+    Clips of class folders that cannot be read are dropped, as bad rows are; with a CSV, which may
+    be meant for a part of the directory, they are left out.
+
+    Args:
+        truth: the rows.
+        listing: of data_path.
+        config: data_path and gt_csv.
+        named: paths of all videos or frame folders that rows name, dropped rows included.
+    """
+    known = {*named, _path_of_csv(config)}
+    table, dropped = truth.table, list(truth.dropped)
+    if "file" not in table.columns:
+        problems = [listing.frame_folders.get(name, "") for name in table["folder_name"]]
+        table, bad = drop_rows(table, problems)
+        dropped += bad
+    left_out = {clip: NO_ROW for clip in listing.clips if clip not in known}
+    unusable = {path: why for path, why in listing.unusable.items() if path not in known}
+    if config.gt_csv == NONE:
+        dropped += [Dropped(path, why) for path, why in unusable.items()]
+    else:
+        left_out |= unusable
+    for path, why in listing.left_out.items():
+        is_of_clip = is_frame(path) and posixpath.dirname(path) in known
+        if path not in known and not is_of_clip:
+            left_out[path] = why
+    return replace(truth, table=table, dropped=dropped, left_out=left_out)
+
+
+def _path_of_csv(config: Config) -> str:
+    """The CSV's path below data_path; empty if it lies elsewhere."""
+    if config.gt_csv == NONE:
+        return ""
+    if is_remote(config.data_path):
+        csv, root = config.gt_csv, config.data_path
+    else:
+        csv, root = str(local_path(config.gt_csv)), str(local_path(config.data_path))
+    return csv.removeprefix(f"{root}/") if csv.startswith(f"{root}/") else ""
