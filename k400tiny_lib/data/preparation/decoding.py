@@ -157,6 +157,8 @@ def decode_videos(
     target.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(target)
     todo, done = plan(clips, target, settings, index, max_bad_frames)
+    for name in done.bad:  # decoded with another max_bad_frames
+        _remove_clip(target / name)
     if not todo:
         return done
     digests: dict[VideoFile, str] = {}  # grows while tasks are made

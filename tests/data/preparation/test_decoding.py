@@ -118,7 +118,7 @@ def write_damaged(path: Path, num_frames: int, damaged: int) -> None:
         packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
     content = bytearray(path.read_bytes())
     for position, size in packets[2 : 2 + damaged]:
-        content[position + 8 : position + 8 + size] = bytes(size)
+        content[position + 8 : position + size] = bytes(size - 8)  # not the next packet's header
     path.write_bytes(content)
 
 
