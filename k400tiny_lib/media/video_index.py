@@ -1,19 +1,21 @@
 """What a video file holds, found without decoding: its stream, packets and their times."""
 
 import io
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import av
 import numpy as np
 import numpy.typing as npt
 
 from k400tiny_lib.errors import UserError, one_line
+from k400tiny_lib.media.container_ends import Facts
+from k400tiny_lib.media.signatures import HEAD, kind_of
+from k400tiny_lib.media.truncation import find_truncation, is_cut
 from k400tiny_lib.system import available_cores
 
 Times = npt.NDArray[np.int64]
@@ -21,7 +23,7 @@ Times = npt.NDArray[np.int64]
 # FFmpeg also reads playlists, which name other files and addresses; untrusted bytes must not make
 # it open those.
 _CONTAINERS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,mxf,rm,dv"
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,mxf,rm"
 )
 _MARGIN = 1 << 18  # pixels
 # More threads would only take memory: each holds a frame.
@@ -36,20 +38,6 @@ class Limits:
     pixels: int
 
 
-class Segment(NamedTuple):
-    """A part of a video.
-
-    Attributes:
-        start: the first second, counted from the first frame shown, or the first frame.
-        end: the second before which the segment ends, or its last frame, which belongs to it.
-        unit: of both.
-    """
-
-    start: float
-    end: float
-    unit: Literal["seconds", "frames"] = "seconds"
-
-
 @dataclass(frozen=True)
 class VideoIndex:
     """The packets of a video; can be pickled.
@@ -60,22 +48,26 @@ class VideoIndex:
         times: int64 (N,), when each frame is shown, in order; those that an edit list hides are
             left out.
         keys: int64 (K,), times of the key frames, in order.
-        exact: whether `times` identify the frames: all known, no two the same.
+        is_exact: whether `times` identify the frames: all known, no two the same.
     """
 
     stream: int
     tick: Fraction
     times: Times
     keys: Times
-    exact: bool
+    is_exact: bool
 
     @property
     def duration(self) -> float:
         """Seconds from the first frame shown to the end of the last one."""
         if len(self.times) < 2:
             return 0.0
-        steps = np.diff(self.times)
-        return float((self.times[-1] - self.times[0] + np.median(steps)) * self.tick)
+        return float((int(self.times[-1] - self.times[0]) + self.step) * self.tick)
+
+    @property
+    def step(self) -> int:
+        """The usual time from one frame to the next."""
+        return int(np.median(np.diff(self.times))) if len(self.times) > 1 else 1
 
 
 def index_video(video: Path | bytes, limits: Limits | None = None) -> VideoIndex:
@@ -101,39 +93,101 @@ def read_packets(
     Raises:
         UserError: as for `index_video`.
     """
-    stream = choose_stream(video, container, limits)
-    packets, rows, kept = [], [], 0
-    # Half a file would decode to half the video without an error.
-    truncated = False
-    for packet in container.demux(stream):
+    stream = _choose_stream(video, container)
+    prepare_stream(video, stream, limits)
+    rows: dict[int, list[_Row]] = {s.index: [] for s in container.streams.video}
+    packets, num_kept, ending = [], 0, _Ending(container)
+    # All streams: a file whose sound is longer than its pictures is whole.
+    for packet in container.demux():
         if packet.size:
-            rows.append((packet.pts, packet.dts, packet.is_keyframe, packet.is_discard))
-            truncated = truncated or packet.is_corrupt
-        kept += packet.size
-        if kept <= most_kept:
-            packets.append(packet)
-        else:
-            packets.clear()
-        if limits and len(rows) > limits.frames:
-            raise UserError(
-                f"{name_of(video)} has more than {limits.frames} frames. Needed: a shorter one."
-            )
-    end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
-    if truncated or end > _size(video):
-        raise UserError(f"{name_of(video)} is truncated.")
-    shown = [row for row in rows if not row[3]]
-    pts = [row[0] for row in shown]
-    known = None not in pts
-    times = sorted(t for t in (pts if known else [row[1] for row in shown]) if t is not None)
-    keys = sorted({row[0] for row in rows if row[2] and row[0] is not None})
-    index = VideoIndex(
+            ending.add(packet)
+        number = packet.stream.index  # the last, empty one has no stream_index
+        if number in rows and packet.size:
+            row = _Row(packet.pts, packet.dts, packet.is_keyframe, packet.is_discard)
+            rows[number].append(row)
+        if number == stream.index:
+            num_kept += packet.size
+            if num_kept <= most_kept:
+                packets.append(packet)
+            else:
+                packets.clear()
+            if limits and len(rows[stream.index]) > limits.frames:
+                raise UserError(
+                    f"{name_of(video)} has more than {limits.frames} frames. Needed: a shorter one."
+                )
+    with _file(video) as file:
+        missing = find_truncation(file, container.format.name, ending.facts())
+    if missing:
+        raise UserError(f"{name_of(video)} is truncated: {missing}.")
+    if len(rows[stream.index]) < 2:  # a picture that is not marked as one
+        others = [s for s in _moving(container) if len(rows[s.index]) > 1]
+        if others:
+            stream, packets = max(others, key=lambda s: len(rows[s.index])), []
+            prepare_stream(video, stream, limits)
+    return _index(stream, rows[stream.index]), packets
+
+
+class _Row(NamedTuple):
+    pts: int | None
+    dts: int | None
+    is_key: bool
+    is_hidden: bool  # by an edit list
+
+
+def _index(stream: Any, rows: Sequence[_Row]) -> VideoIndex:
+    shown = [row for row in rows if not row.is_hidden]
+    pts = [row.pts for row in shown if row.pts is not None]
+    # Without them, frames are shown as regularly as they are stored.
+    times = pts if len(pts) == len(shown) else [row.dts for row in shown if row.dts is not None]
+    keys = {row.pts for row in rows if row.is_key and row.pts is not None}
+    return VideoIndex(
         stream.index,
         Fraction(stream.time_base),
-        np.array(times, np.int64),
-        np.array(keys, np.int64),
-        known and len(set(times)) == len(times),
+        np.array(sorted(times), np.int64),
+        np.array(sorted(keys), np.int64),
+        is_exact=len(pts) == len(shown) == len(set(pts)),
     )
-    return index, packets
+
+
+class _Ending:
+    """Collects how the packets of a file end."""
+
+    def __init__(self, container: Any) -> None:
+        self._container = container
+        self._ends: dict[int, int] = {}  # by stream, in its time unit
+        self._last: Any = None
+        self._uncompressed = {
+            s.index for s in container.streams if s.codec_context and not s.codec.lossy
+        }
+
+    def add(self, packet: Any) -> None:
+        """Add a packet of any stream."""
+        stamp = packet.pts if packet.pts is not None else packet.dts
+        if stamp is not None:
+            end = stamp + (packet.duration or 0)
+            self._ends[packet.stream_index] = max(end, self._ends.get(packet.stream_index, end))
+        if self._last is None or (packet.pos or 0) >= (self._last.pos or 0):
+            self._last = packet
+
+    def facts(self) -> Facts:
+        """All that was seen."""
+        container, last = self._container, self._last
+        streams = container.streams
+        ends = [end * streams[index].time_base for index, end in self._ends.items()]
+        start = Fraction(container.start_time or 0, av.time_base)
+        position = (last.pos or 0) if last else 0
+        packets_end = position + (last.size if last else 0)
+        index = [e.pos + e.size for s in streams for e in s.index_entries]
+        return Facts(
+            index_end=max(index, default=0),
+            last_start=position,
+            packets_end=packets_end,
+            # A gap in the numbers of MPEG-TS makes a packet corrupt, too.
+            is_cut=bool(last and last.is_corrupt and container.format.name != "mpegts"),
+            is_compressed=last is not None and last.stream_index not in self._uncompressed,
+            seconds=float(max(ends, default=Fraction(0)) - start),
+            stated=(container.duration or 0) / av.time_base,
+        )
 
 
 @contextmanager
@@ -156,26 +210,70 @@ def opened(video: Path | bytes) -> Iterator[Any]:
         with container:
             yield container
     except (av.FFmpegError, OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or one_line(error)
-        raise UserError(f"{name_of(video)} cannot be decoded: {reason}.") from None
+        raise _unreadable(video, error) from None
 
 
-def choose_stream(
-    video: Path | bytes, container: Any, limits: Limits | None, threads: int = 0
-) -> Any:
-    """The video stream that FFmpeg chooses, ready for decoding; a picture of the cover is none.
+def _unreadable(video: Path | bytes, error: Exception | None) -> UserError:
+    """The error for a file that FFmpeg does not open, or finds no video in (error None)."""
+    name = name_of(video)
+    try:
+        with _file(video) as file:
+            kind = kind_of(file.read(HEAD))
+            if not kind and is_cut(file):
+                return UserError(f"{name} is truncated: its index or most of it is missing.")
+    except OSError:  # such as a directory: the first error tells
+        kind = ""
+    if kind:
+        return UserError(f"{name} is {kind}. Needed: a video.")
+    if error is None:
+        return UserError(f"{name} has no video stream.")
+    if isinstance(error, BlockingIOError):  # FFmpeg waits for more bytes
+        return UserError(f"{name} cannot be decoded: no video is found in it.")
+    if isinstance(error, av.ArgumentError):  # the format is not among _CONTAINERS
+        return UserError(f"{name} is no video in a format that is read here.")
+    reason = getattr(error, "strerror", None) or one_line(error)
+    return UserError(f"{name} cannot be decoded: {reason}.")
+
+
+def _file(video: Path | bytes) -> BinaryIO:
+    return io.BytesIO(video) if isinstance(video, bytes) else video.open("rb")
+
+
+def _choose_stream(video: Path | bytes, container: Any) -> Any:
+    """The video stream that FFmpeg chooses, but no picture such as the cover of a song.
 
     Raises:
-        UserError: if there is none, or its frames are larger than the limit.
+        UserError: if there is none.
     """
-    streams = [s for s in container.streams.video if not is_cover(s)]
+    streams = _moving(container)
+    if not streams:
+        raise _unreadable(video, None)
     best = container.streams.best("video")
-    stream = best if best in streams else next(iter(streams), None)
-    if stream is None:
-        raise UserError(f"{name_of(video)} has no video stream.")
+    return best if best in streams else streams[0]
+
+
+def _moving(container: Any) -> list[Any]:
+    """The streams that may be videos."""
+    streams = []
+    for stream in container.streams.video:
+        kinds = type(stream.disposition)
+        pictures = kinds.attached_pic | kinds.timed_thumbnails | kinds.still_image
+        if not stream.disposition & pictures:
+            streams.append(stream)
+    return streams
+
+
+def prepare_stream(
+    video: Path | bytes, stream: Any, limits: Limits | None, num_threads: int = 0
+) -> None:
+    """Set the decoder of a stream up: its threads (0: as many as are useful) and its limit.
+
+    Raises:
+        UserError: if there is no decoder, or the frames are larger than the limit.
+    """
     context = stream.codec_context
     if context is None:
-        raise UserError(f"{name_of(video)} has a codec that FFmpeg does not know.")
+        raise UserError(f"{name_of(video)} has a codec that this FFmpeg does not know.")
     if limits:
         if context.width * context.height > limits.pixels:
             size = f"{context.width}x{context.height}"
@@ -185,44 +283,7 @@ def choose_stream(
         # The frame size may change later in the stream; the decoder, which adds a margin, refuses.
         context.options = {"max_pixels": str(2 * limits.pixels + _MARGIN)}
     stream.thread_type = "AUTO"
-    context.thread_count = threads or min(_MOST_THREADS, available_cores())
-    return stream
-
-
-def is_cover(stream: Any) -> bool:
-    """Whether a stream is a picture that belongs to the file, such as the cover of a song."""
-    kinds = type(stream.disposition)
-    pictures = kinds.attached_pic | kinds.timed_thumbnails | kinds.still_image
-    return bool(stream.disposition & pictures)
-
-
-def segment_range(
-    segment: Segment | None, times: Sequence[int] | Times, index: VideoIndex, name: str
-) -> range:
-    """The positions of a segment's frames among frames shown at `times`, in order.
-
-    Raises:
-        UserError: if the segment has fewer than two frames.
-    """
-    if segment is None:
-        return range(len(times))
-    first, last = segment.start, segment.end
-    if segment.unit == "frames":
-        positions = range(max(0, math.ceil(first)), min(len(times), math.floor(last) + 1))
-        there, size = f"{len(times)} frames", f"frames {first:g} to {last:g}"
-    else:
-        # Exactly, so that 0.1 s includes a frame at 0.1 s: repr is the shortest decimal number.
-        ticks = [math.ceil(Fraction(repr(float(t))) / index.tick) for t in (first, last)]
-        since = np.asarray(times) - index.times[0]
-        start, stop = np.searchsorted(since, ticks, side="left").tolist()
-        positions = range(start, stop)
-        there, size = f"{index.duration:.2f} s", f"{first:g} to {last:g} s"
-    if len(positions) < 2:
-        raise UserError(
-            f"{name} has {len(positions)} frames at {size}; the video has {there}. "
-            "Needed: at least 2 frames."
-        )
-    return positions
+    context.thread_count = num_threads or min(_MOST_THREADS, available_cores())
 
 
 def name_of(video: Path | bytes) -> str:
