@@ -77,6 +77,8 @@ def _mp4_end(file: BinaryIO, size: int, zeros: int, facts: Facts) -> int | None:
     The index tells about the media, which may have bytes at their end that nothing needs.
     """
     name, end = (list(mp4_boxes(file)) or [(b"", 0)])[-1]
+    if end < size and b"moof" in read_at(file, end, 4 * _BLOCK):  # what FFmpeg does not find
+        return size + 1
     return end if name != b"mdat" else None
 
 
@@ -122,10 +124,10 @@ def _asf_end(file: BinaryIO, size: int, zeros: int, facts: Facts) -> int | None:
 
 def _flv_end(file: BinaryIO, size: int, zeros: int, facts: Facts) -> int | None:
     """The end of the last tag; no duration needs to be asked where a part of another follows."""
-    head = read_at(file, facts.last_start, 4)
-    if head[:1] not in _FLV_TAGS:
+    head = read_at(file, facts.last_start, 11)
+    if head[:1] not in _FLV_TAGS or any(head[8:]):  # something else that follows the tags
         return None
-    end = facts.last_start + 11 + _big(head[1:]) + 4  # a header, and the size once more
+    end = facts.last_start + 11 + _big(head[1:4]) + 4  # a header, and the size once more
     rest = read_at(file, end, 12)
     # The size at its end is no zero, its last byte may be.
     if end > size or zeros + 2 < end or (rest[:1] in _FLV_TAGS and len(rest) < 11):

@@ -21,6 +21,7 @@ from k400tiny_lib.media.container_ends import (
 _FEW = 32  # zeros that no compressed content ends with
 _FEWEST = 4  # the same for blocks of 188 bytes
 _BLOCK = 1 << 20
+_HOLE = bytes(128)
 _EBML_VOID = 0xEC
 
 
@@ -37,7 +38,7 @@ def find_truncation(file: BinaryIO, kind: str, facts: Facts) -> str:
     name = next((name for name in kind.split(",") if name in ENDS), "")
     measured = ENDS[name](file, size, zeros, facts) if name else None
     end = max(measured or 0, facts.index_end)
-    if end > size or facts.is_cut:
+    if end > size or (facts.is_cut and name != "flv"):
         return _share(facts) or f"{size:,} of {max(end, size + 1):,} bytes are there"
     if kind == "mpegvideo":  # has no container; some zeros may stand between frames
         hollow = zeros < size - max(1024, size // 20)
@@ -54,6 +55,17 @@ def find_truncation(file: BinaryIO, kind: str, facts: Facts) -> str:
         if facts.stated - facts.seconds > tolerance:
             return _share(facts)
     return ""
+
+
+def has_hole(file: BinaryIO, start: int, stop: int) -> bool:
+    """Whether a part of a file has a stretch of zeros, as where a download left something out."""
+    file.seek(start)
+    before = b""
+    while start < stop and (block := file.read(min(_BLOCK, stop - start))):
+        if _HOLE in before + block:
+            return True
+        before, start = block[-len(_HOLE) :], start + len(block)
+    return False
 
 
 def is_cut(file: BinaryIO) -> bool:

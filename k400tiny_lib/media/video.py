@@ -12,15 +12,15 @@ import numpy as np
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.media.picture import SIDE, Image, Squarer, orientation
 from k400tiny_lib.media.sampling import Segment, segment_range, view_indices
-from k400tiny_lib.media.video_index import (
+from k400tiny_lib.media.video_file import (
+    VIDEO_SUFFIXES,
     Limits,
-    VideoIndex,
-    index_video,
+    is_video,
     name_of,
     opened,
     prepare_stream,
-    read_packets,
 )
+from k400tiny_lib.media.video_index import VideoIndex, index_video, read_packets
 
 __all__ = [
     "SIDE",
@@ -36,20 +36,9 @@ __all__ = [
 ]
 
 
-VIDEO_SUFFIXES = (
-    *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3gpp", ".3g2", ".mj2", ".f4v", ".ismv"),
-    *(".mkv", ".webm", ".avi", ".divx", ".flv", ".wmv", ".asf", ".ogv", ".ogg", ".ogm", ".gif"),
-    *(".mpg", ".mpeg", ".mpe", ".m1v", ".m2v", ".mp2v", ".m2p", ".vob", ".dat", ".mod", ".vro"),
-    *(".ts", ".mts", ".m2ts", ".m2t", ".tod", ".trp", ".mxf", ".rm", ".rmvb", ".dv"),
-)
 # Frames. For shorter videos decoding everything takes about as long as seeking.
 _SEEK_BEYOND = 3000
 _MOST_KEPT = 32 << 20  # bytes of packets that wait for decoding
-
-
-def is_video(name: str) -> bool:
-    """Whether a file name is that of a video; hidden files are not."""
-    return name.lower().endswith(VIDEO_SUFFIXES) and not name.rpartition("/")[2].startswith(".")
 
 
 class SampledVideo(NamedTuple):
@@ -113,7 +102,7 @@ def sample_video(
     part = request.part(index)
     wanted = request.choose(index, part)
     if decoded is None and (segment or len(index.times) > _SEEK_BEYOND):
-        images = _seek(request, index, wanted)
+        images = _seek(request, index, wanted) if not len(index.lost) else {}
         if images:
             return SampledVideo(_stack(images, wanted), 0, len(part), "")
     if decoded is None:
@@ -170,7 +159,7 @@ class _Decoded:
 
     def agrees(self, index: VideoIndex) -> bool:
         """Whether the frames are those that the packets promise."""
-        if self.num_errors or self.damaged:
+        if self.num_errors or self.damaged or len(index.lost):
             return False
         if self.is_complete:
             return len(self.times) == len(index.times)
@@ -227,7 +216,7 @@ def _decode_again(request: _Request, index: VideoIndex, decoded: _Decoded) -> Sa
         UserError: if too many frames are bad, or fewer than two are there.
     """
     # With one thread, a damaged video gives the same on every machine.
-    num_threads = 1 if decoded.num_errors or decoded.damaged else 0
+    num_threads = 1 if decoded.num_errors or decoded.damaged or len(index.lost) else 0
     if num_threads or not decoded.is_complete:
         decoded = _decode_file(request, index, (), num_threads=num_threads)
     numbers, num_bad = _frames_there(request, index, decoded)
@@ -243,9 +232,9 @@ def _decode_again(request: _Request, index: VideoIndex, decoded: _Decoded) -> Sa
     images = _decode_file(request, index, wanted, num_threads=num_threads).images
     if not images.keys() >= set(wanted):
         raise UserError(f"{name} cannot be decoded: it gives other frames each time.")
-    note = f"{num_bad} of {num_frames} frames cannot be decoded" if num_bad else ""
-    if num_damaged:
-        note = f"{note or f'of {num_frames} frames'}, {num_damaged} are damaged"
+    notes = [f"{num_bad} of {num_frames} frames cannot be decoded"] if num_bad else []
+    notes += [f"{num_damaged} of {num_frames} frames are damaged"] if num_damaged else []
+    note = ", ".join(notes)
     return SampledVideo(_stack(images, wanted), num_bad, num_frames, note)
 
 
@@ -256,17 +245,23 @@ def _frames_there(
     actual, promised = _actual_index(index, decoded), request.part(index)
     num_there = len(decoded.times)
     # Two packets may hold one frame (fields), but not more.
-    is_lossy = decoded.num_errors or 2 * num_there + 2 < len(index.times)
-    if not is_lossy:
-        return request.part(actual), 0
-    if request.segment is None:
-        return range(num_there), max(decoded.num_errors, len(index.times) - num_there)
-    if not index.is_exact:
+    if not decoded.num_errors and 2 * num_there + 2 >= len(index.times):
+        numbers: Sequence[int] = request.part(actual)
+        num_bad = 0
+    elif request.segment is None:
+        numbers = range(num_there)
+        num_bad = max(decoded.num_errors, len(index.times) - num_there)
+    elif index.is_exact:
+        first, last = index.times[promised[0]], index.times[promised[-1]]
+        numbers = np.flatnonzero((actual.times >= first) & (actual.times <= last)).tolist()
+        num_bad = max(0, len(promised) - len(numbers))
+    else:
         numbers = request.part(actual)
-        return numbers, min(decoded.num_errors, max(0, len(promised) - len(numbers)))
-    first, last = index.times[promised[0]], index.times[promised[-1]]
-    numbers = np.flatnonzero((actual.times >= first) & (actual.times <= last)).tolist()
-    return numbers, max(0, len(promised) - len(numbers))
+        num_bad = min(decoded.num_errors, max(0, len(promised) - len(numbers)))
+    if request.segment and len(promised):
+        first, last = index.times[promised[0]], index.times[promised[-1]]
+        return numbers, num_bad + int(((index.lost >= first) & (index.lost <= last)).sum())
+    return numbers, num_bad + len(index.lost)
 
 
 def _actual_index(index: VideoIndex, decoded: _Decoded) -> VideoIndex:

@@ -1,10 +1,9 @@
 """What a video file holds, found without decoding: its stream, packets and their times."""
 
-import io
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -12,30 +11,20 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from k400tiny_lib.errors import UserError, one_line
+from k400tiny_lib.errors import UserError
 from k400tiny_lib.media.container_ends import Facts
-from k400tiny_lib.media.signatures import HEAD, kind_of
-from k400tiny_lib.media.truncation import find_truncation, is_cut
-from k400tiny_lib.system import available_cores
+from k400tiny_lib.media.truncation import find_truncation, has_hole
+from k400tiny_lib.media.video_file import (
+    Limits,
+    choose_stream,
+    file_of,
+    moving_streams,
+    name_of,
+    opened,
+    prepare_stream,
+)
 
 Times = npt.NDArray[np.int64]
-
-# FFmpeg also reads playlists, which name other files and addresses; untrusted bytes must not make
-# it open those.
-_CONTAINERS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,mxf,rm"
-)
-_MARGIN = 1 << 18  # pixels
-# More threads would only take memory: each holds a frame.
-_MOST_THREADS = 4
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The largest video that is accepted: its number of frames, and the pixels of a frame."""
-
-    frames: int
-    pixels: int
 
 
 @dataclass(frozen=True)
@@ -49,6 +38,7 @@ class VideoIndex:
             left out.
         keys: int64 (K,), times of the key frames, in order.
         is_exact: whether `times` identify the frames: all known, no two the same.
+        lost: int64 (M,), when frames would be shown of which the file has only zeros.
     """
 
     stream: int
@@ -56,6 +46,7 @@ class VideoIndex:
     times: Times
     keys: Times
     is_exact: bool
+    lost: Times = field(default_factory=lambda: np.array([], np.int64))
 
     @property
     def duration(self) -> float:
@@ -68,6 +59,19 @@ class VideoIndex:
     def step(self) -> int:
         """The usual time from one frame to the next."""
         return int(np.median(np.diff(self.times))) if len(self.times) > 1 else 1
+
+
+class _Row(NamedTuple):
+    position: int | None
+    pts: int | None
+    dts: int | None
+    is_key: bool
+    is_hidden: bool  # by an edit list
+
+    @property
+    def time(self) -> int | None:
+        """When the frame is shown, or the packet is stored."""
+        return self.dts if self.pts is None else self.pts
 
 
 def index_video(video: Path | bytes, limits: Limits | None = None) -> VideoIndex:
@@ -93,7 +97,7 @@ def read_packets(
     Raises:
         UserError: as for `index_video`.
     """
-    stream = _choose_stream(video, container)
+    stream = choose_stream(video, container)
     prepare_stream(video, stream, limits)
     rows: dict[int, list[_Row]] = {s.index: [] for s in container.streams.video}
     packets, num_kept, ending = [], 0, _Ending(container)
@@ -103,7 +107,7 @@ def read_packets(
             ending.add(packet)
         number = packet.stream.index  # the last, empty one has no stream_index
         if number in rows and packet.size:
-            row = _Row(packet.pts, packet.dts, packet.is_keyframe, packet.is_discard)
+            row = _Row(packet.pos, packet.pts, packet.dts, packet.is_keyframe, packet.is_discard)
             rows[number].append(row)
         if number == stream.index:
             num_kept += packet.size
@@ -115,23 +119,44 @@ def read_packets(
                 raise UserError(
                     f"{name_of(video)} has more than {limits.frames} frames. Needed: a shorter one."
                 )
-    with _file(video) as file:
+    with file_of(video) as file:
         missing = find_truncation(file, container.format.name, ending.facts())
     if missing:
         raise UserError(f"{name_of(video)} is truncated: {missing}.")
     if len(rows[stream.index]) < 2:  # a picture that is not marked as one
-        others = [s for s in _moving(container) if len(rows[s.index]) > 1]
+        others = [s for s in moving_streams(container) if len(rows[s.index]) > 1]
         if others:
             stream, packets = max(others, key=lambda s: len(rows[s.index])), []
             prepare_stream(video, stream, limits)
-    return _index(stream, rows[stream.index]), packets
+    index = _index(stream, rows[stream.index])
+    if "mov" not in container.format.name:  # its index names all packets
+        stated = stream.frames if container.format.name == "avi" else 0
+        with file_of(video) as file:
+            index = replace(index, lost=_lost_times(file, index, rows[stream.index], stated))
+    return index, packets
 
 
-class _Row(NamedTuple):
-    pts: int | None
-    dts: int | None
-    is_key: bool
-    is_hidden: bool  # by an edit list
+def _lost_times(file: BinaryIO, index: VideoIndex, rows: Sequence[_Row], stated: int) -> Times:
+    """When the frames would be shown in place of which the file has zeros.
+
+    A gap between two frames may be right, and a number of frames in a header (`stated`) wrong.
+    """
+    if len(index.times) < 2:
+        return index.lost
+    positions = sorted((row.time or 0, row.position or 0) for row in rows)
+    times: list[int] = []
+    for (time, position), (later, following) in pairwise(positions):
+        count = round((later - time) / index.step) - 1
+        first, last = sorted((position, following))
+        if later - time > 1.5 * index.step and has_hole(file, first, last):
+            times += [time + index.step * n for n in range(1, count + 1)]
+    # AVI has no times: the frames after a hole move up.
+    span = round((index.times[-1] - index.times[0]) / index.step) + 1
+    ends = [position for _, position in positions]
+    if span < stated < 2 * span and has_hole(file, min(ends), max(ends)):
+        spread = np.linspace(index.times[0], index.times[-1], stated - span)
+        times += spread.astype(int).tolist()
+    return np.array(times, np.int64)
 
 
 def _index(stream: Any, rows: Sequence[_Row]) -> VideoIndex:
@@ -188,108 +213,3 @@ class _Ending:
             seconds=float(max(ends, default=Fraction(0)) - start),
             stated=(container.duration or 0) / av.time_base,
         )
-
-
-@contextmanager
-def opened(video: Path | bytes) -> Iterator[Any]:
-    """A video as a PyAV container; what is wrong with it is a UserError, also within the block.
-
-    Raises:
-        UserError: if the file is empty or cannot be read.
-    """
-    try:
-        if not _size(video):
-            raise UserError(f"{name_of(video)} is empty.")
-        file = io.BytesIO(video) if isinstance(video, bytes) else f"file:{video}"
-        options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
-        try:
-            # Tags in another encoding than UTF-8 are no reason to refuse a video.
-            container = av.open(file, options=options, metadata_errors="replace")
-        except TypeError:  # a PyAV that has no such argument, and always replaces
-            container = av.open(file, options=options)
-        with container:
-            yield container
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise _unreadable(video, error) from None
-
-
-def _unreadable(video: Path | bytes, error: Exception | None) -> UserError:
-    """The error for a file that FFmpeg does not open, or finds no video in (error None)."""
-    name = name_of(video)
-    try:
-        with _file(video) as file:
-            kind = kind_of(file.read(HEAD))
-            if not kind and is_cut(file):
-                return UserError(f"{name} is truncated: its index or most of it is missing.")
-    except OSError:  # such as a directory: the first error tells
-        kind = ""
-    if kind:
-        return UserError(f"{name} is {kind}. Needed: a video.")
-    if error is None:
-        return UserError(f"{name} has no video stream.")
-    if isinstance(error, BlockingIOError):  # FFmpeg waits for more bytes
-        return UserError(f"{name} cannot be decoded: no video is found in it.")
-    if isinstance(error, av.ArgumentError):  # the format is not among _CONTAINERS
-        return UserError(f"{name} is no video in a format that is read here.")
-    reason = getattr(error, "strerror", None) or one_line(error)
-    return UserError(f"{name} cannot be decoded: {reason}.")
-
-
-def _file(video: Path | bytes) -> BinaryIO:
-    return io.BytesIO(video) if isinstance(video, bytes) else video.open("rb")
-
-
-def _choose_stream(video: Path | bytes, container: Any) -> Any:
-    """The video stream that FFmpeg chooses, but no picture such as the cover of a song.
-
-    Raises:
-        UserError: if there is none.
-    """
-    streams = _moving(container)
-    if not streams:
-        raise _unreadable(video, None)
-    best = container.streams.best("video")
-    return best if best in streams else streams[0]
-
-
-def _moving(container: Any) -> list[Any]:
-    """The streams that may be videos."""
-    streams = []
-    for stream in container.streams.video:
-        kinds = type(stream.disposition)
-        pictures = kinds.attached_pic | kinds.timed_thumbnails | kinds.still_image
-        if not stream.disposition & pictures:
-            streams.append(stream)
-    return streams
-
-
-def prepare_stream(
-    video: Path | bytes, stream: Any, limits: Limits | None, num_threads: int = 0
-) -> None:
-    """Set the decoder of a stream up: its threads (0: as many as are useful) and its limit.
-
-    Raises:
-        UserError: if there is no decoder, or the frames are larger than the limit.
-    """
-    context = stream.codec_context
-    if context is None:
-        raise UserError(f"{name_of(video)} has a codec that this FFmpeg does not know.")
-    if limits:
-        if context.width * context.height > limits.pixels:
-            size = f"{context.width}x{context.height}"
-            raise UserError(
-                f"{name_of(video)} has frames of {size}. Needed: at most {limits.pixels} pixels."
-            )
-        # The frame size may change later in the stream; the decoder, which adds a margin, refuses.
-        context.options = {"max_pixels": str(2 * limits.pixels + _MARGIN)}
-    stream.thread_type = "AUTO"
-    context.thread_count = num_threads or min(_MOST_THREADS, available_cores())
-
-
-def name_of(video: Path | bytes) -> str:
-    """How messages call a video."""
-    return "the video" if isinstance(video, bytes) else str(video)
-
-
-def _size(video: Path | bytes) -> int:
-    return len(video) if isinstance(video, bytes) else video.stat().st_size
