@@ -1,9 +1,29 @@
 """Temporal sampling without PyTorch: which frames of a segment a model sees."""
 
+from fractions import Fraction
+from math import ceil, floor
+from typing import Literal, NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 
 Indices = npt.NDArray[np.int64]
+
+_LONG = 1e9  # seconds, in place of infinity
+
+
+class Segment(NamedTuple):
+    """A part of a video.
+
+    Attributes:
+        start: seconds after the first frame of the video, or the number of a frame, from 0.
+        end: seconds; frames from then on do not belong to it. Or its last frame, which does.
+        unit: of both.
+    """
+
+    start: float
+    end: float
+    unit: Literal["seconds", "frames"] = "seconds"
 
 
 def uniform_indices(num_frames: int, clip_len: int) -> Indices:
@@ -61,3 +81,23 @@ def view_indices(num_frames: int, clip_len: int, num_views: int = 1) -> Indices:
     phases = (np.arange(num_views, dtype=np.float32) + half) / np.float32(num_views) - half
     shifts = (phases * np.float32(num_frames / clip_len)).round().astype(np.int64)
     return (middle + shifts[:, None]).clip(0, num_frames - 1)
+
+
+def segment_range(segment: Segment, times: Indices, tick: Fraction) -> range:
+    """The positions of a segment's frames.
+
+    Args:
+        segment: the part.
+        times: int64 (N,), when each frame of the video is shown, in order.
+        tick: seconds per unit of the times.
+
+    Returns:
+        Positions in `times`; empty where the segment is outside of the video.
+    """
+    if segment.unit == "frames":
+        return range(max(0, ceil(segment.start)), min(len(times), floor(segment.end) + 1))
+    # Exactly, so that 0.1 s includes a frame at 0.1 s: repr is the shortest decimal number.
+    seconds = [min(max(float(t), -_LONG), _LONG) for t in (segment.start, segment.end)]
+    ticks = [ceil(Fraction(repr(t)) / tick) for t in seconds]
+    start, stop = np.searchsorted(times - times[0], ticks, side="left").tolist()
+    return range(start, stop)

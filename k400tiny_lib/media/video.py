@@ -2,29 +2,25 @@
 
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import av
 import numpy as np
-import numpy.typing as npt
 
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.media.picture import SIDE, Squarer, orientation
-from k400tiny_lib.media.sampling import view_indices
-from k400tiny_lib.media.video_index import (
+from k400tiny_lib.media.picture import SIDE, Image, Squarer, orientation
+from k400tiny_lib.media.sampling import Segment, segment_range, view_indices
+from k400tiny_lib.media.video_file import (
+    VIDEO_SUFFIXES,
     Limits,
-    Segment,
-    Times,
-    VideoIndex,
-    choose_stream,
-    index_video,
+    is_video,
     name_of,
     opened,
-    read_packets,
-    segment_range,
+    prepare_stream,
 )
+from k400tiny_lib.media.video_index import VideoIndex, index_video, read_packets
 
 __all__ = [
     "SIDE",
@@ -38,22 +34,11 @@ __all__ = [
     "is_video",
     "sample_video",
 ]
-Image = npt.NDArray[np.uint8]
 
-VIDEO_SUFFIXES = (
-    *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3gpp", ".3g2", ".mj2", ".f4v", ".ismv"),
-    *(".mkv", ".webm", ".avi", ".divx", ".flv", ".wmv", ".asf", ".ogv", ".ogg", ".ogm", ".gif"),
-    *(".mpg", ".mpeg", ".mpe", ".m1v", ".m2v", ".mp2v", ".m2p", ".vob", ".dat", ".mod", ".vro"),
-    *(".ts", ".mts", ".m2ts", ".m2t", ".tod", ".trp", ".mxf", ".rm", ".rmvb", ".dv"),
-)
+
 # Frames. For shorter videos decoding everything takes about as long as seeking.
 _SEEK_BEYOND = 3000
 _MOST_KEPT = 32 << 20  # bytes of packets that wait for decoding
-
-
-def is_video(name: str) -> bool:
-    """Whether a file name is that of a video; hidden files are not."""
-    return name.lower().endswith(VIDEO_SUFFIXES) and not name.rpartition("/")[2].startswith(".")
 
 
 class SampledVideo(NamedTuple):
@@ -109,23 +94,26 @@ def sample_video(
     decoded = None
     if index is None:
         with opened(video) as container:
-            index, packets = read_packets(video, container, limits, most_kept=_MOST_KEPT)
-            if packets and segment is None:
-                wanted = request.choose(index.times, index)
+            kept = 0 if segment else _MOST_KEPT
+            index, packets = read_packets(video, container, limits, kept)
+            if packets and len(index.times) <= _SEEK_BEYOND:
+                wanted = request.choose(index, request.part(index))
                 decoded = _decode(packets[0].stream, packets, wanted, side)
-    wanted = request.choose(index.times, index)
+    part = request.part(index)
+    wanted = request.choose(index, part)
     if decoded is None and (segment or len(index.times) > _SEEK_BEYOND):
-        images = _seek(request, index, wanted)
+        images = _seek(request, index, wanted) if not len(index.lost) else {}
         if images:
-            return _result(request, index, images, wanted)
+            return SampledVideo(_stack(images, wanted), 0, len(part), "")
     if decoded is None:
-        decoded = _decode_file(request, wanted)
-    if not decoded.agrees(index):
-        decoded, wanted = _decode_again(request, index, decoded)
-    return _result(request, index, decoded.images, wanted, decoded)
+        decoded = _decode_file(request, index, wanted, last=max(wanted) if segment else None)
+    if decoded.agrees(index):
+        return SampledVideo(_stack(decoded.images, wanted), 0, len(part), "")
+    return _decode_again(request, index, decoded)
 
 
-class _Request(NamedTuple):
+@dataclass(frozen=True)
+class _Request:
     """What `sample_video` is asked for."""
 
     video: Path | bytes
@@ -136,14 +124,27 @@ class _Request(NamedTuple):
     limits: Limits | None
     max_bad_frames: float
 
-    def choose(self, times: Sequence[int] | Times, index: VideoIndex) -> list[int]:
-        """The positions of the frames to return among frames shown at `times`."""
-        name = name_of(self.video)
-        if len(times) < 2:
-            raise UserError(f"{name} holds {len(times) or 'no'} frames. Needed: at least 2.")
-        part = segment_range(self.segment, times, index, name)
-        views = view_indices(len(part), self.num_frames, self.views)
-        return [part[position] for position in views.ravel().tolist()]
+    def part(self, index: VideoIndex) -> Sequence[int]:
+        """The numbers of the frames of the segment, or of the video."""
+        if self.segment is None or not len(index.times):
+            return range(len(index.times))
+        return segment_range(self.segment, index.times, index.tick)
+
+    def choose(self, index: VideoIndex, numbers: Sequence[int]) -> list[int]:
+        """The frames to return, each view in order, out of those with some numbers.
+
+        Raises:
+            UserError: if there are fewer than two.
+        """
+        if len(numbers) < 2:
+            there = f"{name_of(self.video)} has {'one frame' if numbers else 'no frames'}"
+            if self.segment:
+                start, end, unit = self.segment
+                length = f"{index.duration:.2f} s, {len(index.times)} frames"
+                there += f" from {start:g} to {end:g} {unit} (of {length})"
+            raise UserError(f"{there}. Needed: at least 2.")
+        views = view_indices(len(numbers), self.num_frames, self.views)
+        return [numbers[position] for position in views.ravel().tolist()]
 
 
 @dataclass
@@ -152,91 +153,137 @@ class _Decoded:
 
     images: dict[int, Image] = field(default_factory=dict)  # by the number of the frame
     times: list[int | None] = field(default_factory=list)  # of every frame
-    damaged: list[int] = field(default_factory=list)  # frames that the decoder calls corrupt
-    num_lost: int = 0  # packets that cannot be decoded
-    complete: bool = True  # whether everything was decoded
+    damaged: set[int] = field(default_factory=set)  # frames that the decoder calls corrupt
+    num_errors: int = 0  # packets that the decoder refuses
+    is_complete: bool = True  # whether everything was decoded
 
     def agrees(self, index: VideoIndex) -> bool:
         """Whether the frames are those that the packets promise."""
-        if self.num_lost or self.damaged:
+        if self.num_errors or self.damaged or len(index.lost):
             return False
-        if self.complete:
+        if self.is_complete:
             return len(self.times) == len(index.times)
-        return index.exact and self.times == index.times[: len(self.times)].tolist()
+        return index.is_exact and self.times == index.times[: len(self.times)].tolist()
 
 
-def _decode_file(request: _Request, wanted: Collection[int], threads: int = 0) -> _Decoded:
+def _decode_file(
+    request: _Request,
+    index: VideoIndex,
+    wanted: Collection[int],
+    *,
+    num_threads: int = 0,
+    last: int | None = None,
+) -> _Decoded:
     with opened(request.video) as container:
-        stream = choose_stream(request.video, container, request.limits, threads)
-        packets = container.demux(stream)
-        return _decode(stream, packets, wanted, request.side, early=request.segment is not None)
+        stream = container.streams[index.stream]
+        prepare_stream(request.video, stream, request.limits, num_threads)
+        return _decode(stream, container.demux(stream), wanted, request.side, last)
 
 
 def _decode(
-    stream: Any, packets: Iterable[Any], wanted: Collection[int], side: int, early: bool = False
+    stream: Any, packets: Iterable[Any], wanted: Collection[int], side: int, last: int | None = None
 ) -> _Decoded:
-    """Decode from start to end, or to the last frame that is wanted."""
-    decoded, squarer, last = _Decoded(), None, max(wanted, default=-1)
-    chosen = set(wanted)
+    """Decode from the start to the end, or to frame number `last`; keep the frames `wanted`."""
+    decoded, chosen = _Decoded(), set(wanted)
+    square: Squarer | None = None
     for packet in packets:
         try:
             frames = packet.decode()
         except av.FFmpegError:
-            decoded.num_lost += 1
+            decoded.num_errors += 1
             continue
         for frame in frames:
             number = len(decoded.times)
-            if squarer is None:
-                squarer = Squarer(side, stream.sample_aspect_ratio, orientation(frame))
+            # Once: not every frame repeats an orientation that is part of the stream.
+            square = square or Squarer(side, stream.sample_aspect_ratio, orientation(frame))
             decoded.times.append(frame.pts)
             if frame.is_corrupt:
-                decoded.damaged.append(number)
+                decoded.damaged.add(number)
             if number in chosen:
-                decoded.images[number] = squarer(frame)
-        if early and len(decoded.times) > last:
-            decoded.complete = False
+                decoded.images[number] = square(frame)
+        if last is not None and len(decoded.times) > last:
+            decoded.is_complete = False
             break
     return decoded
 
 
-def _decode_again(
-    request: _Request, index: VideoIndex, decoded: _Decoded
-) -> tuple[_Decoded, list[int]]:
+def _decode_again(request: _Request, index: VideoIndex, decoded: _Decoded) -> SampledVideo:
     """Decode a video whose frames are not those that its packets promise.
 
-    Some packets hold no frame, others two; or the video is damaged. A second pass then uses the
-    true frames.
+    Some packets hold no frame, others two; or the video is damaged.
+
+    Raises:
+        UserError: if too many frames are bad, or fewer than two are there.
     """
-    threads = 0
-    if decoded.num_lost or decoded.damaged or not decoded.complete:
-        threads = 1 if decoded.num_lost or decoded.damaged else 0  # errors depend on the threads
-        decoded = _decode_file(request._replace(segment=None), (), threads)
-    avoided = set(decoded.damaged)
-    sound = [n for n in range(len(decoded.times)) if n not in avoided]
-    if len(sound) < 2:
-        sound = list(range(len(decoded.times)))
-    step = float(np.median(np.diff(index.times))) if len(index.times) > 1 else 1.0
-    times = [
-        t if t is not None else int(index.times[0] + n * step) for n, t in enumerate(decoded.times)
-    ]
-    chosen = request.choose([times[n] for n in sound], index)
-    wanted = [sound[position] for position in chosen]
-    again = _decode_file(request._replace(segment=None), wanted, threads)
-    return again, wanted
+    # With one thread, a damaged video gives the same on every machine.
+    num_threads = 1 if decoded.num_errors or decoded.damaged or len(index.lost) else 0
+    if num_threads or not decoded.is_complete:
+        decoded = _decode_file(request, index, (), num_threads=num_threads)
+    numbers, num_bad = _frames_there(request, index, decoded)
+    num_frames, name = len(numbers) + num_bad, name_of(request.video)
+    if num_bad > request.max_bad_frames * num_frames:
+        raise UserError(
+            f"{name} is damaged: {num_bad} of {num_frames} frames ({num_bad / num_frames:.0%}) "
+            f"cannot be decoded. Needed: at most {request.max_bad_frames:.0%} (max_bad_frames)."
+        )
+    sound = [number for number in numbers if number not in decoded.damaged]
+    num_damaged = len(numbers) - len(sound)
+    wanted = request.choose(index, sound if len(sound) > 1 else numbers)
+    images = _decode_file(request, index, wanted, num_threads=num_threads).images
+    if not images.keys() >= set(wanted):
+        raise UserError(f"{name} cannot be decoded: it gives other frames each time.")
+    notes = [f"{num_bad} of {num_frames} frames cannot be decoded"] if num_bad else []
+    notes += [f"{num_damaged} of {num_frames} frames are damaged"] if num_damaged else []
+    note = ", ".join(notes)
+    return SampledVideo(_stack(images, wanted), num_bad, num_frames, note)
+
+
+def _frames_there(
+    request: _Request, index: VideoIndex, decoded: _Decoded
+) -> tuple[Sequence[int], int]:
+    """The numbers of the decoded frames of the segment or the video, and how many are missing."""
+    actual, promised = _actual_index(index, decoded), request.part(index)
+    num_there = len(decoded.times)
+    # Two packets may hold one frame (fields), but not more.
+    if not decoded.num_errors and 2 * num_there + 2 >= len(index.times):
+        numbers: Sequence[int] = request.part(actual)
+        num_bad = 0
+    elif request.segment is None:
+        numbers = range(num_there)
+        num_bad = max(decoded.num_errors, len(index.times) - num_there)
+    elif index.is_exact:
+        first, last = index.times[promised[0]], index.times[promised[-1]]
+        numbers = np.flatnonzero((actual.times >= first) & (actual.times <= last)).tolist()
+        num_bad = max(0, len(promised) - len(numbers))
+    else:
+        numbers = request.part(actual)
+        num_bad = min(decoded.num_errors, max(0, len(promised) - len(numbers)))
+    if request.segment and len(promised):
+        first, last = index.times[promised[0]], index.times[promised[-1]]
+        return numbers, num_bad + int(((index.lost >= first) & (index.lost <= last)).sum())
+    return numbers, num_bad + len(index.lost)
+
+
+def _actual_index(index: VideoIndex, decoded: _Decoded) -> VideoIndex:
+    """The index with the times of the frames that came out of the decoder."""
+    start = int(index.times[0]) if len(index.times) else 0
+    times = [start + n * index.step if t is None else t for n, t in enumerate(decoded.times)]
+    return replace(index, times=np.array(times, np.int64))
 
 
 def _seek(request: _Request, index: VideoIndex, wanted: Collection[int]) -> dict[int, Image]:
     """Decode each frame from the key frame before it; nothing if times do not tell the frames."""
     keys = index.keys.tolist()
-    if not index.exact or not keys or keys[0] > index.times[0]:
+    if not index.is_exact or not keys or keys[0] > index.times[0]:
         return {}
     images: dict[int, Image] = {}
     with opened(request.video) as container:
-        stream = choose_stream(request.video, container, request.limits)
-        first = next(iter(container.decode(stream)), None)
+        stream = container.streams[index.stream]
+        prepare_stream(request.video, stream, request.limits)
+        first = next(container.decode(stream), None)
         if first is None:
             return {}
-        squarer = Squarer(request.side, stream.sample_aspect_ratio, orientation(first))
+        square = Squarer(request.side, stream.sample_aspect_ratio, orientation(first))
         frames: Iterator[Any] = iter(())
         last_key = None
         for number in sorted(set(wanted)):
@@ -248,34 +295,9 @@ def _seek(request: _Request, index: VideoIndex, wanted: Collection[int]) -> dict
             frame = next((f for f in frames if f.pts is None or f.pts >= time), None)
             if frame is None or frame.pts != time or frame.is_corrupt:
                 return {}
-            images[number] = squarer(frame)
+            images[number] = square(frame)
     return images
 
 
-def _result(
-    request: _Request,
-    index: VideoIndex,
-    images: dict[int, Image],
-    wanted: Sequence[int],
-    decoded: _Decoded | None = None,
-) -> SampledVideo:
-    """The answer, or the refusal of a video with too many bad frames.
-
-    Raises:
-        UserError: if a frame is missing, or too many are bad.
-    """
-    name = name_of(request.video)
-    num_bad = decoded.num_lost if decoded else 0
-    num_frames = len(decoded.times) + num_bad if decoded and num_bad else len(index.times)
-    if request.segment:
-        num_frames = len(segment_range(request.segment, index.times, index, name))
-    if num_bad > request.max_bad_frames * num_frames:
-        raise UserError(
-            f"{name} is damaged: {num_bad} of {num_frames} frames ({num_bad / num_frames:.0%}) "
-            f"cannot be decoded. Needed: at most {request.max_bad_frames:.0%} (max_bad_frames)."
-        )
-    if not images.keys() >= set(wanted):
-        raise UserError(f"{name} cannot be decoded: it gives other frames each time.")
-    note = f"{num_bad} of {num_frames} frames cannot be decoded" if num_bad else ""
-    frames = np.stack([images[number] for number in wanted])
-    return SampledVideo(frames, num_bad, num_frames, note)
+def _stack(images: dict[int, Image], wanted: Sequence[int]) -> Image:
+    return np.stack([images[number] for number in wanted])

@@ -1,53 +1,30 @@
 """What a video file holds, found without decoding: its stream, packets and their times."""
 
-import io
-import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import av
 import numpy as np
 import numpy.typing as npt
 
-from k400tiny_lib.errors import UserError, one_line
-from k400tiny_lib.system import available_cores
+from k400tiny_lib.errors import UserError
+from k400tiny_lib.media.container_ends import Facts
+from k400tiny_lib.media.truncation import find_truncation, has_hole
+from k400tiny_lib.media.video_file import (
+    Limits,
+    choose_stream,
+    file_of,
+    moving_streams,
+    name_of,
+    opened,
+    prepare_stream,
+)
 
 Times = npt.NDArray[np.int64]
-
-# FFmpeg also reads playlists, which name other files and addresses; untrusted bytes must not make
-# it open those.
-_CONTAINERS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,mxf,rm,dv"
-)
-_MARGIN = 1 << 18  # pixels
-# More threads would only take memory: each holds a frame.
-_MOST_THREADS = 4
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The largest video that is accepted: its number of frames, and the pixels of a frame."""
-
-    frames: int
-    pixels: int
-
-
-class Segment(NamedTuple):
-    """A part of a video.
-
-    Attributes:
-        start: the first second, counted from the first frame shown, or the first frame.
-        end: the second before which the segment ends, or its last frame, which belongs to it.
-        unit: of both.
-    """
-
-    start: float
-    end: float
-    unit: Literal["seconds", "frames"] = "seconds"
 
 
 @dataclass(frozen=True)
@@ -60,22 +37,41 @@ class VideoIndex:
         times: int64 (N,), when each frame is shown, in order; those that an edit list hides are
             left out.
         keys: int64 (K,), times of the key frames, in order.
-        exact: whether `times` identify the frames: all known, no two the same.
+        is_exact: whether `times` identify the frames: all known, no two the same.
+        lost: int64 (M,), when frames would be shown of which the file has only zeros.
     """
 
     stream: int
     tick: Fraction
     times: Times
     keys: Times
-    exact: bool
+    is_exact: bool
+    lost: Times = field(default_factory=lambda: np.array([], np.int64))
 
     @property
     def duration(self) -> float:
         """Seconds from the first frame shown to the end of the last one."""
         if len(self.times) < 2:
             return 0.0
-        steps = np.diff(self.times)
-        return float((self.times[-1] - self.times[0] + np.median(steps)) * self.tick)
+        return float((int(self.times[-1] - self.times[0]) + self.step) * self.tick)
+
+    @property
+    def step(self) -> int:
+        """The usual time from one frame to the next."""
+        return int(np.median(np.diff(self.times))) if len(self.times) > 1 else 1
+
+
+class _Row(NamedTuple):
+    position: int | None
+    pts: int | None
+    dts: int | None
+    is_key: bool
+    is_hidden: bool  # by an edit list
+
+    @property
+    def time(self) -> int | None:
+        """When the frame is shown, or the packet is stored."""
+        return self.dts if self.pts is None else self.pts
 
 
 def index_video(video: Path | bytes, limits: Limits | None = None) -> VideoIndex:
@@ -101,134 +97,119 @@ def read_packets(
     Raises:
         UserError: as for `index_video`.
     """
-    stream = choose_stream(video, container, limits)
-    packets, rows, kept = [], [], 0
-    # Half a file would decode to half the video without an error.
-    truncated = False
-    for packet in container.demux(stream):
+    stream = choose_stream(video, container)
+    prepare_stream(video, stream, limits)
+    rows: dict[int, list[_Row]] = {s.index: [] for s in container.streams.video}
+    packets, num_kept, ending = [], 0, _Ending(container)
+    # All streams: a file whose sound is longer than its pictures is whole.
+    for packet in container.demux():
         if packet.size:
-            rows.append((packet.pts, packet.dts, packet.is_keyframe, packet.is_discard))
-            truncated = truncated or packet.is_corrupt
-        kept += packet.size
-        if kept <= most_kept:
-            packets.append(packet)
-        else:
-            packets.clear()
-        if limits and len(rows) > limits.frames:
-            raise UserError(
-                f"{name_of(video)} has more than {limits.frames} frames. Needed: a shorter one."
-            )
-    end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
-    if truncated or end > _size(video):
-        raise UserError(f"{name_of(video)} is truncated.")
-    shown = [row for row in rows if not row[3]]
-    pts = [row[0] for row in shown]
-    known = None not in pts
-    times = sorted(t for t in (pts if known else [row[1] for row in shown]) if t is not None)
-    keys = sorted({row[0] for row in rows if row[2] and row[0] is not None})
-    index = VideoIndex(
-        stream.index,
-        Fraction(stream.time_base),
-        np.array(times, np.int64),
-        np.array(keys, np.int64),
-        known and len(set(times)) == len(times),
-    )
+            ending.add(packet)
+        number = packet.stream.index  # the last, empty one has no stream_index
+        if number in rows and packet.size:
+            row = _Row(packet.pos, packet.pts, packet.dts, packet.is_keyframe, packet.is_discard)
+            rows[number].append(row)
+        if number == stream.index:
+            num_kept += packet.size
+            if num_kept <= most_kept:
+                packets.append(packet)
+            else:
+                packets.clear()
+            if limits and len(rows[stream.index]) > limits.frames:
+                raise UserError(
+                    f"{name_of(video)} has more than {limits.frames} frames. Needed: a shorter one."
+                )
+    with file_of(video) as file:
+        missing = find_truncation(file, container.format.name, ending.facts())
+    if missing:
+        raise UserError(f"{name_of(video)} is truncated: {missing}.")
+    if len(rows[stream.index]) < 2:  # a picture that is not marked as one
+        others = [s for s in moving_streams(container) if len(rows[s.index]) > 1]
+        if others:
+            stream, packets = max(others, key=lambda s: len(rows[s.index])), []
+            prepare_stream(video, stream, limits)
+    index = _index(stream, rows[stream.index])
+    if "mov" not in container.format.name:  # its index names all packets
+        stated = stream.frames if container.format.name == "avi" else 0
+        with file_of(video) as file:
+            index = replace(index, lost=_lost_times(file, index, rows[stream.index], stated))
     return index, packets
 
 
-@contextmanager
-def opened(video: Path | bytes) -> Iterator[Any]:
-    """A video as a PyAV container; what is wrong with it is a UserError, also within the block.
+def _lost_times(file: BinaryIO, index: VideoIndex, rows: Sequence[_Row], stated: int) -> Times:
+    """When the frames would be shown in place of which the file has zeros.
 
-    Raises:
-        UserError: if the file is empty or cannot be read.
+    A gap between two frames may be right, and a number of frames in a header (`stated`) wrong.
     """
-    try:
-        if not _size(video):
-            raise UserError(f"{name_of(video)} is empty.")
-        file = io.BytesIO(video) if isinstance(video, bytes) else f"file:{video}"
-        options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
-        try:
-            # Tags in another encoding than UTF-8 are no reason to refuse a video.
-            container = av.open(file, options=options, metadata_errors="replace")
-        except TypeError:  # a PyAV that has no such argument, and always replaces
-            container = av.open(file, options=options)
-        with container:
-            yield container
-    except (av.FFmpegError, OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or one_line(error)
-        raise UserError(f"{name_of(video)} cannot be decoded: {reason}.") from None
+    if len(index.times) < 2:
+        return index.lost
+    positions = sorted((row.time or 0, row.position or 0) for row in rows)
+    times: list[int] = []
+    for (time, position), (later, following) in pairwise(positions):
+        count = round((later - time) / index.step) - 1
+        first, last = sorted((position, following))
+        if later - time > 1.5 * index.step and has_hole(file, first, last):
+            times += [time + index.step * n for n in range(1, count + 1)]
+    # AVI has no times: the frames after a hole move up.
+    span = round((index.times[-1] - index.times[0]) / index.step) + 1
+    ends = [position for _, position in positions]
+    if span < stated < 2 * span and has_hole(file, min(ends), max(ends)):
+        spread = np.linspace(index.times[0], index.times[-1], stated - span)
+        times += spread.astype(int).tolist()
+    return np.array(times, np.int64)
 
 
-def choose_stream(
-    video: Path | bytes, container: Any, limits: Limits | None, threads: int = 0
-) -> Any:
-    """The video stream that FFmpeg chooses, ready for decoding; a picture of the cover is none.
-
-    Raises:
-        UserError: if there is none, or its frames are larger than the limit.
-    """
-    streams = [s for s in container.streams.video if not is_cover(s)]
-    best = container.streams.best("video")
-    stream = best if best in streams else next(iter(streams), None)
-    if stream is None:
-        raise UserError(f"{name_of(video)} has no video stream.")
-    context = stream.codec_context
-    if context is None:
-        raise UserError(f"{name_of(video)} has a codec that FFmpeg does not know.")
-    if limits:
-        if context.width * context.height > limits.pixels:
-            size = f"{context.width}x{context.height}"
-            raise UserError(
-                f"{name_of(video)} has frames of {size}. Needed: at most {limits.pixels} pixels."
-            )
-        # The frame size may change later in the stream; the decoder, which adds a margin, refuses.
-        context.options = {"max_pixels": str(2 * limits.pixels + _MARGIN)}
-    stream.thread_type = "AUTO"
-    context.thread_count = threads or min(_MOST_THREADS, available_cores())
-    return stream
+def _index(stream: Any, rows: Sequence[_Row]) -> VideoIndex:
+    shown = [row for row in rows if not row.is_hidden]
+    pts = [row.pts for row in shown if row.pts is not None]
+    # Without them, frames are shown as regularly as they are stored.
+    times = pts if len(pts) == len(shown) else [row.dts for row in shown if row.dts is not None]
+    keys = {row.pts for row in rows if row.is_key and row.pts is not None}
+    return VideoIndex(
+        stream.index,
+        Fraction(stream.time_base),
+        np.array(sorted(times), np.int64),
+        np.array(sorted(keys), np.int64),
+        is_exact=len(pts) == len(shown) == len(set(pts)),
+    )
 
 
-def is_cover(stream: Any) -> bool:
-    """Whether a stream is a picture that belongs to the file, such as the cover of a song."""
-    kinds = type(stream.disposition)
-    pictures = kinds.attached_pic | kinds.timed_thumbnails | kinds.still_image
-    return bool(stream.disposition & pictures)
+class _Ending:
+    """Collects how the packets of a file end."""
 
+    def __init__(self, container: Any) -> None:
+        self._container = container
+        self._ends: dict[int, int] = {}  # by stream, in its time unit
+        self._last: Any = None
+        self._uncompressed = {
+            s.index for s in container.streams if s.codec_context and not s.codec.lossy
+        }
 
-def segment_range(
-    segment: Segment | None, times: Sequence[int] | Times, index: VideoIndex, name: str
-) -> range:
-    """The positions of a segment's frames among frames shown at `times`, in order.
+    def add(self, packet: Any) -> None:
+        """Add a packet of any stream."""
+        stamp = packet.pts if packet.pts is not None else packet.dts
+        if stamp is not None:
+            end = stamp + (packet.duration or 0)
+            self._ends[packet.stream_index] = max(end, self._ends.get(packet.stream_index, end))
+        if self._last is None or (packet.pos or 0) >= (self._last.pos or 0):
+            self._last = packet
 
-    Raises:
-        UserError: if the segment has fewer than two frames.
-    """
-    if segment is None:
-        return range(len(times))
-    first, last = segment.start, segment.end
-    if segment.unit == "frames":
-        positions = range(max(0, math.ceil(first)), min(len(times), math.floor(last) + 1))
-        there, size = f"{len(times)} frames", f"frames {first:g} to {last:g}"
-    else:
-        # Exactly, so that 0.1 s includes a frame at 0.1 s: repr is the shortest decimal number.
-        ticks = [math.ceil(Fraction(repr(float(t))) / index.tick) for t in (first, last)]
-        since = np.asarray(times) - index.times[0]
-        start, stop = np.searchsorted(since, ticks, side="left").tolist()
-        positions = range(start, stop)
-        there, size = f"{index.duration:.2f} s", f"{first:g} to {last:g} s"
-    if len(positions) < 2:
-        raise UserError(
-            f"{name} has {len(positions)} frames at {size}; the video has {there}. "
-            "Needed: at least 2 frames."
+    def facts(self) -> Facts:
+        """All that was seen."""
+        container, last = self._container, self._last
+        streams = container.streams
+        ends = [end * streams[index].time_base for index, end in self._ends.items()]
+        start = Fraction(container.start_time or 0, av.time_base)
+        position = (last.pos or 0) if last else 0
+        packets_end = position + (last.size if last else 0)
+        index = [e.pos + e.size for s in streams for e in s.index_entries]
+        return Facts(
+            index_end=max(index, default=0),
+            last_start=position,
+            packets_end=packets_end,
+            # A gap in the numbers of MPEG-TS makes a packet corrupt, too.
+            is_cut=bool(last and last.is_corrupt and container.format.name != "mpegts"),
+            is_compressed=last is not None and last.stream_index not in self._uncompressed,
+            seconds=float(max(ends, default=Fraction(0)) - start),
+            stated=(container.duration or 0) / av.time_base,
         )
-    return positions
-
-
-def name_of(video: Path | bytes) -> str:
-    """How messages call a video."""
-    return "the video" if isinstance(video, bytes) else str(video)
-
-
-def _size(video: Path | bytes) -> int:
-    return len(video) if isinstance(video, bytes) else video.stat().st_size

@@ -1,0 +1,185 @@
+"""Opening a video file with FFmpeg: what it may be, which stream, and why it is no video."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import av
+
+from k400tiny_lib.errors import UserError, one_line
+from k400tiny_lib.media.truncation import is_cut
+from k400tiny_lib.system import available_cores
+
+# FFmpeg also reads playlists, which name other files and addresses; untrusted bytes must not make
+# it open those.
+_CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,mxf,rm"
+)
+_MARGIN = 1 << 18  # pixels
+# More threads would only take memory: each holds a frame.
+_MOST_THREADS = 4
+
+
+VIDEO_SUFFIXES = (
+    *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3gpp", ".3g2", ".mj2", ".f4v", ".ismv"),
+    *(".mkv", ".webm", ".avi", ".divx", ".flv", ".wmv", ".asf", ".ogv", ".ogg", ".ogm", ".gif"),
+    *(".mpg", ".mpeg", ".mpe", ".m1v", ".m2v", ".mp2v", ".m2p", ".vob", ".dat", ".mod", ".vro"),
+    *(".ts", ".mts", ".m2ts", ".m2t", ".tod", ".trp", ".mxf", ".rm", ".rmvb", ".dv"),
+)
+# The first bytes, at an offset -> in words.
+_SIGNATURES = (
+    (0, b"\xff\xd8\xff", "a JPEG picture"),
+    (0, b"\x89PNG", "a PNG picture"),
+    (8, b"WEBP", "a WebP picture"),
+    (0, b"BM", "a BMP picture"),
+    (0, b"II*\0", "a TIFF picture"),
+    (0, b"MM\0*", "a TIFF picture"),
+    (8, b"WAVE", "a sound"),
+    (0, b"ID3", "a sound"),
+    (0, b"\xff\xfb", "a sound"),
+    (0, b"fLaC", "a sound"),
+    (0, b"%PDF", "a PDF document"),
+    (0, b"PK\3\4", "a ZIP archive"),
+    (0, b"\x1f\x8b", "a gzip archive"),
+    (0, b"Rar!", "a RAR archive"),
+    (257, b"ustar", "a tar archive"),
+    (0, b"#EXTM3U", "a list of other files"),
+    (0, b"ffconcat", "a list of other files"),
+    (0, b"version https://git-lfs", "a pointer of Git LFS (`git lfs pull` fetches the file)"),
+    (0, b"\0\0\0\1\x67", "raw H.264 without a container"),
+    (0, b"\0\0\1\x67", "raw H.264 without a container"),
+    (0, b"\0\0\0\1\x09", "raw H.264 without a container"),
+    (0, b"\0\0\0\1\x40", "raw HEVC without a container"),
+    (0, b"YUV4MPEG2", "raw YUV4MPEG2"),
+)
+_PAGES = (b"<!doctype html", b"<html", b"<?xml")
+_HEAD = 512  # bytes
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The largest video that is accepted: its number of frames, and the pixels of a frame."""
+
+    frames: int
+    pixels: int
+
+
+def is_video(name: str) -> bool:
+    """Whether a file name is that of a video; hidden files are not."""
+    return name.lower().endswith(VIDEO_SUFFIXES) and not name.rpartition("/")[2].startswith(".")
+
+
+@contextmanager
+def opened(video: Path | bytes) -> Iterator[Any]:
+    """A video as a PyAV container; what is wrong with it is a UserError, also within the block.
+
+    Raises:
+        UserError: if the file is empty or cannot be read.
+    """
+    try:
+        if not _size(video):
+            raise UserError(f"{name_of(video)} is empty.")
+        file = io.BytesIO(video) if isinstance(video, bytes) else f"file:{video}"
+        options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
+        try:
+            # Tags in another encoding than UTF-8 are no reason to refuse a video.
+            container = av.open(file, options=options, metadata_errors="replace")
+        except TypeError:  # a PyAV that has no such argument, and always replaces
+            container = av.open(file, options=options)
+        with container:
+            yield container
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise _unreadable(video, error) from None
+
+
+def _unreadable(video: Path | bytes, error: Exception | None) -> UserError:
+    """The error for a file that FFmpeg does not open, or finds no video in (error None)."""
+    name = name_of(video)
+    try:
+        with file_of(video) as file:
+            kind = _kind_of(file.read(_HEAD))
+            if not kind and is_cut(file):
+                return UserError(f"{name} is truncated: its index or most of it is missing.")
+    except OSError:  # such as a directory: the first error tells
+        kind = ""
+    if kind:
+        return UserError(f"{name} is {kind}. Needed: a video.")
+    if error is None:
+        return UserError(f"{name} has no video stream.")
+    if isinstance(error, BlockingIOError):  # FFmpeg waits for more bytes
+        return UserError(f"{name} cannot be decoded: no video is found in it.")
+    if isinstance(error, av.ArgumentError):  # the format is not among _CONTAINERS
+        return UserError(f"{name} is no video in a format that is read here.")
+    reason = getattr(error, "strerror", None) or one_line(error)
+    return UserError(f"{name} cannot be decoded: {reason}.")
+
+
+def file_of(video: Path | bytes) -> BinaryIO:
+    return io.BytesIO(video) if isinstance(video, bytes) else video.open("rb")
+
+
+def _kind_of(head: bytes) -> str:
+    """What a file is by its first bytes, in words; empty if they do not tell."""
+    if head.lstrip().lower().startswith(_PAGES):
+        return "a web page"
+    kinds = (kind for at, mark, kind in _SIGNATURES if head.startswith(mark, at))
+    return next(kinds, "")
+
+
+def choose_stream(video: Path | bytes, container: Any) -> Any:
+    """The video stream that FFmpeg chooses, but no picture such as the cover of a song.
+
+    Raises:
+        UserError: if there is none.
+    """
+    streams = moving_streams(container)
+    if not streams:
+        raise _unreadable(video, None)
+    best = container.streams.best("video")
+    return best if best in streams else streams[0]
+
+
+def moving_streams(container: Any) -> list[Any]:
+    """The streams that may be videos."""
+    streams = []
+    for stream in container.streams.video:
+        kinds = type(stream.disposition)
+        pictures = kinds.attached_pic | kinds.timed_thumbnails | kinds.still_image
+        if not stream.disposition & pictures:
+            streams.append(stream)
+    return streams
+
+
+def prepare_stream(
+    video: Path | bytes, stream: Any, limits: Limits | None, num_threads: int = 0
+) -> None:
+    """Set the decoder of a stream up: its threads (0: as many as are useful) and its limit.
+
+    Raises:
+        UserError: if there is no decoder, or the frames are larger than the limit.
+    """
+    context = stream.codec_context
+    if context is None:
+        raise UserError(f"{name_of(video)} has a codec that this FFmpeg does not know.")
+    if limits:
+        if context.width * context.height > limits.pixels:
+            size = f"{context.width}x{context.height}"
+            raise UserError(
+                f"{name_of(video)} has frames of {size}. Needed: at most {limits.pixels} pixels."
+            )
+        # The frame size may change later in the stream; the decoder, which adds a margin, refuses.
+        context.options = {"max_pixels": str(2 * limits.pixels + _MARGIN)}
+    stream.thread_type = "AUTO"
+    context.thread_count = num_threads or min(_MOST_THREADS, available_cores())
+
+
+def name_of(video: Path | bytes) -> str:
+    """How messages call a video."""
+    return "the video" if isinstance(video, bytes) else str(video)
+
+
+def _size(video: Path | bytes) -> int:
+    return len(video) if isinstance(video, bytes) else video.stat().st_size
