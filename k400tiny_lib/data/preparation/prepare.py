@@ -98,7 +98,7 @@ def _split(table: pd.DataFrame, config: Config) -> tuple["pd.Series[str]", list[
     taken = sorted(set(split) - set(table["split"]))
     note = "the official splits are kept (use_official_splits=False draws new ones)"
     if taken:
-        note += f"; {' and '.join(taken)} is taken from train, the CSV names none"
+        note += f"; {' and '.join(taken)} is taken from train, the data has none"
     return split, [note]
 
 

@@ -81,8 +81,6 @@ def test_data_behind_http_is_read_and_read_again(
     else:
         other = (root / NAMES[1] / "frame00.jpg").read_bytes()
         (root / NAMES[0] / "frame00.jpg").write_bytes(other)
-            (root / NAMES[1] / "frame00.jpg").read_bytes()
-        )
     changed = prepare(config, open_source(config))
     assert changed.annotations.data_digest != first.annotations.data_digest
 
