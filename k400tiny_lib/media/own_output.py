@@ -10,6 +10,8 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
+from k400tiny_lib.errors import UserError
+
 MARK = ".made_by_k400tiny"
 # Both the name and the mark or the content decide: a renamed directory belongs to the user, and
 # so does a class folder `frames-20240101`.
@@ -25,10 +27,13 @@ def mark(folder: Path) -> None:
     """Make a directory and mark it as one of ours.
 
     Raises:
-        OSError: if it cannot be written.
+        UserError: if it cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARK).touch()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MARK).touch()
+    except OSError as error:
+        raise UserError(f"output_dir: {folder} cannot be made: {error.strerror}.") from None
 
 
 def has_own_name(name: str) -> bool:

@@ -168,7 +168,7 @@ def _split(
     taken = sorted(set(split) - set(table["split"]))
     note = "the official splits are kept (use_official_splits=False draws new ones)"
     if taken:
-        note += f"; {' and '.join(taken)} is taken from train, the CSV names none"
+        note += f"; {' and '.join(taken)} is taken from train, the data has none"
     return split, [note, *official_split_notes(table.assign(split=split))]
 
 

@@ -15,6 +15,7 @@ from k400tiny_lib.data.sources.ground_truth import GroundTruth
 from k400tiny_lib.data.sources.left_out import NO_ROW
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.media.listing import NOT_A_CLIP, NOT_UTF8, UNKNOWN_SUFFIX
+from k400tiny_lib.media.own_output import MARK
 from k400tiny_lib.tracking.data_log import describe
 from tests.conftest import write_clip
 from tests.helpers.videos import write_video
@@ -188,6 +189,7 @@ def test_the_second_run_reads_the_same_clips_wherever_the_output_goes(
     first = prepare_once(config)
     source = open_source(config)
     digest = source.digest()
+    assert (source.directory / MARK).exists()
     assert source.is_ready()
     second = prepare_once(config)
     assert first.annotations.to_json() == second.annotations.to_json()
@@ -243,3 +245,11 @@ def test_a_directory_without_class_folders_says_what_it_holds(
 ) -> None:
     with pytest.raises(UserError, match=message):
         truth_of(touch(tmp_path, *names))
+
+
+def test_an_output_dir_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    root = touch(tmp_path, "in/x/0.mp4", "in/y/0.mp4", "file").joinpath("in")
+    with pytest.raises(UserError, match=r"^output_dir: .*file"):
+        prepare_once(Config(data_path=str(root), output_dir=str(tmp_path / "file")))
+    with pytest.raises(UserError, match=r"^output_dir: .*file"):
+        open_source(Config(data_path="sample", output_dir=str(tmp_path / "file"))).bring()
