@@ -4,6 +4,8 @@ Each video and frame folder shows one gray level of its own, so the frames of a 
 they are from.
 """
 
+# ruff: noqa: PTH  (pathlib has no paths of bytes)
+
 import csv
 import io
 import os
@@ -136,7 +138,7 @@ def write_tree(root: Path, base: str, entries: list[tuple[list[bytes], bytes, st
         write_entry(tree, (name + (".mp4" if base == "video" else "")).encode(), base)
     strays = 0  # of the other kind: a quarter of them would be an error, as it should be
     for parts, suffix, kind in entries:
-        if kind in ({"frames", "picture"} if base == "video" else {"video"}):
+        if kind in ({"frames", "picture"} if base == "video" else {"video", "broken video"}):
             strays += 1
             kind = base if strays > 1 else kind
         is_file = kind in ("video", "broken video", "pipe", "link to nowhere")
