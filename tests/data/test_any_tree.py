@@ -4,8 +4,6 @@ Each video and frame folder shows one gray level of its own, so the frames of a 
 they are from.
 """
 
-# ruff: noqa: PTH  (pathlib has no paths of bytes)
-
 import csv
 import io
 import os
