@@ -23,7 +23,11 @@ def one_line(error: BaseException, limit: int = 200) -> str:
 
 def is_utf8(name: str) -> bool:
     """Whether the name of a file is text; other bytes are surrogates in it."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def printable(text: str) -> str:
