@@ -154,14 +154,19 @@ def cluster_bootstrap(values: "pd.Series[float]", groups: "pd.Series[str]") -> t
 
 
 def per_class(table: pd.DataFrame, class_names: Sequence[str]) -> pd.DataFrame:
-    """Precision, recall, F1 (in [0, 1]) and support of the classes that occur or are predicted."""
+    """Precision, recall, F1 (in [0, 1]) and support of the classes that occur or are predicted.
+
+    A class without a clip has no recall and no F1: NaN.
+    """
     present = np.union1d(table["target"], table["predicted"])
     columns = sklearn.metrics.precision_recall_fscore_support(
         table["target"], table["predicted"], labels=present, zero_division=0
     )
     scores = dict(zip(("precision", "recall", "f1", "support"), columns, strict=True))
     labels = [class_names[index] for index in present]
-    return pd.DataFrame({"class_id": present, "label": labels, **scores})
+    classes = pd.DataFrame({"class_id": present, "label": labels, **scores})
+    classes.loc[classes["support"] == 0, ["recall", "f1"]] = np.nan
+    return classes
 
 
 def confused_pairs(table: pd.DataFrame, class_names: Sequence[str]) -> pd.DataFrame:

@@ -60,6 +60,8 @@ def render_report(evaluation: Evaluation, provenance: Provenance) -> str:
         curves=plot_learning_curves(provenance.histories) if provenance.histories else None,
         confusion=plot_confusion_matrix(evaluation.table, evaluation.model.class_names),
         num_present=evaluation.table["target"].nunique(),
+        has_sources=not (evaluation.table["group"] == evaluation.table["video"]).all(),
+        untested=_untested(evaluation),
         tiles=TILES,
         max_pairs=_MAX_PAIRS,
         max_labeled=_MAX_LABELED,
@@ -129,6 +131,13 @@ def _facts(evaluation: Evaluation) -> list[Fact]:
         Fact("weights", model.origin),
         Fact("input", f"{model.geometry.clip_len} frames of {crop} x {crop} pixels"),
     ]
+
+
+def _untested(evaluation: Evaluation) -> list[str]:
+    """The classes with training clips and none in the evaluated split, by name."""
+    trained = {clip.target for clip in evaluation.annotations.splits["train"]}
+    names = evaluation.annotations.class_names
+    return sorted(names[target] for target in trained - set(evaluation.table["target"]))
 
 
 def _size(annotations: Annotations, split: str) -> str:

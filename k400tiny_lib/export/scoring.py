@@ -127,8 +127,9 @@ class ExportClips:
         """The score of a predictions table of the test clips, for the metadata.
 
         Returns:
-            test_acc1 with its 95 % test_acc1_interval in percent, test_loss, the number of
-            test_clips, the protocol, and the digests of the data and of the test split.
+            test_acc1 with its 95 % test_acc1_interval in percent, test_loss, the numbers of
+            test_clips and of test_classes that occur in them, the protocol, and the digests of the
+            data and of the test split.
         """
         scores = score(table, "test")
         return {
@@ -136,6 +137,7 @@ class ExportClips:
             "test_acc1_interval": [scores["test_acc1_ci_low"], scores["test_acc1_ci_high"]],
             "test_loss": scores["test_loss"],
             "test_clips": len(table),
+            "test_classes": table["target"].nunique(),
             "protocol": ViewProtocol(self.views, 1).text(geometry),
             "data_digest": self.annotations.data_digest if self.annotations else "",
             "test_digest": self.test_digest,

@@ -1,7 +1,10 @@
 """The description of a registered version: a model card in markdown."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
+
+from k400tiny_lib.plots import short_text
 
 _LIMIT = 5000  # of the registry's database
 _CLASSES_SHOWN = 20
@@ -16,7 +19,8 @@ def model_card(name: str, metadata: Mapping[str, Any], parity: float) -> str:
         parity: largest difference of a probability between ONNX Runtime and PyTorch.
     """
     classes, views = metadata["class_names"], metadata["views_in_graph"]
-    shown = ", ".join(classes[:_CLASSES_SHOWN]) + (", ..." if classes[_CLASSES_SHOWN:] else "")
+    shown = ", ".join(_literal(short_text(name)) for name in classes[:_CLASSES_SHOWN])
+    shown += ", ..." if classes[_CLASSES_SHOWN:] else ""
     num_frames = views * metadata["clip_len"]
     any_length = " (the one it was trained on; any T works)" if metadata["frames_free"] else ""
     quantize = metadata["quantize"]
@@ -61,6 +65,11 @@ the frame only. The score is one of clips like those it was measured on.
     return text[:_LIMIT]
 
 
+def _literal(label: str) -> str:
+    """A label as markdown that shows it as it is."""
+    return re.sub(r"([\\`*_\[\]<>|~$&#])", r"\\\1", label)
+
+
 def _resizing(metadata: Mapping[str, Any]) -> str:
     size, smoothed = metadata["resize_size"], metadata["antialias"]
     target = (
@@ -75,7 +84,13 @@ def _score(metadata: Mapping[str, Any]) -> str:
     low, high = metadata["test_acc1_interval"]
     return (
         f"Top-1 {metadata['test_acc1']:.1f} % (95 % interval over sources {low:.1f} to {high:.1f}) "
-        f"on {metadata['test_clips']} test clips. Protocol: {metadata['protocol']}. "
-        f"Data digest {metadata['data_digest'] or 'not noted'}, test split "
-        f"{metadata['test_digest']}."
+        f"on {metadata['test_clips']} test clips{_classes(metadata)}. "
+        f"Protocol: {metadata['protocol']}. Data digest {metadata['data_digest'] or 'not noted'}, "
+        f"test split {metadata['test_digest']}."
     )
+
+
+def _classes(metadata: Mapping[str, Any]) -> str:
+    total = len(metadata["class_names"])
+    tested = metadata.get("test_classes", total)  # versions of before have no such number
+    return f" of {tested} of the {total} classes, none of the others" if tested < total else ""

@@ -5,9 +5,11 @@ of the parameter `augmentation` (`config/parameters.py`).
 """
 
 import difflib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from torchvision.transforms import v2
 from k400tiny_lib.config import NONE
 from k400tiny_lib.data.loading.pytorchvideo_transforms import MixVideo, RandAugment
 from k400tiny_lib.data.loading.transforms import center_crop
+from k400tiny_lib.data.sources.labels import label_key
 from k400tiny_lib.errors import UserError
 
 # ImageNet recipes crop down to 8 % of a frame; the actor may be at the edge, so keep 35 %.
@@ -25,6 +28,8 @@ _JITTER = v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2)
 _RAND_AUGMENT = RandAugment(magnitude=9, num_layers=2, prob=0.5)  # pytorchvideo's defaults
 # Of MViT's Kinetics recipe (arXiv:2104.11227).
 _MIX_ALPHAS = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0}
+
+_QUOTED_OR_PLAIN = re.compile(r'\s*(?:"((?:[^"]|"")+)"\s*|([^,]*))(?:,|$)')
 
 
 @contextmanager
@@ -161,15 +166,48 @@ AUGMENTATIONS = {
 def no_flip_targets(no_flip_classes: str, categories: Mapping[str, int]) -> frozenset[int]:
     """Class ids of the parameter `no_flip_classes`: labels separated by commas, or `none`.
 
+    A label may contain commas; double quotes around it, as in a CSV, are needed only where the text
+    could be read in two ways. Case, spaces and underscores do not count, as when labels are read.
+
     Raises:
         UserError: for a label that is not among the categories (class ids by label).
     """
     if no_flip_classes == NONE:
         return frozenset()
-    labels = [label.strip() for label in no_flip_classes.split(",") if label.strip()]
-    for label in labels:
-        if label not in categories:
-            near = difflib.get_close_matches(label, categories, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else "Needed: labels of the data."
-            raise UserError(f"no_flip_classes: the data has no class {label!r}. {hint}")
-    return frozenset(categories[label] for label in labels)
+    by_key = {_spelling(label): index for label, index in categories.items()}
+
+    def class_id(text: str) -> int | None:
+        return categories.get(text.strip(), by_key.get(_spelling(text)))
+
+    if (whole := class_id(no_flip_classes)) is not None:
+        return frozenset({whole})
+    parts = _QUOTED_OR_PLAIN.findall(no_flip_classes)  # (quoted, plain): one of them is empty
+    targets = set[int]()
+    while parts:
+        quoted, plain = parts[0]
+        count = 1 if quoted else sum(1 for _ in takewhile(lambda part: not part[0], parts))
+        # The longest run of parts that is a label: "Putting something, something on a table".
+        while count > 1 and class_id(",".join(text for _, text in parts[:count])) is None:
+            count -= 1
+        text = quoted.replace('""', '"') or ",".join(text for _, text in parts[:count])
+        if (index := class_id(text)) is not None:
+            targets.add(index)
+        elif text.strip():
+            raise _unknown_label((quoted or plain).strip(), no_flip_classes, categories)
+        parts = parts[count:]
+    return frozenset(targets)
+
+
+def _spelling(label: str) -> str:
+    """The key of a label; spaces after the commas within it do not count."""
+    return re.sub(r"\s*,\s*", ",", label_key(label.replace("_", " ")))
+
+
+def _unknown_label(label: str, whole: str, categories: Mapping[str, int]) -> UserError:
+    by_key = {_spelling(name): name for name in categories}
+    for text, cutoff in ((whole, 0.9), (label, 0.6)):  # a label with commas, or one of a list
+        if near := difflib.get_close_matches(_spelling(text), by_key, 1, cutoff):
+            hint = f"Did you mean {by_key[near[0]]!r}?"
+            return UserError(f"no_flip_classes: the data has no class {text!r}. {hint}")
+    hint = "Needed: labels of the data, separated by commas."
+    return UserError(f"no_flip_classes: the data has no class {label!r}. {hint}")

@@ -43,7 +43,9 @@ class RareClass:
             listed += f"; and {more} more" if more > 0 else ""
             return f"{text} ({self.sources_before} before {len(self.dropped)} dropped: {listed})"
         if self.sources_before > self.sources:
-            return f"{text} ({self.sources_before}, some with the same frames or other labels)"
+            return (
+                f"{text} ({self.sources_before}, some of which show the same or have other labels)"
+            )
         return text
 
 

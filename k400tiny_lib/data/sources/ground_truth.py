@@ -190,7 +190,7 @@ def _add_groups(table: pd.DataFrame, group_by: str) -> tuple[pd.DataFrame, list[
     has_ids = "youtube_id" in table.columns
     if not has_ids:
         table, notes = _sources_from_names(table)
-        has_ids = not table["youtube_id"].equals(names)
+        has_ids = bool((table["youtube_id"] != names).any())
     if group_by == NONE:
         return table.assign(group=names), [], False
     if group_by not in table.columns:

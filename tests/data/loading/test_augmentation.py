@@ -155,3 +155,27 @@ def test_light_augmentations_draw_from_their_generator_only(kind: str) -> None:
         generator = seeded_generator(seed)
         assert torch.equal(AUGMENTATIONS[kind].per_clip(frames, 32, True, generator), clip)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+COMMAS = {"Putting something, something on it": 0, "moving left": 1, "a, b": 2, "a": 3, "b": 4}
+
+
+@pytest.mark.parametrize(
+    ("text", "targets"),
+    [
+        ("Putting something, something on it", {0}),
+        ('"Putting something, something on it", moving left', {0, 1}),
+        ("Moving_Left,putting  something,something on it", {0, 1}),
+        ("a, b", {2}),
+        ('"a", b', {3, 4}),
+        ('"a, b", a', {2, 3}),
+    ],
+)
+def test_a_label_with_commas_can_be_named(text: str, targets: set[int]) -> None:
+    assert no_flip_targets(text, COMMAS) == targets
+
+
+@pytest.mark.parametrize("text", ["Putting something, somthing on it", "moving left, moving lift"])
+def test_an_unknown_label_with_commas_is_one_line_with_the_nearest(text: str) -> None:
+    with pytest.raises(UserError, match=r"no class '.*'\. Did you mean '(Putting|moving left)"):
+        no_flip_targets(text, COMMAS)

@@ -1,6 +1,8 @@
 """Every kind of damage is found and named; a good clip stays good; unchanged ones are not read."""
 
 import os
+from io import BytesIO
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -9,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
+from k400tiny_lib.data.annotations import Clip
+from k400tiny_lib.data.loading.readers import ImageFiles
 from k400tiny_lib.data.preparation import validation
 from k400tiny_lib.data.preparation.content_index import ContentIndex
 from k400tiny_lib.data.preparation.validation import check_clip, check_clips, check_frame
@@ -124,3 +128,44 @@ def test_two_processes_write_one_index(tmp_path: Path) -> None:
     for writer in writers:
         writer.join()
     assert len(ContentIndex(path).load("root")) == 100
+
+
+def multi_picture(size: int = 64) -> tuple[bytes, int]:
+    """A JPEG of two pictures as cameras write them, and where the second begins."""
+    noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    image, file = Image.fromarray(noise), BytesIO()
+    image.save(file, "MPO", save_all=True, append_images=[image.rotate(90)])
+    content = file.getvalue()
+    return content, content.rindex(b"\xff\xd8\xff")
+
+
+@pytest.mark.parametrize("tail", [b"", bytes(4096), b"\xff" * 9, b"SEFH\xff\xda\xff\xd8 trailer"])
+def test_further_pictures_and_trailers_of_a_jpeg_are_fine(tail: bytes) -> None:
+    content, second = multi_picture()
+    for whole in (content, content[:second]):
+        assert check_frame(whole + tail) == ((64, 64), "")
+
+
+def test_a_multi_picture_jpeg_cut_anywhere_is_refused() -> None:
+    content, second = multi_picture()
+    for length in range(1, len(content) - 1, 97):
+        if length != second:
+            assert check_frame(content[:length])[1], f"cut to {length} of {len(content)}"
+            assert check_frame(content[:length].ljust(len(content), b"\0"))[1]
+    # A trailer cannot stand for the end of a picture, nor an end marker within it.
+    assert check_frame(content[: second - 50] + b"\xff\xfe\x00\x06\xff\xd9  " + bytes(9))[1]
+
+
+def test_a_multi_picture_jpeg_is_read_like_any_jpeg(tmp_path: Path) -> None:
+    content, _ = multi_picture(256)
+    for name, number in product(("multi", "plain"), range(2)):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / f"frame{number}.jpg").write_bytes(content)
+    for path in (tmp_path / "plain").iterdir():
+        path.write_bytes(content[: content.rindex(b"\xff\xd8\xff")].replace(b"MPF\0", b"XPF\0"))
+        with Image.open(path) as image:
+            assert image.format == "JPEG"
+    read = ImageFiles(tmp_path, 64)
+    clips = [read(Clip(name, (0, 1), 0, ""), [0, 1]) for name in ("multi", "plain")]
+    assert clips[0].equal(clips[1])
+    assert check_clip(tmp_path / "multi").problem == ""
