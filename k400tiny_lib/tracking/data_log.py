@@ -70,8 +70,9 @@ def describe(prepared: "Prepared") -> str:
             f"split, {leak['share']:.0%} of the held-out clips would share their source with train"
         )
     else:
+        why = "are not used (group_by=none)" if report["group_by"] == "single clips" else "unknown"
         lines.append(
-            "the sources of the clips are not known (or not used): clips cut from one video may be "
-            "in several splits, and then the test accuracy is too high"
+            f"sources {why}: clips cut from one video may be in several splits, and then the test "
+            "accuracy is too high"
         )
     return "\n".join(lines)

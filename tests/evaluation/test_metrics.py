@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
+from k400tiny_lib.data.annotations import Clip
 from k400tiny_lib.evaluation.metrics import (
     accuracy_interval,
     calibration_error,
@@ -19,7 +20,7 @@ from k400tiny_lib.evaluation.metrics import (
     reliability,
     score,
 )
-from k400tiny_lib.evaluation.predictions import probabilities_of
+from k400tiny_lib.evaluation.predictions import probabilities_of, table_of_probabilities
 from tests.helpers.evaluation import random_table
 
 
@@ -161,3 +162,14 @@ def test_confused_pairs_are_the_matrix_off_its_diagonal_most_frequent_first() ->
     for pair in pairs.itertuples():
         assert matrix[int(pair.true), int(pair.predicted)] == pair.clips
         assert pair.share == pytest.approx(pair.clips / matrix[int(pair.true)].sum())
+
+
+def test_a_class_without_clips_has_no_recall_and_does_not_count() -> None:
+    targets, predicted = np.array([0, 0, 1]), np.array([0, 2, 1])
+    classes = per_class(pd.DataFrame({"target": targets, "predicted": predicted}), list("abc"))
+    assert classes["recall"].tolist()[:2] == [0.5, 1.0]
+    assert classes.loc[2, ["recall", "f1"]].isna().all()
+    assert classes.loc[2, "support"] == 0
+    clips = [Clip(f"v{i}", (0, 3), int(t), f"s{i}") for i, t in enumerate(targets)]
+    table = table_of_probabilities(clips, np.eye(3)[predicted] * 0.9 + 0.1 / 3)
+    assert score(table, "test")["test_mean_class_acc"] == 75  # of a and b

@@ -10,7 +10,7 @@ import pytest
 import torch
 from sklearn.metrics import confusion_matrix
 
-from k400tiny_lib.data.annotations import Annotations
+from k400tiny_lib.data.annotations import Annotations, Clip
 from k400tiny_lib.evaluation.evaluation import Evaluation, evaluate_predictions
 from k400tiny_lib.evaluation.gradcam import grad_cam, make_gallery
 from k400tiny_lib.evaluation.predictions import table_of_probabilities
@@ -330,3 +330,28 @@ def test_a_map_over_16_frames_has_at_least_four_moments() -> None:
     assert heat.shape == (16, 32, 32)
     assert 0 <= heat.min() <= heat.max() <= 1
     assert len({tuple(frame.flatten().tolist()) for frame in heat}) >= 4
+
+
+def test_classes_without_clips_and_unknown_sources_are_said() -> None:
+    table = random_table(num_classes=5)
+    names = [*NAMES[:5], "only in <train>", "nowhere"]
+    for number in (5, 6):
+        table[f"p{number}"] = 0.0
+    annotations = annotations_of(table, names, "test")
+    annotations.splits["train"].append(Clip("t", (0, 9), 5, "t"))
+    table.loc[0, "predicted"] = 5
+    model, protocol = model_of(names), ViewProtocol(1, 1)
+    evaluation = evaluate_predictions("test", {"test": table}, annotations, model, protocol)
+    text = render_report(evaluation, Provenance())
+    assert "only in &lt;train&gt;" in text
+    page = Page(text)
+    said = " ".join(page.paragraphs[""])
+    assert "1 classes have training clips but none in test" in said
+    assert "only in <train>" in said
+    assert "nowhere" not in said
+    assert "resamples whole sources" in said
+    assert page.rows["classes"][-1] == ["only in <train>", "5", "no clips, only predicted", "0"]
+    alone = table.assign(group=table["video"])
+    evaluation = evaluate_predictions("test", {"test": alone}, annotations, model, protocol)
+    said = " ".join(Page(render_report(evaluation, Provenance())).paragraphs[""])
+    assert "Each clip is taken for a source of its own" in said

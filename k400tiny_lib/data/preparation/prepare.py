@@ -138,8 +138,9 @@ def _settle_rare_classes(
     rare = find_rare_classes(table, truth.dropped)
     if not rare:
         return truth, [], set()
+    refused = Refused(refusal(rare, config, truth.sources_known), data_report(config, truth, rare))
     if config.on_rare_class == "fail":
-        raise Refused(refusal(rare, config), data_report(config, truth, rare))
+        raise refused
     if config.on_rare_class == "drop":
         table, dropped, note = drop_rare(table, rare)
         dropped = sorted([*truth.dropped, *dropped], key=lambda row: row.video)
@@ -152,8 +153,7 @@ def _settle_rare_classes(
         note = f"on_rare_class=train: {len(rare)} class(es) stay in train: {describe_rare(rare)}"
         note += f"; {', '.join(map(repr, also))} share their sources" if also else ""
     if table.empty:
-        message = f"{refusal(rare, config)} No other class is left."
-        raise Refused(message, data_report(config, truth, rare))
+        raise refused
     return replace(truth, notes=[*truth.notes, note]), rare, train_only
 
 

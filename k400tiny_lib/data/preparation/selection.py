@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from k400tiny_lib.config import NONE, Config
+from k400tiny_lib.config import Config
 from k400tiny_lib.data.preparation import splits
 from k400tiny_lib.data.sources.ground_truth import Dropped, drop_rows
 from k400tiny_lib.data.sources.labels import label_key
@@ -43,9 +43,7 @@ class RareClass:
             listed += f"; and {more} more" if more > 0 else ""
             return f"{text} ({self.sources_before} before {len(self.dropped)} dropped: {listed})"
         if self.sources_before > self.sources:
-            return (
-                f"{text} ({self.sources_before}, some of which show the same or have other labels)"
-            )
+            return f"{text} ({self.sources_before}, but some show the same or have other labels)"
         return text
 
 
@@ -121,15 +119,20 @@ def describe_rare(rare: Sequence[RareClass]) -> str:
     return "; ".join(map(str, rare[:_LISTED])) + more
 
 
-def refusal(rare: Sequence[RareClass], config: Config) -> str:
-    """The message for `on_rare_class=fail`."""
+def refusal(rare: Sequence[RareClass], config: Config, sources_known: bool) -> str:
+    """The message where rare classes cannot be split, and what may be done."""
     needed = rare[0].needed
-    single_clips = "" if config.group_by == NONE else ", or group_by=none to split single clips"
+    remedies = [f"{needed} sources of each"]
+    if config.on_rare_class == "fail":
+        remedies.append("on_rare_class=drop to leave these classes out")
+        remedies.append("on_rare_class=train to keep them in train only")
+    if sources_known and all(one.clips >= needed for one in rare):  # else it would not help
+        remedies.append("group_by=none to split single clips")
+    left = "" if config.on_rare_class == "fail" else " No other class is left."
     return (
         f"on_rare_class: {len(rare)} class(es) have too few sources for {needed} splits: "
-        f"{describe_rare(rare)}. Needed: {needed} sources of each, or on_rare_class=drop to leave "
-        f"these classes out, on_rare_class=train to keep them in train only{single_clips}. The run "
-        "has annotations/data_report.json with all of them."
+        f"{describe_rare(rare)}.{left} Needed: {', or '.join(remedies)}. The run has "
+        "annotations/data_report.json with all of them."
     )
 
 

@@ -44,16 +44,32 @@ def test_all_rare_classes_are_named_with_what_was_dropped(tmp_path: Path) -> Non
     assert message.startswith("on_rare_class: 3 class(es)")
     assert "'y' has clips of 2 source(s) (3 before 1 dropped: y/y1: frame02.jpg is trunc" in message
     assert "class 'z' has clips of 1 source(s). Needed: 3 sources of each" in message
-    assert "'w' has clips of 2 source(s) (3, some of which show the same" in message
+    assert "'w' has clips of 2 source(s) (3, but some show the same" in message
     assert "gt_csv" not in message
-    assert "group_by=none" in message
+    assert "group_by" not in message  # each clip is its own source already
     report = json.loads(json.dumps(raised.value.report))
     assert report["rare_classes"].keys() == {"w", "y", "z"}
     assert report["rare_classes"]["y"]["sources_before"] == 3
     assert [row["video"] for row in report["dropped"]] == ["y/y1"]
     assert report["split_fractions"] is None
+
+
+def test_group_by_none_is_advised_where_it_helps(tmp_path: Path) -> None:
+    data = class_folders(tmp_path / "in", {"x": 3, "y": 2})
+    rows = [(f"x/x{n}", "one", "x") for n in range(3)] + [
+        (f"y/y{n}", f"{n}", "y") for n in range(2)
+    ]
+    gt = tmp_path / "gt.csv"
+    table = pd.DataFrame(rows, columns=["folder_name", "youtube_id", "label"])
+    table[:3].to_csv(gt, index=False)
+    with pytest.raises(Refused, match="or group_by=none to split single clips"):
+        run(data, gt_csv=str(gt))
+    table.to_csv(gt, index=False)
     with pytest.raises(Refused) as raised:
-        run(data, group_by="none")
+        run(data, gt_csv=str(gt))
+    assert "group_by" not in str(raised.value)
+    with pytest.raises(Refused, match="class 'y' has clips of 2") as raised:
+        run(data, gt_csv=str(gt), group_by="none")
     assert "group_by" not in str(raised.value)
 
 
@@ -142,7 +158,7 @@ def test_unknown_sources_claim_no_leak(tmp_path: Path) -> None:
     assert prepared.report["sources_in_several_splits"] is None
     text = describe(prepared)
     assert "0%" not in text.split("dropped;")[1].split("\n", 1)[1]
-    assert "sources of the clips are not known" in text
+    assert "sources unknown: clips cut" in text
     for label, count in (("x", 4), ("y", 4)):
         for number in range(count):
             folder = data / label / f"{label}{number}"
