@@ -82,6 +82,9 @@ def test_several_patterns_are_all_frames_and_counted() -> None:
     chosen = choose_frames(numbered("a{:03d}.jpg", 2) + numbered("b{:03d}.jpg", 3))
     assert chosen.frames == ["a001.jpg", "a002.jpg", "b001.jpg", "b002.jpg", "b003.jpg"]
     assert chosen.patterns == {"a#": 2, "b#": 3}
+    # x without y is no optical flow.
+    alone = choose_frames(numbered("img{}.jpg", 2) + numbered("x{}.jpg", 2))
+    assert (len(alone.frames), alone.left_out) == (4, {})
     mixed_suffixes = ["f1.jpg", "f2.png", "f3.jpg"]
     assert choose_frames(mixed_suffixes).frames == mixed_suffixes
     assert choose_frames(mixed_suffixes).patterns == {}
