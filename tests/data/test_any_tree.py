@@ -22,9 +22,10 @@ from hypothesis import strategies as st
 from k400tiny_lib.config import Config
 from k400tiny_lib.data.preparation.prepare import Prepared, prepare
 from k400tiny_lib.data.sources.base import open_source
-from k400tiny_lib.errors import printable
+from k400tiny_lib.errors import is_utf8, printable
 from k400tiny_lib.media.frames import decode_frame, frame_files
 
+UNUSABLE = -1  # in place of a gray level
 _STEP = 9  # gray levels between two files; compression changes them by less than half of it
 _BASE = ("class b/one", *(f"class a/{name}" for name in ("two", "three", "four", "five")))
 _SETTINGS = settings(
@@ -60,12 +61,8 @@ class Tree:
     """What was written: the gray level of each path that could be a clip, links included."""
 
     root: Path
-    clips: dict[bytes, int] = field(default_factory=dict)
+    clips: dict[str, int] = field(default_factory=dict)
     level: int = 0
-
-    def next_level(self) -> int:
-        self.level += _STEP
-        return self.level
 
 
 @cache
@@ -88,59 +85,55 @@ def picture(level: int) -> bytes:
     return cv2.imencode(".png", np.full((32, 32, 3), level, np.uint8))[1].tobytes()
 
 
-def write_entry(tree: Tree, path: bytes, kind: str, level: int = 0) -> None:
+def write_entry(tree: Tree, path: str, kind: str) -> None:
     """Write one entry, unless its place is taken; the path is relative to the root."""
-    full = os.path.join(os.fsencode(tree.root), path)
+    full = tree.root / path
     try:
-        os.makedirs(os.path.dirname(full), exist_ok=True)
+        full.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         return
+    tree.clips.pop(path.rpartition("/")[0], None)  # no longer an empty folder
     if os.path.lexists(full):
         return
+    if kind in ("video", "frames"):
+        tree.level += _STEP
+        tree.clips[path] = tree.level
+    if kind in ("broken video", "empty folder"):
+        tree.clips[path] = UNUSABLE
     if kind == "video":
-        level = level or tree.next_level()
-        Path(os.fsdecode(full)).write_bytes(video(level))
-        tree.clips[path] = level
+        full.write_bytes(video(tree.level))
     elif kind == "frames":
-        level = level or tree.next_level()
-        os.mkdir(full)
+        full.mkdir()
         for number in range(9):
-            Path(os.fsdecode(full), f"{number}.png").write_bytes(picture(level))
-        tree.clips[path] = level
+            (full / f"{number}.png").write_bytes(picture(tree.level))
     elif kind == "broken video":
-        Path(os.fsdecode(full)).write_bytes(b"no video")
-        tree.clips[path] = -1
+        full.write_bytes(b"no video")
     elif kind == "empty folder":
-        os.mkdir(full)
-        tree.clips[path] = -1
+        full.mkdir()
     elif kind == "text":
-        Path(os.fsdecode(full + b".txt")).write_bytes(b"text")
+        Path(f"{full}.txt").write_bytes(b"text")
     elif kind == "picture":
-        Path(os.fsdecode(full + b".jpg")).write_bytes(b"picture")
+        Path(f"{full}.jpg").write_bytes(b"picture")
     elif kind == "pipe":
         os.mkfifo(full)
-    elif kind == "link to nowhere":
-        os.symlink(b"/nowhere at all", full)
-    elif kind == "link to one":
-        os.symlink(os.path.join(os.fsencode(tree.root), next(iter(tree.clips))), full)
-    elif kind == "link to a class":
-        os.symlink(os.path.join(os.fsencode(tree.root), b"class b"), full)
-    elif kind == "link to the root":
-        os.symlink(os.fsencode(tree.root), full)
+    else:
+        targets = {"link to one": next(iter(tree.clips)), "link to a class": "class b"}
+        full.symlink_to("/none" if kind == "link to nowhere" else tree.root / targets.get(kind, ""))
 
 
 def write_tree(root: Path, base: str, entries: list[tuple[list[bytes], bytes, str]]) -> Tree:
     """Five sound clips in two classes, and any entries around them."""
     tree = Tree(root)
     for name in _BASE:
-        write_entry(tree, (name + (".mp4" if base == "video" else "")).encode(), base)
+        write_entry(tree, name + (".mp4" if base == "video" else ""), base)
     strays = 0  # of the other kind: a quarter of them would be an error, as it should be
     for parts, suffix, kind in entries:
         if kind in ({"frames", "picture"} if base == "video" else {"video", "broken video"}):
             strays += 1
             kind = base if strays > 1 else kind
         is_file = kind in ("video", "broken video", "pipe", "link to nowhere")
-        write_entry(tree, b"/".join(parts) + (suffix if is_file else b""), kind)
+        path = b"/".join(parts) + (suffix if is_file else b"")
+        write_entry(tree, os.fsdecode(path), kind)
     return tree
 
 
@@ -150,10 +143,10 @@ def names_in(prepared: Prepared) -> set[str]:
     return {row["video"] for row in report["dropped"]} | set(report["left_out"])
 
 
-def is_named(path: bytes, names: set[str]) -> bool:
+def is_named(text: str, names: set[str]) -> bool:
     """Whether a path, the folder that it is in, or its clip is named."""
-    text = os.fsdecode(path)
-    ways = {text, text.rpartition(".")[0] or text}
+    stem = text.rpartition(".")[0] or text
+    ways = {text, stem, stem.strip()}
     while text := text.rpartition("/")[0]:
         ways.add(text)
     return bool(names & (ways | set(map(printable, ways))))
@@ -225,14 +218,9 @@ def spell(name: str, way: str, root: Path) -> str:
     }[way]
 
 
-def text_of(path: bytes) -> str:
-    """The name of a path in a table; empty for one that a table cannot hold."""
-    try:
-        text = path.decode()
-    except UnicodeDecodeError:
-        return ""
-    is_plain = text.isprintable() and text == text.strip() and "\\" not in text
-    return text if is_plain else ""
+def fits_a_table(path: str) -> bool:
+    """Whether a name is text that a table gives back as it is."""
+    return is_utf8(path) and path.isprintable() and path == path.strip() and "\\" not in path
 
 
 @given(
@@ -257,19 +245,18 @@ def test_every_clip_is_used_or_named_where_a_table_names_some(
     with tempfile.TemporaryDirectory() as folder:
         tree = write_tree(Path(folder, "in"), base, entries)
         column = _HEADERS[base][header]
-        lines, labels = [[column, "label"]], {}
-        for (path, level), (is_named_there, way) in zip(tree.clips.items(), rows, strict=False):
-            name = text_of(path)
+        lines, labels = [[column, "label"]], dict[int, str]()
+        for (path, level), (has_row, way) in zip(tree.clips.items(), rows, strict=False):
             is_base = len(labels) < len(_BASE)
-            if name and (is_base or (is_named_there and level > 0)):
+            if fits_a_table(path) and (is_base or (has_row and level != UNUSABLE)):
                 labels[level] = "x" if len(labels) else "y"
-                lines.append([spell(name, way, tree.root), labels[level]])
+                lines.append([spell(path, way, tree.root), labels[level]])
         lines += [[junk, "x"]] if junk else []
         with Path(folder, "gt.csv").open("w", encoding=encoding, newline="") as file:
             csv.writer(file, delimiter=separator).writerows(lines)
         prepared = prepare_tree(tree, Path(folder, "out"), gt_csv=str(Path(folder, "gt.csv")))
         check_nothing_is_lost(tree, prepared)
-        assert not junk or is_named(junk.encode(), names_in(prepared))
+        assert not junk or is_named(junk, names_in(prepared))
         levels = shown_levels(prepared)
         by_id = {index: label for label, index in prepared.annotations.categories.items()}
         for clip in prepared.annotations.clips:
