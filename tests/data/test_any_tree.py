@@ -143,12 +143,16 @@ def names_in(prepared: Prepared) -> set[str]:
     return {row["video"] for row in report["dropped"]} | set(report["left_out"])
 
 
-def is_named(text: str, names: set[str]) -> bool:
-    """Whether a path, the folder that it is in, or its clip is named."""
-    stem = text.rpartition(".")[0] or text
-    ways = {text, stem, stem.strip()}
-    while text := text.rpartition("/")[0]:
-        ways.add(text)
+def is_named(path: str, names: set[str]) -> bool:
+    """Whether a path, the folder that it is in, or its clip is named.
+
+    Names of clips have no suffix, and no spaces at the ends of their parts.
+    """
+    ways = {path}
+    while folder := path.rpartition("/")[0]:
+        ways.add(path := folder)
+    ways |= {way.rpartition(".")[0] for way in ways}
+    ways |= {"/".join(part.strip() for part in way.split("/")) for way in ways}
     return bool(names & (ways | set(map(printable, ways))))
 
 
