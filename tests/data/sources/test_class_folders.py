@@ -197,7 +197,7 @@ def test_the_second_run_reads_the_same_clips_wherever_the_output_goes(
     assert second.report["num_left_out"] == second.report["num_dropped"] == 0
     touch(tmp_path / data_path, "x/notes.txt")  # changes no result
     assert open_source(config).digest() == digest
-    write_video(tmp_path / data_path / "y/new.avi", 7)
+    write_video(tmp_path / data_path / "y/new.avi", 20)
     assert not open_source(config).is_ready()
     assert prepare_once(config).report["num_clips"] == 7
 
