@@ -21,7 +21,11 @@ def predict(config: Config) -> None:
     model = open_registered(
         config.model_uri, config.registered_model_name, config.num_threads, config.device
     )
-    table, failures = label_inputs(model, inputs, config.batch_size, config.top_k)
+    table, failures, notes = label_inputs(
+        model, inputs, config.batch_size, config.top_k, config.max_bad_frames
+    )
+    if notes:
+        mlflow.log_text("\n".join(notes) + "\n", "predictions/notes.txt")
     if failures:
         mlflow.log_text("\n".join(failures) + "\n", "predictions/skipped.txt")
     if table.empty:

@@ -95,6 +95,8 @@ class Config(
     """Keep the splits that a column `split` of gt_csv names, rather than draw new ones."""
     on_bad_clip: Literal["drop", "fail"] = param("drop", "prepare_data")
     """Bad clips: leave them out and say why, or stop."""
+    max_bad_frames: Rate = param(0.1, "prepare_data", "predict")
+    """Share of a video's frames that may be damaged; a video with more is a bad clip."""
     decode_workers: Count | Auto = param(AUTO, "prepare_data", affects_result=False)
     """Processes that decode videos; `auto` is one per core."""
     dask_scheduler: str = param(NONE, "prepare_data", affects_result=False, also="scheduler")
