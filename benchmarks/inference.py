@@ -92,7 +92,7 @@ def export_both(loaded: LoadedModel, folders: Sequence[Path]) -> dict[str, onnx.
         for name, model in models.items()
     }
     clip_len = loaded.geometry.clip_len
-    clips = [torch.from_numpy(read_clip(path, clip_len)) for path in folders]
+    clips = [torch.from_numpy(read_clip(path, clip_len).frames) for path in folders]
     return {"float32": protos["float32"], "int8": make_variant("int8", protos["plain"], clips)}
 
 

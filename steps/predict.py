@@ -25,9 +25,16 @@ def predict(config: Config) -> None:
     model = open_registered(
         config.model_uri, config.registered_model_name, config.num_threads, config.device
     )
-    table, failures = label_inputs(
-        model, inputs.clips, config.batch_size, config.top_k, inputs.root
+    table, failures, notes = label_inputs(
+        model,
+        inputs.clips,
+        config.batch_size,
+        config.top_k,
+        root=inputs.root,
+        max_bad_frames=config.max_bad_frames,
     )
+    if notes:
+        mlflow.log_text("\n".join(notes) + "\n", "predictions/notes.txt")
     if skipped := inputs.skipped(failures):
         mlflow.log_text(skipped, "predictions/skipped.txt")
     if table.empty:

@@ -96,7 +96,7 @@ class Config(
     """Keep the splits that a column `split` of gt_csv names, rather than draw new ones."""
     on_bad_clip: Literal["drop", "fail"] = param("drop", "prepare_data")
     """Bad clips: leave them out and say why, or stop."""
-    max_bad_frames: Rate = param(0.1, "prepare_data")
+    max_bad_frames: Rate = param(0.1, "prepare_data", "predict")
     """Share of a video's frames that may be damaged; a video with more is a bad clip."""
     on_rare_class: Literal["fail", "drop", "train"] = param("fail", "prepare_data")
     """Classes with too few sources for train, val and test: stop and name them, leave them out, or

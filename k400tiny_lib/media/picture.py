@@ -16,8 +16,8 @@ from av.video.reformatter import Interpolation, VideoReformatter
 Image = npt.NDArray[np.uint8]
 
 SIDE = 336  # of the square; the short side of K400-Tiny's frames
-# A triangle filter as wide as the scale, which is torchvision's antialiased bilinear resize. The
-# others make colors as exact as luma, whatever the CPU.
+# A triangle filter as wide as the scale, which is torchvision's antialiased bilinear resize.
+# Without the other two, FFmpeg rounds colors down and gives two neighbors the same.
 _SCALING = Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
 _WIDEST = 4  # long side / short side; beyond it the middle is cut out before scaling
 _ODDEST = 16  # pixels more than so many times as wide as high, or the reverse, are a mistake
@@ -85,7 +85,9 @@ class Squarer:
         width, height = frame.width * self._pixel_aspect, frame.height
         if max(width, height) <= _WIDEST * min(width, height):
             return frame
-        rgb = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        rgb = self._reformatter.reformat(
+            frame, format="rgb24", interpolation=_SCALING, threads=1
+        ).to_ndarray()
         columns = min(frame.width, max(1, round(_WIDEST * height / self._pixel_aspect)))
         rows = min(height, max(1, round(_WIDEST * width)))
         # Cut as much on both sides.

@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,9 +11,8 @@ import av
 import numpy as np
 
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.media.picture import SIDE, Image, Squarer, orientation
-from k400tiny_lib.media.sampling import Segment, segment_range, view_indices
-from k400tiny_lib.media.video_file import (
+from k400tiny_lib.media.container.index import VideoIndex, index_video, read_packets
+from k400tiny_lib.media.container.opening import (
     VIDEO_SUFFIXES,
     Limits,
     is_video,
@@ -20,7 +20,8 @@ from k400tiny_lib.media.video_file import (
     opened,
     prepare_stream,
 )
-from k400tiny_lib.media.video_index import VideoIndex, index_video, read_packets
+from k400tiny_lib.media.picture import SIDE, Image, Squarer, orientation
+from k400tiny_lib.media.sampling import Segment, segment_range, view_indices
 
 __all__ = [
     "SIDE",
@@ -277,12 +278,10 @@ def _seek(request: _Request, index: VideoIndex, wanted: Collection[int]) -> dict
     if not index.is_exact or not keys or keys[0] > index.times[0]:
         return {}
     images: dict[int, Image] = {}
-    with opened(request.video) as container:
+    with opened(request.video) as container, suppress(av.FFmpegError):
         stream = container.streams[index.stream]
         prepare_stream(request.video, stream, request.limits)
-        first = next(container.decode(stream), None)
-        if first is None:
-            return {}
+        first = next(container.decode(stream))
         square = Squarer(request.side, stream.sample_aspect_ratio, orientation(first))
         frames: Iterator[Any] = iter(())
         last_key = None
@@ -294,9 +293,9 @@ def _seek(request: _Request, index: VideoIndex, wanted: Collection[int]) -> dict
                 frames, last_key = container.decode(stream), key
             frame = next((f for f in frames if f.pts is None or f.pts >= time), None)
             if frame is None or frame.pts != time or frame.is_corrupt:
-                return {}
+                break
             images[number] = square(frame)
-    return images
+    return images if images.keys() >= set(wanted) else {}
 
 
 def _stack(images: dict[int, Image], wanted: Sequence[int]) -> Image:

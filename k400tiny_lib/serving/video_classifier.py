@@ -31,6 +31,7 @@ DEFAULTS: dict[str, Any] = {
     "max_megabytes": 64,
     "max_frames": 36_000,  # 20 minutes at 30 a second
     "max_pixels": 3840 * 2160,
+    "max_bad_frames": 0.1,  # share of a video's frames that may be damaged
 }
 TOP_K = 5
 _AT_ONCE = 2  # one video is decoded while another is classified; more would only take memory
@@ -93,10 +94,14 @@ class VideoClassifier(PythonModel):
             # A missing value is None or NaN.
             video = self._video({name: v for name, v in row.items() if isinstance(v, str)})
             with self.turns:
-                frames = sample_video(
-                    video, self.model.clip_len, views=self.model.views, limits=limits
-                ).frames
-                return self.model.best(self.model.predict(frames[None])[0], top_k)
+                sampled = sample_video(
+                    video,
+                    self.model.clip_len,
+                    views=self.model.views,
+                    limits=limits,
+                    max_bad_frames=float(self.config["max_bad_frames"]),
+                )
+                return self.model.best(self.model.predict(sampled.frames[None])[0], top_k)
         except UserError as error:
             raise UserError(f"video {number}: {error}") from None
 

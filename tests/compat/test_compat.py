@@ -185,7 +185,7 @@ def test_an_old_onnx_file_opens_and_predicts_the_same(onnx_model: Path) -> None:
     assert (model.class_names, model.clip_len, model.views) == (list(LABELS), 4, 2)
     probabilities = model.predict(noise(101, num_frames=8)[None])
     np.testing.assert_allclose(probabilities[0], expected["probabilities"], rtol=0, atol=TOLERANCE)
-    table, failures = label_inputs(model, [FIXTURES / "video.mkv"], 1, top_k=3)
+    table, failures, _ = label_inputs(model, [FIXTURES / "video.mkv"], 1, top_k=3)
     assert failures == []
     assert list(table["label"]) == expected["served"]["labels"]
     np.testing.assert_allclose(

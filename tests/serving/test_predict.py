@@ -71,7 +71,7 @@ def test_inputs_are_labeled_in_order_and_the_unreadable_reported(
     (tmp_path / "clip5").mkdir()
     (tmp_path / "clip5" / "frame.jpg").write_bytes(b"no image")
     write_video(tmp_path / "clip6.mp4")
-    table, failures = label_inputs(model, find_inputs(tmp_path).clips, batch_size=4, top_k=2)
+    table, failures, _ = label_inputs(model, find_inputs(tmp_path).clips, batch_size=4, top_k=2)
     assert list(table["input"]) == ["clip2"] * 2 + ["clip6.mp4"] * 2 + ["clip10"] * 2
     assert list(table["rank"]) == [1, 2] * 3
     assert [reason.partition(str(tmp_path))[2].partition(" ")[2] for reason in failures] == [
@@ -86,10 +86,10 @@ def test_probabilities_are_those_of_each_clip_alone(
     model: OnnxClassifier, tiny_data: tuple[Path, Path], batch_size: int
 ) -> None:
     inputs = find_inputs(tiny_data[0]).clips[:5]
-    table, failures = label_inputs(model, inputs, batch_size, top_k=len(CLASSES))
+    table, failures, _ = label_inputs(model, inputs, batch_size, top_k=len(CLASSES))
     assert failures == []
     for path, rows in table.groupby("input"):
-        frames = read_clip(tiny_data[0] / str(path), CLIP_LEN)
+        frames = read_clip(tiny_data[0] / str(path), CLIP_LEN).frames
         [expected] = model.session.run(None, {"frames": frames[None]})
         actual = rows.set_index("label")["probability"][CLASSES]
         np.testing.assert_allclose(actual, expected[0], atol=1e-6)

@@ -123,9 +123,9 @@ def in_base64(path: Path) -> str:
 def test_snippet_predict_and_server_give_the_same_labels_and_probabilities(
     registered: Registered, address: str
 ) -> None:
-    table, failures = label_inputs(open_registered("auto", NAME), [registered.video], 4, top_k=3)
+    table, failures, _ = label_inputs(open_registered("auto", NAME), [registered.video], 4, top_k=3)
     assert failures == []
-    frames = read_clip(registered.video, CLIP_LEN)
+    frames = read_clip(registered.video, CLIP_LEN).frames
     snippet = mlflow.pyfunc.load_model(f"models:/{NAME}@champion")
     probabilities = snippet.predict({"frames": frames[None]})["probabilities"][0]
     assert [CLASSES[index] for index in np.argsort(-probabilities)] == list(table["label"])

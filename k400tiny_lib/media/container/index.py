@@ -12,9 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.media.container_ends import Facts
-from k400tiny_lib.media.truncation import find_truncation, has_hole
-from k400tiny_lib.media.video_file import (
+from k400tiny_lib.media.container.ends import Facts
+from k400tiny_lib.media.container.opening import (
     Limits,
     choose_stream,
     file_of,
@@ -23,6 +22,7 @@ from k400tiny_lib.media.video_file import (
     opened,
     prepare_stream,
 )
+from k400tiny_lib.media.container.truncation import find_truncation, has_hole
 
 Times = npt.NDArray[np.int64]
 
@@ -57,8 +57,9 @@ class VideoIndex:
 
     @property
     def step(self) -> int:
-        """The usual time from one frame to the next."""
-        return int(np.median(np.diff(self.times))) if len(self.times) > 1 else 1
+        """The usual time from one frame to the next, at least 1."""
+        steps = np.diff(self.times)
+        return int(np.median(steps[steps > 0])) if steps.any() else 1
 
 
 class _Row(NamedTuple):
@@ -181,8 +182,9 @@ class _Ending:
         self._container = container
         self._ends: dict[int, int] = {}  # by stream, in its time unit
         self._last: Any = None
-        self._uncompressed = {
-            s.index for s in container.streams if s.codec_context and not s.codec.lossy
+        self._video_end = 0
+        self._compressed = {
+            s.index: s.type for s in container.streams if s.codec_context and s.codec.lossy
         }
 
     def add(self, packet: Any) -> None:
@@ -191,7 +193,10 @@ class _Ending:
         if stamp is not None:
             end = stamp + (packet.duration or 0)
             self._ends[packet.stream_index] = max(end, self._ends.get(packet.stream_index, end))
-        if self._last is None or (packet.pos or 0) >= (self._last.pos or 0):
+        position = packet.pos or 0
+        if self._compressed.get(packet.stream_index) == "video":
+            self._video_end = max(self._video_end, position + packet.size)
+        if self._last is None or position >= (self._last.pos or 0):
             self._last = packet
 
     def facts(self) -> Facts:
@@ -203,13 +208,15 @@ class _Ending:
         position = (last.pos or 0) if last else 0
         packets_end = position + (last.size if last else 0)
         index = [e.pos + e.size for s in streams for e in s.index_entries]
+        data = bytes(last) if last is not None and last.stream_index in self._compressed else b""
         return Facts(
             index_end=max(index, default=0),
             last_start=position,
             packets_end=packets_end,
             # A gap in the numbers of MPEG-TS makes a packet corrupt, too.
             is_cut=bool(last and last.is_corrupt and container.format.name != "mpegts"),
-            is_compressed=last is not None and last.stream_index not in self._uncompressed,
+            video_end=self._video_end,
+            is_empty=last is not None and len(data) > 4 and not any(data),
             seconds=float(max(ends, default=Fraction(0)) - start),
             stated=(container.duration or 0) / av.time_base,
         )

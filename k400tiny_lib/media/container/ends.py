@@ -6,6 +6,7 @@ from typing import BinaryIO, NamedTuple
 
 _BLOCK = 1 << 20
 _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+_ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
 _MXF_HEADER = bytes.fromhex("060e2b34020501010d0102010102")
 _SEGMENT, _CLUSTER = bytes.fromhex("18538067"), bytes.fromhex("1f43b675")  # of Matroska
 _FLV_TAGS = (b"\x08", b"\x09", b"\x12")
@@ -24,7 +25,8 @@ class Facts(NamedTuple):
         last_start: first byte of the last packet.
         packets_end: byte after it.
         is_cut: whether the last packet is shorter than it should be.
-        is_compressed: whether it is; pictures and sound that are not may be zeros.
+        video_end: byte after the last packet of a compressed video; silence may end in zeros.
+        is_empty: whether the last packet, of a compressed stream, consists of zeros.
         seconds: from the start to the end of the last packet of any stream.
         stated: the same as the header has it; 0 if it does not say.
     """
@@ -33,7 +35,8 @@ class Facts(NamedTuple):
     last_start: int
     packets_end: int
     is_cut: bool
-    is_compressed: bool
+    video_end: int
+    is_empty: bool
     seconds: float
     stated: float
 
@@ -114,12 +117,24 @@ def matroska_end(file: BinaryIO, size: int, zeros: int, facts: Facts) -> int | N
 
 
 def _asf_end(file: BinaryIO, size: int, zeros: int, facts: Facts) -> int | None:
-    head = read_at(file, 0, 1 << 16)
-    position = head.find(_ASF_PROPERTIES)
-    fields = head[position + 24 : position + 24 + 68]
-    if position < 0 or len(fields) < 68 or fields[64] & 1:  # a broadcast
+    """The stated end, or that of the content of the last data packet, which zeros fill up."""
+    head = read_at(file, 0, 1 << 18)
+    position, data = head.find(_ASF_PROPERTIES), head.find(_ASF_DATA)
+    fields = head[position + 24 : position + 24 + 76]
+    if position < 0 or data < 0 or len(fields) < 76 or fields[64] & 1:  # a broadcast
         return None
-    return _little(fields[16:24])
+    if (stated := _little(fields[16:24])) > size:
+        return stated
+    count, length = _little(fields[32:40]), _little(fields[72:76])
+    start = data + 50 + (count - 1) * length
+    if not count or start + length > size:
+        return None
+    packet = read_at(file, start, 32)
+    at = 1 + (packet[0] & 0x0F) if packet[0] & 0x80 else 0  # after the error correction
+    sizes = [(packet[at] >> bits) & 3 for bits in (5, 1, 3)]  # of length, sequence, padding
+    widths = [(0, 1, 2, 4)[value] for value in sizes]
+    at += 2 + widths[0] + widths[1]
+    return start + length - _little(packet[at : at + widths[2]])
 
 
 def _flv_end(file: BinaryIO, size: int, zeros: int, facts: Facts) -> int | None:

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import av
 
 from k400tiny_lib.errors import UserError, one_line
-from k400tiny_lib.media.truncation import is_cut
+from k400tiny_lib.media.container.truncation import is_cut
 from k400tiny_lib.system import available_cores
 
 # FFmpeg also reads playlists, which name other files and addresses; untrusted bytes must not make
@@ -22,12 +22,11 @@ _MARGIN = 1 << 18  # pixels
 # More threads would only take memory: each holds a frame.
 _MOST_THREADS = 4
 
-
 VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3gpp", ".3g2", ".mj2", ".f4v", ".ismv"),
-    *(".mkv", ".webm", ".avi", ".divx", ".flv", ".wmv", ".asf", ".ogv", ".ogg", ".ogm", ".gif"),
-    *(".mpg", ".mpeg", ".mpe", ".m1v", ".m2v", ".mp2v", ".m2p", ".vob", ".dat", ".mod", ".vro"),
-    *(".ts", ".mts", ".m2ts", ".m2t", ".tod", ".trp", ".mxf", ".rm", ".rmvb", ".dv"),
+    *(".mkv", ".webm", ".avi", ".divx", ".flv", ".wmv", ".asf", ".ogv", ".ogm", ".gif"),
+    *(".mpg", ".mpeg", ".mpe", ".m1v", ".m2v", ".mp2v", ".m2p", ".vob", ".mod", ".vro"),
+    *(".ts", ".mts", ".m2ts", ".m2t", ".tod", ".trp", ".mxf", ".rm", ".rmvb"),
 )
 # The first bytes, at an offset -> in words.
 _SIGNATURES = (
@@ -95,7 +94,9 @@ def opened(video: Path | bytes) -> Iterator[Any]:
         raise _unreadable(video, error) from None
 
 
-def _unreadable(video: Path | bytes, error: Exception | None) -> UserError:
+def _unreadable(
+    video: Path | bytes, error: Exception | None, reason: str = "has no video stream"
+) -> UserError:
     """The error for a file that FFmpeg does not open, or finds no video in (error None)."""
     name = name_of(video)
     try:
@@ -108,7 +109,7 @@ def _unreadable(video: Path | bytes, error: Exception | None) -> UserError:
     if kind:
         return UserError(f"{name} is {kind}. Needed: a video.")
     if error is None:
-        return UserError(f"{name} has no video stream.")
+        return UserError(f"{name} {reason}.")
     if isinstance(error, BlockingIOError):  # FFmpeg waits for more bytes
         return UserError(f"{name} cannot be decoded: no video is found in it.")
     if isinstance(error, av.ArgumentError):  # the format is not among _CONTAINERS
@@ -150,7 +151,8 @@ def moving_streams(container: Any) -> list[Any]:
         pictures = kinds.attached_pic | kinds.timed_thumbnails | kinds.still_image
         if not stream.disposition & pictures:
             streams.append(stream)
-    return streams
+    known = [stream for stream in streams if stream.codec_context is not None]
+    return known or streams
 
 
 def prepare_stream(
@@ -163,7 +165,7 @@ def prepare_stream(
     """
     context = stream.codec_context
     if context is None:
-        raise UserError(f"{name_of(video)} has a codec that this FFmpeg does not know.")
+        raise _unreadable(video, None, "has a codec that this FFmpeg does not know")
     if limits:
         if context.width * context.height > limits.pixels:
             size = f"{context.width}x{context.height}"

@@ -7,7 +7,7 @@ theirs. A live recording states neither, and is taken as it is.
 import io
 from typing import BinaryIO
 
-from k400tiny_lib.media.container_ends import (
+from k400tiny_lib.media.container.ends import (
     ENDS,
     MP4_BOXES,
     Facts,
@@ -18,7 +18,7 @@ from k400tiny_lib.media.container_ends import (
     read_at,
 )
 
-_FEW = 32  # zeros that no compressed content ends with
+_FEW = 8  # zeros that no compressed picture ends with
 _FEWEST = 4  # the same for blocks of 188 bytes
 _BLOCK = 1 << 20
 _HOLE = bytes(128)
@@ -43,10 +43,10 @@ def find_truncation(file: BinaryIO, kind: str, facts: Facts) -> str:
     if kind == "mpegvideo":  # has no container; some zeros may stand between frames
         hollow = zeros < size - max(1024, size // 20)
     else:
-        end = max(end, facts.packets_end) if facts.is_compressed else end
         few = _FEW if name != "mpegts" else _FEWEST
-        hollow = zeros + few < end and not _is_padding(file, zeros, end)
-        hollow = hollow and (facts.is_compressed or facts.packets_end + few < end)
+        behind = zeros + few < end and facts.packets_end + few < end
+        hollow = facts.is_empty or zeros + few < facts.video_end or behind
+        hollow = hollow and not _is_padding(file, zeros, end)
     if hollow:
         return _share(facts) or "it ends in zeros"
     if not measured and (name in ("flv", "matroska") or kind == "rm"):
@@ -72,7 +72,7 @@ def is_cut(file: BinaryIO) -> bool:
     """Whether a file that FFmpeg cannot open is shorter than its first blocks say."""
     size = file.seek(0, io.SEEK_END)
     zeros = _zeros_from(file, size)
-    head, nothing = read_at(file, 0, 8), Facts(0, 0, 0, False, False, 0.0, 0.0)
+    head, nothing = read_at(file, 0, 8), Facts(0, 0, 0, False, 0, False, 0.0, 0.0)
     if head[4:] in MP4_BOXES:
         boxes = list(mp4_boxes(file))
         return boxes[-1][1] > zeros + _FEW or b"moov" not in dict(boxes)

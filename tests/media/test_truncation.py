@@ -1,0 +1,132 @@
+"""A part of a video is never taken for the video, and a whole video never for a part."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from k400tiny_lib.errors import UserError
+from k400tiny_lib.media.video import sample_video
+from tests.helpers.videos import Unseekable, encode, moving
+
+NUM_FRAMES = 50
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A container and how it is written."""
+
+    suffix: str
+    codec: str = "mpeg4"
+    arguments: dict[str, Any] = field(default_factory=dict)
+    is_live: bool = False
+
+
+_FAST = {"deadline": "realtime", "cpu-used": "8"}
+_FRAGMENTS = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
+KINDS = {
+    "mp4": Kind(".mp4", arguments={"options": {"movflags": "faststart"}}),
+    "mp4, index last": Kind(".mp4"),
+    "mp4, fragments": Kind(".mp4", "libx264", {"options": _FRAGMENTS}),
+    "mov": Kind(".mov", "mjpeg", {"options": {"movflags": "faststart"}, "pix_fmt": "yuvj420p"}),
+    "3gp": Kind(".3gp", "mpeg4", {"options": {"movflags": "faststart"}}),
+    "avi": Kind(".avi"),
+    "avi, live": Kind(".avi", is_live=True),
+    "mkv": Kind(".mkv", "libx264"),
+    "mkv, live": Kind(".mkv", "libx264", {"container": "matroska"}, is_live=True),
+    "webm": Kind(".webm", "libvpx", {"codec_options": _FAST}),
+    "webm, hidden frames": Kind(
+        ".webm", "libvpx", {"codec_options": {"auto-alt-ref": "1", "lag-in-frames": "16"}}
+    ),
+    "flv": Kind(".flv", "libx264"),
+    "flv, live": Kind(".flv", "flv", is_live=True),
+    "wmv": Kind(".wmv", "wmv2"),
+    "ts": Kind(".ts", "libx264"),
+    "m2ts": Kind(".m2ts", "mpeg2video", {"options": {"mpegts_m2ts_mode": "1"}}),
+    "mpg": Kind(".mpg", "mpeg1video"),
+    "vob": Kind(".vob", "mpeg2video"),
+    "ogv": Kind(".ogv", "libvpx", {"codec_options": _FAST}),
+    "mxf": Kind(".mxf", "mpeg2video"),
+    "gif": Kind(".gif", "gif", {"pix_fmt": "rgb8"}),
+}
+_UNSEEKABLE_FORMATS = {".avi": "avi", ".mkv": "matroska", ".flv": "flv"}
+
+
+@pytest.fixture(scope="module")
+def contents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder, contents = tmp_path_factory.mktemp("whole"), {}
+    for name, kind in KINDS.items():
+        if kind.is_live:
+            file = Unseekable()
+            arguments = kind.arguments | {"container": _UNSEEKABLE_FORMATS[kind.suffix]}
+            encode(file, moving(NUM_FRAMES, (144, 192)), kind.codec, **arguments)
+            contents[name] = bytes(file.content)
+        else:
+            path = folder / f"x{kind.suffix}"
+            encode(path, moving(NUM_FRAMES, (144, 192)), kind.codec, **kind.arguments)
+            contents[name] = path.read_bytes()
+    return contents
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_whole_video_passes_whatever_follows_it(contents: dict[str, bytes], name: str) -> None:
+    for rest in (b"", b"garbage", bytes(500), bytes(range(1, 250)) * 3):
+        sampled = sample_video(contents[name] + rest, 2, side=16)
+        assert (sampled.num_frames, sampled.num_bad, sampled.note) == (NUM_FRAMES, 0, "")
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+@pytest.mark.parametrize("name", KINDS)
+def test_a_part_is_refused(contents: dict[str, bytes], name: str, share: float) -> None:
+    content = contents[name]
+    # Not between two packets: such a part of a live recording cannot be told from a whole one.
+    part = content[: int(share * len(content)) + 50]
+    zeros = bytes(len(content) - len(part))
+    # The last twentieth of ASF is its index, and zeros that fill a packet up.
+    is_content = (name, share) != ("wmv", 0.95)
+    for damaged in (part, part + zeros) if is_content else (part,):
+        with pytest.raises(UserError, match="is truncated") as caught:
+            sample_video(damaged, 2, side=16, max_bad_frames=0.9)
+        assert "\n" not in str(caught.value)
+
+
+def test_the_message_says_how_much_is_there(contents: dict[str, bytes]) -> None:
+    content = contents["mkv"]
+    with pytest.raises(UserError, match=r"is truncated: 0\.\d of 2\.0 s are there\."):
+        sample_video(content[: len(content) // 3], 2)
+    content = contents["gif"]
+    with pytest.raises(UserError, match=r"is truncated: .* are there\."):
+        sample_video(content[: len(content) // 3], 2)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".flv", ".ts"])
+def test_sound_that_is_longer_than_the_pictures_is_no_truncation(
+    tmp_path: Path, suffix: str
+) -> None:
+    path = tmp_path / f"x{suffix}"
+    encode(path, moving(25), "libx264", seconds_of_sound=3)
+    assert sample_video(path, 2, side=16).num_frames == 25
+    content = path.read_bytes()
+    with pytest.raises(UserError, match="is truncated"):
+        sample_video(content[: int(0.97 * len(content)) - 1], 2)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".wmv", ".flv"])
+def test_uneven_times_are_no_truncation(tmp_path: Path, suffix: str) -> None:
+    codec = "wmv2" if suffix == ".wmv" else "mpeg4" if suffix != ".flv" else "libx264"
+    times = [50 + n + n * n // 7 for n in range(25)]
+    path = tmp_path / f"x{suffix}"
+    encode(path, moving(25), codec, times=times)
+    sampled = sample_video(path, 2, side=16)
+    assert (sampled.num_frames, sampled.note) == (25, "")
+
+
+def test_transport_streams_that_were_joined_are_whole(tmp_path: Path) -> None:
+    encode(tmp_path / "x.ts", moving(24), "libx264")
+    content = (tmp_path / "x.ts").read_bytes()
+    cut = len(content) // 188 // 2 * 188
+    joined = content + content[188 * 3 : cut] + content[cut + 188 :] + content
+    # The counter of each stream jumps where the parts meet.
+    sampled = sample_video(joined, 2, side=16)
+    assert sampled.num_frames >= 48
