@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -243,7 +243,7 @@ def _frames_there(
     request: _Request, index: VideoIndex, decoded: _Decoded
 ) -> tuple[Sequence[int], int]:
     """The numbers of the decoded frames of the segment or the video, and how many are missing."""
-    actual, promised = _actual_index(index, decoded), request.part(index)
+    actual, promised = index.with_times(decoded.times), request.part(index)
     num_there = len(decoded.times)
     # Two packets may hold one frame (fields), but not more.
     if not decoded.num_errors and 2 * num_there + 2 >= len(index.times):
@@ -263,13 +263,6 @@ def _frames_there(
         first, last = index.times[promised[0]], index.times[promised[-1]]
         return numbers, num_bad + int(((index.lost >= first) & (index.lost <= last)).sum())
     return numbers, num_bad + len(index.lost)
-
-
-def _actual_index(index: VideoIndex, decoded: _Decoded) -> VideoIndex:
-    """The index with the times of the frames that came out of the decoder."""
-    start = int(index.times[0]) if len(index.times) else 0
-    times = [start + n * index.step if t is None else t for n, t in enumerate(decoded.times)]
-    return replace(index, times=np.array(times, np.int64))
 
 
 def _seek(request: _Request, index: VideoIndex, wanted: Collection[int]) -> dict[int, Image]:

@@ -3,14 +3,15 @@
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 import torch
-from av.video.reformatter import Interpolation
 
 from k400tiny_lib.data.loading.transforms import resize_and_crop
 from k400tiny_lib.errors import UserError
@@ -127,6 +128,19 @@ def test_pixels_that_are_no_squares_are_shown_in_their_shape(
     assert np.abs(frame.astype(int) - middle.numpy()).mean() < 8  # MPEG-4's own error
 
 
+def natural(size: tuple[int, int]) -> Iterator[Image]:
+    """Two frames with the detail of a photograph: noise at every scale, mostly in brightness."""
+    rng = np.random.default_rng(0)
+    for _ in range(2):
+        picture = np.full((*size, 3), 128.0, np.float32)
+        for cells in (4, 16, 64):
+            gray = rng.normal(0, 24, (cells, cells, 1)) + rng.normal(0, 8, (cells, cells, 3))
+            picture += cv2.resize(
+                gray.astype(np.float32), size[::-1], interpolation=cv2.INTER_CUBIC
+            )
+        yield picture.clip(0, 255).astype(np.uint8)
+
+
 SIZES = [(720, 1280), (1280, 720), (240, 321), (336, 336), (500, 336), (120, 1000), (90, 160)]
 
 
@@ -135,29 +149,27 @@ def test_pixels_are_those_of_torchvisions_antialiased_resize(
     tmp_path: Path, size: tuple[int, int]
 ) -> None:
     height, width = (length // 2 * 2 for length in size)
-    encode(tmp_path / "x.mkv", moving(2, (height, width)), "libx264", codec_options={"crf": "18"})
-    # Without ACCURATE_RND, FFmpeg rounds colors down, by a level in the mean.
-    exact = Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND | Interpolation.BILINEAR
+    encode(tmp_path / "x.mkv", natural((height, width)), "libx264", codec_options={"crf": "18"})
     with av.open(str(tmp_path / "x.mkv")) as container:
-        full = np.stack(
-            [
-                frame.to_ndarray(format="rgb24", interpolation=exact)
-                for frame in container.decode(video=0)
-            ]
-        )
+        full = np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
     expected = resize_and_crop(torch.from_numpy(full), 336, 336).permute(1, 2, 3, 0).numpy()
     difference = np.abs(sample_video(tmp_path / "x.mkv", 2).frames.astype(int) - expected)
+    if size == (336, 336):
+        assert not difference.any()
     # Both filter with the same triangle, but FFmpeg filters luma and color in planes, before it
-    # makes RGB of them. The noise of this picture is more colorful than any photograph.
-    assert difference.mean() < 1
+    # makes RGB of them. PyAV's conversion without scaling also rounds down, by a level.
+    assert difference.mean() < 1.5
     assert np.percentile(difference, 99) <= 5
 
 
 @pytest.mark.parametrize("matrix", [1, 5, 9])  # BT.709, BT.601, BT.2020
 @pytest.mark.parametrize("is_full", [False, True])
-def test_colors_are_those_that_were_encoded(tmp_path: Path, matrix: int, is_full: bool) -> None:
+@pytest.mark.parametrize("size", [64, 40, 160])
+def test_colors_are_those_that_were_encoded(
+    tmp_path: Path, matrix: int, is_full: bool, size: int
+) -> None:
     patches = np.array([(200, 60, 40), (30, 160, 90), (70, 80, 210), (128, 128, 128)], np.uint8)
-    picture = np.repeat(np.repeat(patches.reshape(2, 2, 3), 32, 0), 32, 1)
+    picture = np.repeat(np.repeat(patches.reshape(2, 2, 3), size // 2, 0), size // 2, 1)
     path = tmp_path / "x.mkv"
     color = {"colorspace": matrix, "color_range": 2 if is_full else 1}
     encode(path, [picture] * 2, "libx264", color=color, codec_options={"qp": "0"})

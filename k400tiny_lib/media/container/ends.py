@@ -25,7 +25,7 @@ class Facts(NamedTuple):
         last_start: first byte of the last packet.
         packets_end: byte after it.
         is_cut: whether the last packet is shorter than it should be.
-        video_end: byte after the last packet of a compressed video; silence may end in zeros.
+        video_end: byte after the last packet of a video whose packets never end in zeros.
         is_empty: whether the last packet, of a compressed stream, consists of zeros.
         seconds: from the start to the end of the last packet of any stream.
         stated: the same as the header has it; 0 if it does not say.

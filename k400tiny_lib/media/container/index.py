@@ -26,6 +26,12 @@ from k400tiny_lib.media.container.truncation import find_truncation, has_hole
 
 Times = npt.NDArray[np.int64]
 
+# Codecs whose packets end in a mark or a one; those of others may be filled up with zeros.
+_NEVER_IN_ZEROS = (
+    *("h264", "hevc", "vp8", "vp9", "libdav1d", "av1", "mpeg4", "h263", "flv", "theora"),
+    *("wmv1", "wmv2", "wmv3", "vc1", "msmpeg4", "msmpeg4v1", "msmpeg4v2"),
+)
+
 
 @dataclass(frozen=True)
 class VideoIndex:
@@ -54,6 +60,12 @@ class VideoIndex:
         if len(self.times) < 2:
             return 0.0
         return float((int(self.times[-1] - self.times[0]) + self.step) * self.tick)
+
+    def with_times(self, times: Sequence[int | None]) -> "VideoIndex":
+        """The index with the times of the frames that came out of the decoder, where known."""
+        start = int(self.times[0]) if len(self.times) else 0
+        known = [start + n * self.step if t is None else t for n, t in enumerate(times)]
+        return replace(self, times=np.array(known, np.int64))
 
     @property
     def step(self) -> int:
@@ -183,9 +195,9 @@ class _Ending:
         self._ends: dict[int, int] = {}  # by stream, in its time unit
         self._last: Any = None
         self._video_end = 0
-        self._compressed = {
-            s.index: s.type for s in container.streams if s.codec_context and s.codec.lossy
-        }
+        known = [s for s in container.streams if s.codec_context is not None]
+        self._compressed = {s.index for s in known if s.codec.lossy}
+        self._never_in_zeros = {s.index for s in known if s.codec_context.name in _NEVER_IN_ZEROS}
 
     def add(self, packet: Any) -> None:
         """Add a packet of any stream."""
@@ -194,7 +206,7 @@ class _Ending:
             end = stamp + (packet.duration or 0)
             self._ends[packet.stream_index] = max(end, self._ends.get(packet.stream_index, end))
         position = packet.pos or 0
-        if self._compressed.get(packet.stream_index) == "video":
+        if packet.stream_index in self._never_in_zeros:
             self._video_end = max(self._video_end, position + packet.size)
         if self._last is None or position >= (self._last.pos or 0):
             self._last = packet

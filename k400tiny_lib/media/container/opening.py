@@ -19,8 +19,8 @@ _CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,mxf,rm"
 )
 _MARGIN = 1 << 18  # pixels
-# More threads would only take memory: each holds a frame.
-_MOST_THREADS = 4
+# FFmpeg's own choice, but each thread holds frames: not more than take so many pixels together.
+_MOST_THREADS, _MOST_PIXELS = 16, 64 << 20
 
 VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3gpp", ".3g2", ".mj2", ".f4v", ".ismv"),
@@ -175,7 +175,8 @@ def prepare_stream(
         # The frame size may change later in the stream; the decoder, which adds a margin, refuses.
         context.options = {"max_pixels": str(2 * limits.pixels + _MARGIN)}
     stream.thread_type = "AUTO"
-    context.thread_count = num_threads or min(_MOST_THREADS, available_cores())
+    affordable = max(2, _MOST_PIXELS // max(1, context.width * context.height))
+    context.thread_count = num_threads or min(available_cores() + 1, _MOST_THREADS, affordable)
 
 
 def name_of(video: Path | bytes) -> str:
