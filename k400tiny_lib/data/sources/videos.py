@@ -18,7 +18,6 @@ from k400tiny_lib.data.preparation import decoding
 from k400tiny_lib.data.preparation.content_index import ContentIndex, open_index
 from k400tiny_lib.data.preparation.decoding import Decodings, VideoPart
 from k400tiny_lib.data.preparation.decoding_worker import FrameSettings, VideoFile
-from k400tiny_lib.data.preparation.splits import unite_groups
 from k400tiny_lib.data.preparation.validation import digest_clips
 from k400tiny_lib.data.sources.ground_truth import (
     Dropped,
@@ -240,6 +239,9 @@ def _keep_files_together(
     truth: GroundTruth, table: pd.DataFrame, group_by: str
 ) -> tuple[GroundTruth, list[str]]:
     """One source for all segments of a file, and notes about overlaps and leaks."""
+    # Imports scikit-learn, which takes seconds; `main` opens a source each time.
+    from k400tiny_lib.data.preparation.splits import unite_groups
+
     clips, notes = truth.table, list[str]()
     if group_by == NONE:
         notes.append("group_by=none: segments of one file may be in several splits, which leaks")
