@@ -15,7 +15,7 @@ from k400tiny_lib.errors import UserError, hide_passwords
 from k400tiny_lib.tracking import runs
 from k400tiny_lib.tracking.models import logged_model_id
 from k400tiny_lib.tracking.naming import NOTE_TAG, name_run
-from k400tiny_lib.tracking.server import where_to_look
+from k400tiny_lib.tracking.server import page_path, where_to_look
 from k400tiny_lib.workflow.cache import ROOT, cache_key, find_finished
 
 
@@ -137,7 +137,7 @@ def summarize(finished: list[Finished], config: Config) -> str:
     tags = {runs.MODEL_VERSION_TAG: version}
     for done in finished:
         info = done.run.info
-        link = f"[{info.run_id}](#/experiments/{info.experiment_id}/runs/{info.run_id})"
+        link = f"[{info.run_id}]({page_path(done.run)})"
         word = "re-used" if done.reused else "new"
         note.append(f"| {done.step} | {link} | {word} | {done.seconds:.0f} |")
         tags[f"k400tiny.run.{done.step}"] = info.run_id
