@@ -45,6 +45,8 @@ def step_run(step: str, config: Config) -> Iterator[Run]:
         UserError: if the tracking store cannot be used.
     """
     move_password_to_environment()
+    if step == "main":  # its last line is the address; MLflow prints it for every run, twice
+        os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     launched = "MLFLOW_RUN_ID" in os.environ  # start_run deletes it
     with _temporary_directory():
         try:

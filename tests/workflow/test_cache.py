@@ -127,8 +127,14 @@ def test_an_artifact_of_a_run_counts_by_its_uri_and_is_not_fetched(config: Confi
     assert cache_key("evaluate", first) != cache_key("evaluate", second)
 
 
-@pytest.mark.parametrize("name", ["compare_with", "load_model"])
-@pytest.mark.parametrize("alias", ["@champion", "/latest", "@champion/model.onnx"])
+@pytest.mark.parametrize(
+    ("name", "alias"),
+    [
+        ("compare_with", "@champion"),
+        ("compare_with", "/latest"),
+        ("load_model", "@champion/model.onnx"),
+    ],
+)
 def test_an_alias_counts_as_the_version_that_it_means_now(
     store: str, config: Config, name: str, alias: str
 ) -> None:
