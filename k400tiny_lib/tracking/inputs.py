@@ -23,7 +23,7 @@ from k400tiny_lib.tracking.runs import (
 )
 
 _ARTIFACTS = {"prepare_data": "annotations/annotations.json", "train": "checkpoints/best.pt"}
-_RUN_URI = re.compile(r"runs:/+([^/]+)/.+")
+_RUN_URI = re.compile(r"runs:/+([^/]+)/.*")
 
 
 def settle_inputs(step: str, config: Config) -> Config:
