@@ -57,7 +57,9 @@ def step_run(step: str, config: Config) -> Iterator[Run]:
             ) from None
         try:
             _check_artifact_store(run)
-            mlflow.set_tag(STEP_TAG, step)
+            # `mlflow run <git URI>` stores that URI as it was typed.
+            tags = {name: hide_passwords(value) for name, value in run.data.tags.items()}
+            mlflow.set_tags(dict(tags.items() - run.data.tags.items()) | {STEP_TAG: step})
             name_run(run, step, config)
             if config.description != NONE and "description" in STEPS[step].params:
                 mlflow.set_tag(NOTE_TAG, hide_passwords(config.description))

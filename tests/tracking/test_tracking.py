@@ -139,6 +139,19 @@ def test_artifacts_that_cannot_be_written_are_one_line_and_the_run_fails(
     assert "cannot be written from here" in run.data.tags[ERROR_TAG]
 
 
+def test_the_password_of_a_git_project_is_removed_from_the_tags_of_mlflow(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tags = {"mlflow.source.name": "https://token:secret@host/project.git", "mlflow.user": "me"}
+    run_id = MlflowClient().create_run("0", tags=tags).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+    with step_run("predict", Config()):
+        pass
+    stored = MlflowClient().get_run(run_id).data.tags
+    assert stored["mlflow.source.name"] == "https://host/project.git"
+    assert stored["mlflow.user"] == "me"
+
+
 def test_no_password_is_stored_in_parameters_files_or_the_reason_of_a_failure(store: str) -> None:
     uri = "s3://key:secret@bucket/clips"
     with pytest.raises(RuntimeError), step_run("prepare_data", Config(data_path=uri)) as run:
