@@ -2,13 +2,38 @@
 
 import unicodedata
 
+import re
+
+# Of a URI: all up to the last @ before the path. A database's password may also hold a slash.
+_USER_INFO = re.compile(
+    r"(?i)((?:postgres\w*|mysql|mariadb|mssql|oracle)(?:\+\w+)?://)[^\s:/@]*:[^\s@]*@"
+    r"|\b([a-z][a-z0-9+.-]*://)[^\s/?#]*@"
+)
+_SECRET = re.compile(
+    r"(?i)([?&](?:password|passwd|pwd|secret|token|access_token|sig|X-Amz-Signature"
+    r"|X-Amz-Credential|X-Amz-Security-Token)=)[^&\s\"']+"
+)
+
 
 class UserError(Exception):
     """Something the user can repair: a parameter, a path, a file.
 
     The message is one line: the parameter, what was found, what is needed. A step prints it
-    without a traceback and exits with code 2.
+    without a traceback and exits with code 2. It shows no password of a URI.
     """
+
+    def __str__(self) -> str:
+        return hide_passwords(super().__str__())
+
+
+def hide_passwords(text: str) -> str:
+    """A text without the user, password and other secrets of the URIs in it.
+
+    For everything that is shown or stored: `http://user:secret@host/path` becomes
+    `http://host/path`.
+    """
+    text = _USER_INFO.sub(lambda match: match[1] or match[2], text)
+    return _SECRET.sub(r"\1***", text)
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
@@ -16,7 +41,7 @@ def one_line(error: BaseException, limit: int = 200) -> str:
 
     Libraries raise messages of many lines, or none; a line of ours quotes the first.
     """
-    lines = str(error).strip().splitlines()
+    lines = hide_passwords(str(error)).strip().splitlines()
     text = " ".join(lines[0].split()) if lines else type(error).__name__
     return text if len(text) <= limit else f"{text[:limit]}..."
 

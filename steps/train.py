@@ -48,7 +48,7 @@ def train(config: Config) -> None:
         return
     write_results(results, job.metrics_log)
     log.add_figure(learning_curves(job.metrics_log), "learning_curves.png")
-    print(results.headline, folder / BEST, sep="\n")
+    print(results.headline, (folder / BEST).absolute(), sep="\n")
     if not is_nested():
         print(results.next_steps)
     log.close(results.metrics, results.note, folder / BEST)

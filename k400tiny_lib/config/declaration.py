@@ -34,6 +34,8 @@ def param(
     default: Any,
     *steps: StepName,
     required_in: tuple[StepName, ...] = (),
+    auto_in: tuple[StepName, ...] = (),
+    is_input: bool = False,
     affects_result: bool = True,
     in_recipe: bool = True,
     handed_over: bool = False,
@@ -43,6 +45,8 @@ def param(
     declared: dict[str, Any] = {
         "steps": list(steps),
         "required_in": list(required_in),
+        "auto_in": list(auto_in),
+        "is_input": is_input,
         "affects_result": affects_result,
         "in_recipe": in_recipe,
         "handed_over": handed_over,
@@ -62,9 +66,12 @@ class Parameter:
         type: its type in `MLproject`.
         steps: the steps that take it; `main` also takes those of the steps that it chains.
         required_in: the steps that need it and have no default for it.
+        auto_in: the steps whose default is `auto`: they take it from an earlier run.
+        is_input: whether it names a file, a run or a model that the result is made from, so that
+            the content, not the name, decides whether a step can be re-used.
         affects_result: False if it changes only the speed, the location or the display of a result:
             a step is re-used, and a training resumed, whatever its value.
-        in_recipe: False if `main` decides it before the recipe is read.
+        in_recipe: False if no recipe sets it: MLproject declares only these for `main`.
         handed_over: whether a step of the chain produces it, so that `main` does not take it.
         also: a second name of the option in `steps`.
     """
@@ -75,6 +82,8 @@ class Parameter:
     type: str
     steps: Sequence[StepName]
     required_in: Sequence[StepName]
+    auto_in: Sequence[StepName]
+    is_input: bool
     affects_result: bool
     in_recipe: bool
     handed_over: bool
@@ -96,6 +105,8 @@ def declared_parameters(model: type[BaseModel]) -> dict[str, Parameter]:
 
 
 def _in_words(schema: dict[str, Any]) -> str:
+    if words := schema.get("words"):
+        return str(words)
     if choices := schema.get("enum"):
         return " or ".join(choices)
     if alternatives := schema.get("anyOf"):

@@ -12,8 +12,8 @@ from k400tiny_lib.config.steps import STEPS, default_text
 
 HEADER = """\
 # Generated from k400tiny_lib/config by `python -m k400tiny_lib.config.mlproject`.
-# `python -m steps.<entry point> --help` explains each parameter. In main, the default `recipe`
-# means: as the recipe says.
+# `python -m steps.<entry point> --help` explains each parameter. main takes those of all the steps
+# that it chains with -P, too; declared are only those that no recipe sets.
 """
 
 
@@ -21,12 +21,15 @@ def mlproject_text() -> str:
     """The whole file: every entry point with its parameters, types, defaults and command."""
     entry_points = {}
     for step, spec in STEPS.items():
-        parameters = {name: {"type": PARAMETERS[name].type} for name in spec.params}
-        for name in spec.params:
+        # MLflow appends what is not declared to the command. What is declared, it logs with its
+        # default before main can say what the recipe made of it.
+        names = [n for n in spec.params if step != "main" or not PARAMETERS[n].in_recipe]
+        parameters = {name: {"type": PARAMETERS[name].type} for name in names}
+        for name in names:
             if (default := default_text(step, name)) is not None:
                 parameters[name]["default"] = default
         # MLflow quotes the values itself; quotes around a placeholder would open an injection.
-        options = " ".join(f"--{name} {{{name}}}" for name in spec.params)
+        options = " ".join(f"--{name} {{{name}}}" for name in names)
         command = f"python -m steps.{step} {options}"
         entry_points[step] = {"parameters": parameters, "command": command}
     project = {"name": "k400tiny", "conda_env": "conda.yaml", "entry_points": entry_points}

@@ -20,9 +20,9 @@ from pydantic import (
 )
 
 from k400tiny_lib.config.declaration import AUTO, NONE, StepName, declared_parameters, param
+from k400tiny_lib.config.model_names import DEFAULT_MODEL, ModelName
 from k400tiny_lib.models.architectures import ARCHITECTURES  # imports no torch
 
-_DEFAULT_MODEL = "r2plus1d_18"
 SAMPLE = "sample"  # the data_path of the rendered sample
 _WITH_MODEL: tuple[StepName, ...] = ("train", "evaluate", "export_onnx")
 # Values of `augmentation` that mix the clips of a batch: rows of data.loading.augmentation's table,
@@ -38,7 +38,7 @@ def _known(architecture: str) -> str:
 
 def _resolve_clip_size(value: Any, info: ValidationInfo) -> Any:
     # `model` is declared, and so validated, before the clip sizes; an unknown one is not in `data`.
-    architecture = ARCHITECTURES[info.data.get("model", _DEFAULT_MODEL)]
+    architecture = ARCHITECTURES[info.data.get("model", DEFAULT_MODEL)]
     return getattr(architecture, str(info.field_name)) if value == AUTO else value
 
 
@@ -71,20 +71,22 @@ class Config(
     # --- the chain ------------------------------------------------------------------------------
     recipe: str = param(AUTO, "main", in_recipe=False)
     """Named set of parameters in recipes/; `auto` is sample or k400tiny, depending on data_path."""
+    description: str = param(NONE, "main", "train", affects_result=False)
+    """Text at the head of the run's description, in Markdown; `none` for no text."""
 
     # --- data -----------------------------------------------------------------------------------
     input: str = param("", "predict", required_in=("predict",))
     """A frame folder, a video file, or a directory of either."""
     data_path: str = param(
-        SAMPLE, "prepare_data", *_WITH_MODEL, required_in=("train", "evaluate"), in_recipe=False
+        SAMPLE, "prepare_data", *_WITH_MODEL, auto_in=_WITH_MODEL, in_recipe=False
     )
     """Directory or URI with frame folders or videos, named by gt_csv or in one folder per class;
-    `sample` to render one."""
+    `sample` to render one, `auto` for the clips that the annotations were made of."""
     gt_csv: str = param(NONE, "prepare_data", in_recipe=False)
     """Ground truth, a path or URI: file,label or folder_name,label, with youtube_id if known;
     file,label,time_start,time_end for segments of long videos; the list of Kinetics; `none` for
     class folders and the sample."""
-    output_dir: str = param("data", "prepare_data", affects_result=False)
+    output_dir: str = param("data", "prepare_data", affects_result=False, in_recipe=False)
     """Directory or URI for what prepare_data renders and decodes, and its content index."""
     val_fraction: Fraction = param(0.1, "prepare_data")
     """Share of the clips held out for validation."""
@@ -107,19 +109,27 @@ class Config(
     """Dask scheduler (tcp://host:port) whose workers decode videos, `none` for this machine;
     prepare_data also takes it as `scheduler`."""
     annotations: str = param(
-        NONE, *_WITH_MODEL, required_in=("train", "evaluate"), handed_over=True
+        NONE, *_WITH_MODEL, auto_in=_WITH_MODEL, is_input=True, handed_over=True
     )
-    """annotations.json: a path or an artifact URI (runs:/...)."""
+    """annotations.json: a path or an artifact URI (runs:/...); `auto` for those that the checkpoint
+    was trained with, and in train for those of the newest prepare_data."""
 
     # --- model ----------------------------------------------------------------------------------
-    model: Model = param(_DEFAULT_MODEL, "train")
+    model: Model = param(DEFAULT_MODEL, "train")
     """Architecture."""
-    checkpoint: str = param(NONE, "evaluate", "export_onnx", handed_over=True)
-    """Checkpoint (best.pt): a path or an artifact URI; `none` where `weights` is given."""
+    checkpoint: str = param(
+        NONE,
+        *("evaluate", "export_onnx"),
+        auto_in=("evaluate", "export_onnx"),
+        is_input=True,
+        handed_over=True,
+    )
+    """Checkpoint (best.pt): a path or an artifact URI; `auto` for that of the newest train, `none`
+    where `weights` is given."""
     weights: str = param(NONE, *_WITH_MODEL)
     """torchvision weights (R2Plus1D_18_Weights.KINETICS400_V1); `none` for scratch or a
     checkpoint."""
-    load_model: str = param(NONE, "train")
+    load_model: str = param(NONE, "train", is_input=True)
     """Checkpoint to start from: a path or an artifact URI; `none` for no checkpoint."""
     num_classes: Count | Auto = param(AUTO, "train")
     """Size of the head; `auto` is the number of the data's categories."""
@@ -203,7 +213,7 @@ class Config(
     """Epochs between two writes of last.pt."""
     save_every_minutes: NonNegativeFloat = param(10.0, "train", affects_result=False)
     """Minutes between two writes of last.pt within an epoch; 0 for none."""
-    resume: str = param(NONE, "train")
+    resume: str = param(NONE, "train", is_input=True)
     """`auto` resumes the newest usable checkpoint of checkpoint_dir; a path or URI that file, or
     the newest of that directory; `none` starts from scratch."""
     print_interval: NonNegativeInt = param(0, "train", affects_result=False)
@@ -229,12 +239,12 @@ class Config(
     # --- evaluation -----------------------------------------------------------------------------
     robustness: bool = param(True, "evaluate")
     """Measure accuracy under changed light, blur, compression, lost and reversed frames."""
-    compare_with: str = param(NONE, "evaluate")
+    compare_with: str = param(NONE, "evaluate", is_input=True)
     """Other model on the same clips: a run of evaluate (its id or runs:/<id>), predictions.csv (a
     path or URI) or a registered model (models:/...)."""
 
     # --- export ---------------------------------------------------------------------------------
-    evaluation: str = param(NONE, "export_onnx", handed_over=True)
+    evaluation: str = param(NONE, "export_onnx", is_input=True, handed_over=True)
     """Run of evaluate on the same model (its id or runs:/<id>), or the folder of its results: gives
     the temperature and skips scoring."""
     opset: Annotated[int, Field(ge=18, le=23)] = param(18, "export_onnx")
@@ -255,10 +265,12 @@ class Config(
     # --- registry and use -----------------------------------------------------------------------
     model_uri: str = param(AUTO, "predict")
     """Model to use; `auto` is models:/<registered_model_name>@champion."""
-    registered_model_name: str = param("k400tiny-r2plus1d_18", "export_onnx", "predict")
-    """Name in the model registry."""
-    video_model_name: str = param("k400tiny-video-classifier", "export_onnx")
-    """Name in the model registry of the same model for whole videos, ready to be served."""
+    registered_model_name: ModelName = param(AUTO, "export_onnx", "predict")
+    """Name in the model registry; `auto` is k400tiny-<architecture>, and in predict
+    k400tiny-r2plus1d_18 or, if there is none, the newest champion of another architecture."""
+    video_model_name: ModelName = param(AUTO, "export_onnx")
+    """Name in the model registry of the same model for whole videos, ready to be served; `auto` is
+    k400tiny-video-classifier, for another architecture than r2plus1d_18 with its name."""
     top_k: Count = param(5, "predict")
     """Labels shown per clip."""
     num_threads: Count | Auto = param(AUTO, "predict")

@@ -31,4 +31,6 @@ def load_recipe(name: str) -> dict[str, Any]:
     for key in values:
         if key not in PARAMETERS:
             raise UserError(f"recipe: {name} sets {key!r}, which is no parameter.")
+        if not PARAMETERS[key].in_recipe:
+            raise UserError(f"recipe: {name} sets {key}. Needed: that it is given with -P.")
     return values

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from k400tiny_lib.config.declaration import AUTO, NONE
+from k400tiny_lib.config.model_names import check_model_names, name_models
 from k400tiny_lib.config.parameters import MIXING_AUGMENTATIONS, PARAMETERS, SAMPLE, Config
 from k400tiny_lib.config.recipes import load_recipe
 from k400tiny_lib.errors import UserError, is_utf8, printable
@@ -54,6 +55,8 @@ def default_text(step: str, name: str) -> str | None:
     parameter = PARAMETERS[name]
     if step in parameter.required_in:
         return None
+    if step in parameter.auto_in:
+        return AUTO
     return FROM_RECIPE if step == "main" and parameter.in_recipe else str(parameter.default)
 
 
@@ -81,21 +84,30 @@ def resolve(step: str, texts: Mapping[str, str]) -> Config:
             raise unknown_parameter(step, name)
         if not is_utf8(texts[name]):  # MLflow and annotations hold text only
             raise UserError(f"{name}: {printable(texts[name])} is not UTF-8. Needed: UTF-8.")
+        # `-P data_path=$UNSET` would otherwise be the project's own directory.
+        if not texts[name].strip():
+            raise UserError(f"{name}: the value is empty. Needed: {PARAMETERS[name].allowed}.")
     values: dict[str, Any] = {
         name: text.strip()
         for name, text in texts.items()
         if not (step == "main" and text == FROM_RECIPE and name != "recipe")
     }
     for name in STEPS[step].params:
-        if step in PARAMETERS[name].required_in and not values.get(name):
+        if step in PARAMETERS[name].required_in and name not in values:
             raise UserError(f"{name}: {step} needs it (-P {name}=...).")
+        if step in PARAMETERS[name].auto_in:
+            values.setdefault(name, AUTO)
+    if values.get("weights", NONE) != NONE and values.get("checkpoint") == AUTO:
+        values["checkpoint"] = NONE
     if step == "main":
         recipe = values.get("recipe", AUTO)
         if recipe == AUTO:
             recipe = "sample" if values.get("data_path", SAMPLE) == SAMPLE else "k400tiny"
         values = load_recipe(recipe) | values | {"recipe": recipe}
     config = read_config(values)
-    _check_together(config, step)
+    if step == "main":
+        config = name_models(config, config.model)
+    check_together(config, step)
     return config
 
 
@@ -119,8 +131,12 @@ def read_config(values: Mapping[str, Any]) -> Config:
         ) from None
 
 
-def _check_together(config: Config, step: str) -> None:
-    """Refuse values that are right one by one and wrong together."""
+def check_together(config: Config, step: str) -> None:
+    """Refuse values that are right one by one and wrong together.
+
+    Raises:
+        UserError: naming the parameter to change.
+    """
     if config.crop_size > config.resize_size:
         raise UserError(
             f"crop_size: {config.crop_size} is larger than resize_size {config.resize_size}. "
@@ -173,6 +189,7 @@ def _check_together(config: Config, step: str) -> None:
                     f"{name}: {getattr(config, name)} without annotations. Needed: the clips to "
                     "calibrate and to judge on (-P annotations=..., -P data_path=...)."
                 )
+    check_model_names(config)
     if config.data_path == SAMPLE and config.gt_csv != NONE:
         raise UserError("gt_csv: the rendered sample has its own. Give data_path too.")
 

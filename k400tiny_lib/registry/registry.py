@@ -14,6 +14,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 from k400tiny_lib.config import NONE, Config
+from k400tiny_lib.config.model_names import name_models
 from k400tiny_lib.export.exporter import Exported
 from k400tiny_lib.export.onnx_graph import INPUT, OUTPUT, frames_free
 from k400tiny_lib.export.parity import ParityCase
@@ -28,7 +29,12 @@ from k400tiny_lib.registry.promotion import (
 )
 from k400tiny_lib.registry.video_model import installed, register_video_classifier
 from k400tiny_lib.tracking.evaluation_log import evaluation_folder
-from k400tiny_lib.tracking.runs import MODEL_VERSION_TAG, local_copy, local_inputs
+from k400tiny_lib.tracking.runs import (
+    MODEL_VERSION_TAG,
+    VIDEO_VERSION_TAG,
+    local_copy,
+    local_inputs,
+)
 
 MODEL_NAME = "model"
 DECISION_TAG = "k400tiny.promotion"  # of a version: how its promotion was decided
@@ -76,7 +82,9 @@ def register_export(exported: Exported, config: Config) -> tuple[ModelVersion, P
     Returns:
         The version, with alias `challenger`, and whether it is `champion` now, and why.
     """
-    name, metadata, choice = config.registered_model_name, exported.metadata, exported.choice
+    metadata, choice = exported.metadata, exported.choice
+    config = name_models(config, str(metadata["architecture"]))
+    name = config.registered_model_name
     model_uri = log_onnx(choice.proto, metadata)
     registered, decision = register(
         model_uri,
@@ -84,8 +92,9 @@ def register_export(exported: Exported, config: Config) -> tuple[ModelVersion, P
         version_tags(metadata, exported.parity),
         model_card(name, metadata, exported.parity),
     )
-    register_video_classifier(model_uri, registered, config.video_model_name)
-    mlflow.set_tag(MODEL_VERSION_TAG, f"{name}/{registered.version}")
+    video = register_video_classifier(model_uri, registered, config.video_model_name)
+    versions = {MODEL_VERSION_TAG: registered, VIDEO_VERSION_TAG: video}
+    mlflow.set_tags({tag: f"{v.name}/{v.version}" for tag, v in versions.items()})
     return registered, decision
 
 

@@ -8,7 +8,7 @@ from mlflow.data.pandas_dataset import from_pandas
 
 from k400tiny_lib.data.annotations import SPLITS
 from k400tiny_lib.data.preparation import plots
-from k400tiny_lib.errors import printable
+from k400tiny_lib.errors import hide_passwords, printable
 from k400tiny_lib.media.listing import describe_left_out
 from k400tiny_lib.tracking.runs import DATA_DIGEST_TAG, DATA_PATH_TAG
 
@@ -32,7 +32,7 @@ def log_prepared(prepared: "Prepared") -> None:
     mlflow.log_figure(plots.plot_split_balance(table), "images/split_balance.png")
     mlflow.log_figure(plots.plot_contact_sheet(table, directory), "images/contact_sheet.png")
     mlflow.log_metrics({name: report[name] for name in _METRICS})
-    source, digest = str(directory), report["data_digest"]
+    source, digest = hide_passwords(str(directory)), report["data_digest"]
     with warnings.catch_warnings():
         # mlflow registers its source type of local paths twice and warns that it must choose, and
         # it warns of whole numbers in the schema.

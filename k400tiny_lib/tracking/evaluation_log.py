@@ -13,8 +13,10 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from k400tiny_lib.config import NONE, Config
-from k400tiny_lib.errors import UserError, one_line
+from k400tiny_lib.errors import UserError, hide_passwords, one_line
+from k400tiny_lib.tracking.models import logged_model_id, open_registered
 from k400tiny_lib.tracking.runs import active_run_id, local_copy
+from k400tiny_lib.tracking.server import run_page
 
 if TYPE_CHECKING:
     from k400tiny_lib.evaluation.comparison import OtherModel
@@ -58,7 +60,7 @@ def _log_scores(evaluation: "Evaluation", data_path: str) -> None:
         warnings.simplefilter("ignore", UserWarning)
         dataset = from_pandas(
             evaluation.table[["video", "group", "target"]],
-            source=data_path,
+            source=hide_passwords(data_path),
             targets="target",
             name=f"k400tiny-{split}",
             digest=evaluation.annotations.split_digest(split),
@@ -73,7 +75,7 @@ def _newest_export(training_run: str) -> str | None:
         return None
     versions = MlflowClient().search_model_versions(f"tags.training_run_id = '{training_run}'")
     newest = max(versions, key=lambda version: int(version.creation_timestamp), default=None)
-    return str(newest.model_id) if newest is not None and newest.model_id else None
+    return None if newest is None else logged_model_id(newest)
 
 
 def provenance(training_run: str) -> "Provenance":
@@ -84,7 +86,7 @@ def provenance(training_run: str) -> "Provenance":
     runs = {"evaluated by run": active_run_id(), "trained by run": training_run}
     facts = [
         Fact("commit", git_commit() or "not started from a repository"),
-        *(Fact(name, run_id, _run_link(run_id)) for name, run_id in runs.items() if run_id),
+        *(Fact(name, run_id, _page_of(run_id)) for name, run_id in runs.items() if run_id),
     ]
     return Provenance(facts, _metric_histories(training_run, CURVE_METRICS))
 
@@ -105,16 +107,11 @@ def _metric_histories(run_id: str, names: Sequence[str]) -> dict[str, list[tuple
     }
 
 
-def _run_link(run_id: str) -> str | None:
-    """The address of a run's page if the tracking server has one that a browser can open."""
-    server = mlflow.get_tracking_uri()
-    if not server.startswith("http"):
-        return None
+def _page_of(run_id: str) -> str | None:
     try:
-        experiment = MlflowClient().get_run(run_id).info.experiment_id
+        return run_page(MlflowClient().get_run(run_id))
     except MlflowException:
         return None
-    return f"{server.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
 
 
 def git_commit() -> str:
@@ -131,7 +128,6 @@ def other_model(config: Config) -> "OtherModel | None":
     """
     from k400tiny_lib.evaluation.comparison import OtherModel
     from k400tiny_lib.evaluation.predictions import read_predictions
-    from k400tiny_lib.tracking.models import open_registered
 
     uri = config.compare_with
     if uri == NONE:
@@ -149,7 +145,8 @@ def other_model(config: Config) -> "OtherModel | None":
         return OtherModel(name, classifier)
     table_uri, protocol = predictions_uri(uri)
     table = read_predictions(local_copy(table_uri, "compare_with"), "compare_with")
-    return OtherModel(f"{uri} (protocol: {protocol})" if protocol else uri, table)
+    name = hide_passwords(uri)  # it is shown in the report
+    return OtherModel(f"{name} (protocol: {protocol})" if protocol else name, table)
 
 
 def predictions_uri(evaluation: str, parameter: str = "compare_with") -> tuple[str, str]:

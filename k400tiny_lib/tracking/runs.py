@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,17 +14,21 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from k400tiny_lib.config import AUTO, NONE, Config, parameters_of
-from k400tiny_lib.errors import UserError, one_line
+from k400tiny_lib.config import AUTO, NONE, STEPS, Config, parameters_of
+from k400tiny_lib.errors import UserError, hide_passwords, one_line
 from k400tiny_lib.files import fetch, problem_of
+from k400tiny_lib.tracking.naming import NOTE_TAG, initial_name, name_run
+from k400tiny_lib.tracking.server import move_password_to_environment, shown_server
 from k400tiny_lib.tracking.uploader import fail_fast, is_unreachable
 
 STEP_TAG = "k400tiny.step"
 CACHE_KEY_TAG = "k400tiny.cache_key"
 ERROR_TAG = "k400tiny.error"
+ANNOTATIONS_TAG = "k400tiny.annotations"  # of train: what it was trained with
 DATA_PATH_TAG = "k400tiny.data_path"
 DATA_DIGEST_TAG = "k400tiny.data_digest"
 MODEL_VERSION_TAG = "k400tiny.model_version"
+VIDEO_VERSION_TAG = "k400tiny.video_model_version"
 RESUMED_FROM_TAG = "k400tiny.resumed_from"
 RESOLVED = "config/resolved.yaml"
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -34,41 +39,85 @@ _ERROR_LENGTH = 5000  # MLflow refuses tags beyond 8000 characters
 def step_run(step: str, config: Config) -> Iterator[Run]:
     """Run a block inside the MLflow run of a step, FAILED with the reason if the block raises.
 
-    Parameters are logged unless `mlflow run` has logged them already in the user's spelling; the
-    resolved values are logged as `config/resolved.yaml` either way.
+    What MLflow leaves in the temporary directory (downloads, above all) is deleted in the end.
 
     Raises:
         UserError: if the tracking store cannot be used.
     """
+    move_password_to_environment()
+    if step == "main":  # its last line is the address; MLflow prints it for every run, twice
+        os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     launched = "MLFLOW_RUN_ID" in os.environ  # start_run deletes it
-    try:
-        run = mlflow.start_run(run_name=None if launched else step)
-    except MlflowException as error:
-        raise UserError(
-            f"MLFLOW_TRACKING_URI: {mlflow.get_tracking_uri()} fails: {error}"
-        ) from None
-    try:
-        _check_artifact_store(run)
-        parameters = parameters_of(step, config)
-        mlflow.set_tag(STEP_TAG, step)
-        if not launched:
-            mlflow.log_params(parameters)
-        mlflow.log_dict(parameters, RESOLVED)
-        yield run
-    except BaseException as error:
-        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
-        _end_failed(run, (reason or type(error).__name__)[:_ERROR_LENGTH])
-        if is_unreachable(error):
+    with _temporary_directory():
+        try:
+            run = mlflow.start_run(run_name=None if launched else initial_name(step, config))
+        except Exception as error:  # of the server's client, of a database, of its migration
             raise UserError(
-                f"MLFLOW_TRACKING_URI: no answer any more ({one_line(error)})."
+                f"MLFLOW_TRACKING_URI: {shown_server()} fails: {one_line(error)}"
             ) from None
-        raise
+        try:
+            _check_artifact_store(run)
+            # `mlflow run <git URI>` stores that URI as it was typed.
+            tags = {name: hide_passwords(value) for name, value in run.data.tags.items()}
+            mlflow.set_tags(dict(tags.items() - run.data.tags.items()) | {STEP_TAG: step})
+            name_run(run, step, config)
+            if config.description != NONE and "description" in STEPS[step].params:
+                mlflow.set_tag(NOTE_TAG, hide_passwords(config.description))
+            log_parameters(step, config)
+            yield run
+        except BaseException as error:
+            reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
+            reason = hide_passwords(reason) or type(error).__name__
+            _end_failed(run, reason[:_ERROR_LENGTH])
+            if is_unreachable(error):
+                raise UserError(
+                    f"MLFLOW_TRACKING_URI: no answer any more ({one_line(error)})."
+                ) from None
+            raise
+        try:
+            mlflow.end_run()
+        except MlflowException as error:
+            raise UserError(
+                f"MLFLOW_TRACKING_URI: run {run.info.run_id} is done, but cannot be ended: {error}"
+            ) from None
+
+
+def log_parameters(step: str, config: Config) -> None:
+    """Log the parameters of the active run that it does not have yet, and all as one file.
+
+    `mlflow run` has logged those that it was given, in the user's spelling; a parameter cannot be
+    logged again with another value, `auto` with what it became, say. The file has the final values.
+
+    Raises:
+        UserError: if the artifacts of the run cannot be written from here.
+    """
+    parameters = {n: hide_passwords(v) for n, v in parameters_of(step, config).items()}
+    run = MlflowClient().get_run(active_run_id())
+    mlflow.log_params({n: v for n, v in parameters.items() if n not in run.data.params})
     try:
-        mlflow.end_run()
-    except MlflowException as error:
+        mlflow.log_dict(parameters, RESOLVED)
+    except Exception as error:  # every artifact store raises its own
+        if is_unreachable(error):
+            raise
         raise UserError(
-            f"MLFLOW_TRACKING_URI: run {run.info.run_id} is done, but cannot be ended: {error}"
+            f"MLFLOW_TRACKING_URI: the artifacts of this run belong in {run.info.artifact_uri}, "
+            f"which cannot be written from here ({one_line(error)}). Needed: a directory that this "
+            "user can write to, or a server that passes artifacts on (mlflow server "
+            "--serve-artifacts)."
         ) from None
+
+
+@contextmanager
+def _temporary_directory() -> Iterator[None]:
+    # MLflow downloads into new temporary directories that it never deletes. Only this process is
+    # redirected, not those that it starts: some keep what they compiled for the next time.
+    previous = tempfile.tempdir
+    with tempfile.TemporaryDirectory(prefix="k400tiny-", ignore_cleanup_errors=True) as folder:
+        tempfile.tempdir = folder
+        try:
+            yield
+        finally:
+            tempfile.tempdir = previous
 
 
 def _end_failed(run: Run, message: str) -> None:

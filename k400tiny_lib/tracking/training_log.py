@@ -12,17 +12,16 @@ import types
 from collections.abc import Mapping
 from pathlib import Path
 
-import mlflow
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 
-from k400tiny_lib.errors import UserError, one_line
+from k400tiny_lib.errors import UserError, hide_passwords, one_line
 from k400tiny_lib.metrics_log import attachments_dir, read_entries
+from k400tiny_lib.tracking.naming import NOTE_TAG
 from k400tiny_lib.tracking.runs import ERROR_TAG
+from k400tiny_lib.tracking.server import server_in_shell, shown_server
 from k400tiny_lib.tracking.system_metrics import SystemSampler
 from k400tiny_lib.tracking.uploader import MetricsUploader, fail_fast
-
-_NOTE_TAG = "mlflow.note.content"  # shown as the run's description
 
 
 class TrainingLog:
@@ -30,6 +29,7 @@ class TrainingLog:
 
     def __init__(self, run_id: str, metrics_log: Path, retry_seconds: float = 5.0) -> None:
         self._client = MlflowClient()
+        metrics_log = metrics_log.absolute()  # messages show it, and the user may be elsewhere
         self._run_id, self._metrics_log = run_id, metrics_log
         self._attachments = attachments_dir(metrics_log)
         self._images = self._attachments / "images"
@@ -77,7 +77,7 @@ class TrainingLog:
             if self._unreachable_since is None:
                 self._unreachable_since = now
                 _warn(
-                    f"{mlflow.get_tracking_uri()} takes nothing ({one_line(error)}). "
+                    f"{shown_server()} takes nothing ({one_line(error)}). "
                     f"Training continues; {self._metrics_log} is sent when the server is back."
                 )
         elif self._unreachable_since is not None:
@@ -115,10 +115,10 @@ class TrainingLog:
             if checkpoint is not None:
                 self._client.log_artifact(self._run_id, str(checkpoint), "checkpoints")
             if note:
-                self._client.set_tag(self._run_id, _NOTE_TAG, note)
+                self._client.set_tag(self._run_id, NOTE_TAG, hide_passwords(note))
         except Exception as error:  # any store may raise anything
             raise UserError(
-                f"MLFLOW_TRACKING_URI: {mlflow.get_tracking_uri()} does not take the results "
+                f"MLFLOW_TRACKING_URI: {shown_server()} does not take the results "
                 f"({one_line(error)}). {self._kept()}"
             ) from None
         self._report(None)
@@ -144,7 +144,8 @@ class TrainingLog:
         return f"run {self._run_id}: everything is logged, {status}"
 
     def _kept(self) -> str:
-        server, folder = shlex.quote(mlflow.get_tracking_uri()), shlex.quote(str(self._attachments))
+        server = server_in_shell()
+        folder = shlex.quote(str(self._attachments))
         return (
             f"Checkpoints and metrics are safe in {self._metrics_log.parent}. Needed: the server "
             f"back, then `MLFLOW_TRACKING_URI={server} python -m steps.log_training {folder}`."

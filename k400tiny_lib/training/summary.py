@@ -9,8 +9,9 @@ from statistics import median
 import torch
 from matplotlib.figure import Figure
 
-from k400tiny_lib.config import Config
+from k400tiny_lib.config import NONE, Config
 from k400tiny_lib.distributed.launch import processes_per_node
+from k400tiny_lib.errors import hide_passwords
 from k400tiny_lib.metrics_log import attachments_dir, read_entries
 from k400tiny_lib.plots import CURVE_METRICS, plot_learning_curves
 from k400tiny_lib.system import available_cores, cpu_name
@@ -72,7 +73,7 @@ def summarize(metrics_log: Path, config: Config, run_id: str) -> Results | None:
     checkpoint = f"-P checkpoint=runs:/{run_id}/checkpoints/best.pt"
     data = f"-P data_path={config.data_path} -P annotations={config.annotations}"
     run = "mlflow run . --env-manager local -e"
-    commands = f"{run} evaluate {data} {checkpoint}\n{run} export_onnx {checkpoint}"
+    commands = hide_passwords(f"{run} evaluate {data} {checkpoint}\n{run} export_onnx {checkpoint}")
     rows = {
         "model": f"{config.model}, {config.clip_len} frames of {config.crop_size} px",
         "training": pace,
@@ -81,7 +82,8 @@ def summarize(metrics_log: Path, config: Config, run_id: str) -> Results | None:
         "hardware": hardware(config),
     }
     table = [f"| {name} | {value} |" for name, value in rows.items()]
-    note = [f"**{top1}**", "", "| | |", "|---|---|", *table, "", "Next steps:", ""]
+    note = [] if config.description == NONE else [config.description, ""]
+    note += [f"**{top1}**", "", "| | |", "|---|---|", *table, "", "Next steps:", ""]
     return Results(
         {"best_epoch": best.step, "best_val_acc1": best.metrics["val_acc1"]},
         f"{top1}; {pace}",

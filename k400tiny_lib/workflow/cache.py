@@ -5,13 +5,19 @@ from pathlib import Path
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from mlflow.exceptions import MlflowException
 
 from k400tiny_lib.config import AUTO, NONE, PARAMETERS, Config, parameters_of
 from k400tiny_lib.data.sources.base import Source, open_source
 from k400tiny_lib.files import combine_digests, combine_named_digests, file_digest
-from k400tiny_lib.tracking.evaluation_log import evaluation_folder
-from k400tiny_lib.tracking.runs import CACHE_KEY_TAG, MODEL_VERSION_TAG, STEP_TAG, local_copy
+from k400tiny_lib.tracking.evaluation_log import evaluation_folder, predictions_uri
+from k400tiny_lib.tracking.models import model_version_uri, version_has_files
+from k400tiny_lib.tracking.runs import (
+    CACHE_KEY_TAG,
+    MODEL_VERSION_TAG,
+    STEP_TAG,
+    VIDEO_VERSION_TAG,
+    local_copy,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 _PACKAGE = ("k400tiny_lib/**/*.py", "k400tiny_lib/**/*.txt", "k400tiny_lib/**/*.j2")
@@ -20,11 +26,13 @@ _CODE = (*_PACKAGE, "steps/**/*.py", "requirements.txt")
 # data_path is left out as well: its content is in the digest of the annotations or of the source.
 NOT_IN_CACHE_KEY = {name for name, p in PARAMETERS.items() if not p.affects_result} | {"data_path"}
 
-_PROOF = {
-    "prepare_data": "annotations/annotations.json",
-    "train": "checkpoints/best.pt",
-    "evaluate": "evaluation/predictions.csv",
+# What a finished run of a step must still hold: later steps and people read it.
+_ARTIFACTS = {
+    "prepare_data": ("annotations.json", "data_report.json"),
+    "train": ("best.pt",),
+    "evaluate": ("predictions.csv", "per_class.csv", "calibration.json", "report.html"),
 }
+_FOLDERS = {"prepare_data": "annotations", "train": "checkpoints", "evaluate": "evaluation"}
 
 
 def code_digest() -> str:
@@ -47,28 +55,58 @@ def cache_key(step: str, config: Config, source: Source | None = None) -> str:
     parameters = parameters_of(step, config)
     parts = [step, code_digest()]
     for name in sorted(parameters.keys() - NOT_IN_CACHE_KEY):
-        parts += [name, _identity(name, parameters[name])]
+        parts += [name, _identity(name, parameters[name], config)]
     if step == "prepare_data":
         parts.append((source or open_source(config)).digest())
     return combine_digests(parts)
 
 
-def _identity(name: str, value: str) -> str:
+def _identity(name: str, value: str, config: Config) -> str:
     """The content behind a parameter that names an input, else its text."""
-    if value in (NONE, AUTO):
+    if name == "gt_csv":  # its content is in the digest of the source
+        return ""
+    if not PARAMETERS[name].is_input or value == NONE:
         return value
-    if name == "annotations":
-        return file_digest(local_copy(value, name))
-    if name in ("checkpoint", "load_model", "resume"):
-        # The artifacts of a run never change: its URI says as much as the file, and costs nothing.
-        if value.startswith("runs:/"):
+    if value == AUTO:
+        if name != "resume":
             return value
-        path = local_copy(value, name)
-        files = sorted(path.glob("*.pt")) if path.is_dir() else [path]
-        return combine_digests(map(file_digest, files))
+        # A directory named by the run holds no other training than this one.
+        if config.checkpoint_dir == AUTO or not Path(config.checkpoint_dir).exists():
+            return NONE
+        value = config.checkpoint_dir
+    if name == "annotations":
+        # By content even of a run: data prepared again in the same way is the same data.
+        return _content(local_copy(value, name))
     if name == "evaluation":
-        return file_digest(local_copy(f"{evaluation_folder(value)}/predictions.csv", name))
-    return "" if name == "gt_csv" else value
+        folder = evaluation_folder(value)
+        files = (local_copy(f"{folder}/{f}", name) for f in ("predictions.csv", "calibration.json"))
+        return combine_digests(map(_content, files))
+    if name == "compare_with":
+        value, _ = predictions_uri(value)
+    return _input_identity(value, name)
+
+
+def _input_identity(uri: str, parameter: str) -> str:
+    """What an input is, so that another content is another text.
+
+    The artifacts of a run and of a version of a model never change: their URI says as much as the
+    files, and costs nothing. An alias counts as the version that it means now. Everything else is
+    read.
+    """
+    if uri.startswith("runs:/"):
+        return uri
+    if uri.startswith("models:/"):
+        return model_version_uri(uri, parameter)
+    return _content(local_copy(uri, parameter))
+
+
+def _content(path: Path) -> str:
+    """Digest of a file, or of the files of a directory."""
+    if not path.is_dir():
+        return file_digest(path)
+    # Hidden files are those that are still being written.
+    files = (f for f in path.rglob("[!.]*") if f.is_file())
+    return combine_named_digests({str(f.relative_to(path)): file_digest(f) for f in files})
 
 
 def find_finished(step: str, key: str, experiment_id: str) -> Run | None:
@@ -84,12 +122,11 @@ def find_finished(step: str, key: str, experiment_id: str) -> Run | None:
 
 def _result_exists(step: str, run: Run) -> bool:
     try:
-        if step in _PROOF:
-            folder = _PROOF[step].rpartition("/")[0]
+        if step in _ARTIFACTS:
+            folder = _FOLDERS[step]
             files = mlflow.artifacts.list_artifacts(run_id=run.info.run_id, artifact_path=folder)
-            return any(file.path == _PROOF[step] for file in files)
-        name, _, version = run.data.tags.get(MODEL_VERSION_TAG, "").partition("/")
-        MlflowClient().get_model_version(name, version)
-    except (MlflowException, OSError):
+            return {f"{folder}/{n}" for n in _ARTIFACTS[step]} <= {file.path for file in files}
+        versions = run.data.tags[MODEL_VERSION_TAG], run.data.tags[VIDEO_VERSION_TAG]
+        return all(version_has_files(*version.split("/")) for version in versions)
+    except Exception:  # every artifact store raises its own; the step then runs again
         return False
-    return True

@@ -11,8 +11,11 @@ from mlflow.exceptions import ExecutionException
 
 from k400tiny_lib.config import CHAIN, NONE, Config, parameters_of
 from k400tiny_lib.data.sources.base import Source, open_source
-from k400tiny_lib.errors import UserError
+from k400tiny_lib.errors import UserError, hide_passwords
 from k400tiny_lib.tracking import runs
+from k400tiny_lib.tracking.models import logged_model_id
+from k400tiny_lib.tracking.naming import NOTE_TAG, name_run
+from k400tiny_lib.tracking.server import page_path, where_to_look
 from k400tiny_lib.workflow.cache import ROOT, cache_key, find_finished
 
 
@@ -124,20 +127,21 @@ def summarize(finished: list[Finished], config: Config) -> str:
     version = run_of["export_onnx"].data.tags[runs.MODEL_VERSION_TAG]
     # Evaluation comes before export: only now is there a model that the scores can be tied to.
     name, _, number = version.partition("/")
-    model_id = MlflowClient().get_model_version(name, number).model_id
+    model_id = logged_model_id(MlflowClient().get_model_version(name, number))
     mlflow.log_metrics(scores, model_id=model_id)
     acc1, low, high = (scores[f"{config.split}_acc1{end}"] for end in ("", "_ci_low", "_ci_high"))
     top1 = f"{config.split} top-1 {acc1:.1f} % (95 % interval {low:.1f} to {high:.1f})"
-    note = [f"**{top1}**, model `models:/{version}`", ""]
+    note = [] if config.description == NONE else [config.description, ""]
+    note += [f"**{top1}**, model `models:/{version}`, recipe `{config.recipe}`", ""]
     note += ["| step | run | | seconds |", "|---|---|---|---|"]
     tags = {runs.MODEL_VERSION_TAG: version}
     for done in finished:
         info = done.run.info
-        link = f"[{info.run_id}](#/experiments/{info.experiment_id}/runs/{info.run_id})"
+        link = f"[{info.run_id}]({page_path(done.run)})"
         word = "re-used" if done.reused else "new"
         note.append(f"| {done.step} | {link} | {word} | {done.seconds:.0f} |")
         tags[f"k400tiny.run.{done.step}"] = info.run_id
-    mlflow.set_tags(tags | {"mlflow.note.content": "\n".join(note)})
-    store = mlflow.get_tracking_uri()
-    look = f"open {store}" if store.startswith("http") else f"mlflow ui --backend-store-uri {store}"
-    return f"{top1}\nmodel: models:/{version}\nlook at it: {look}"
+    mlflow.set_tags(tags | {NOTE_TAG: hide_passwords("\n".join(note))})
+    parent = MlflowClient().get_run(runs.active_run_id())
+    name_run(parent, "main", config, f"top-1 {acc1:.1f} %")
+    return f"{top1}\nmodel: models:/{version}\nlook at it: {where_to_look(parent)}"

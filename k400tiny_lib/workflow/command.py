@@ -9,7 +9,7 @@ import click
 
 from k400tiny_lib.config import PARAMETERS, STEPS, Config, resolve
 from k400tiny_lib.config.steps import default_text, unknown_parameter
-from k400tiny_lib.errors import UserError
+from k400tiny_lib.errors import UserError, hide_passwords
 from k400tiny_lib.workflow import signals
 
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130  # exit codes
@@ -76,12 +76,14 @@ def _run(step: str, function: Callable[[Config], None], arguments: list[str]) ->
         return USER_ERROR
     if config is None:
         return 0
+    from k400tiny_lib.tracking.inputs import settle_inputs
     from k400tiny_lib.tracking.runs import step_run, tag_cache_key
     from k400tiny_lib.workflow.cache import cache_key
 
     try:
         with step_run(step, config):
             signals.arm()
+            config = settle_inputs(step, config)
             # Only a finished run is re-used, so the key can be set before the step runs;
             # log_training then has nothing to add. prepare_data sets its own when it has its clips.
             if step != "prepare_data":
@@ -94,7 +96,7 @@ def _run(step: str, function: Callable[[Config], None], arguments: list[str]) ->
         print(f"{step}: interrupted", file=sys.stderr)
         return INTERRUPTED
     except Exception:
-        traceback.print_exc()
+        print(hide_passwords(traceback.format_exc()), file=sys.stderr, end="", flush=True)
         return FAILED
     return 0
 
@@ -104,4 +106,4 @@ def _complain(step: str, error: UserError) -> None:
     message = " ".join(str(error).split())
     print(message if step == "main" else f"{step}: {message}", file=sys.stderr, flush=True)
     if os.environ.get("K400TINY_TRACEBACK"):
-        traceback.print_exception(error)
+        print(hide_passwords("".join(traceback.format_exception(error))), file=sys.stderr)

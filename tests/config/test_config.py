@@ -6,12 +6,23 @@ from pathlib import Path
 
 import pytest
 import yaml
+from mlflow.exceptions import MlflowException
+from mlflow.utils.validation import _validate_model_name
 from pydantic import ValidationError
 
-from k400tiny_lib.config import PARAMETERS, STEPS, Config, parameters_of, read_config, resolve
+from k400tiny_lib.config import (
+    PARAMETERS,
+    STEPS,
+    Config,
+    parameters_of,
+    read_config,
+    recipes,
+    resolve,
+)
 from k400tiny_lib.config.mlproject import mlproject_text
 from k400tiny_lib.config.recipes import load_recipe, recipe_names
 from k400tiny_lib.errors import UserError
+from k400tiny_lib.models.architectures import ARCHITECTURES
 from k400tiny_lib.training.resuming import IGNORED_ON_RESUME
 from k400tiny_lib.workflow.cache import NOT_IN_CACHE_KEY
 
@@ -40,6 +51,64 @@ def test_every_contract_parameter_exists_in_its_step_and_in_main(step: str) -> N
     if step != "predict":
         handed_over = {"annotations", "checkpoint"}
         assert names - handed_over <= set(STEPS["main"].params)
+
+
+def test_mlproject_declares_for_main_only_what_no_recipe_sets() -> None:
+    project = yaml.safe_load((ROOT / "MLproject").read_text())
+    names = "recipe data_path gt_csv output_dir use_cache env_manager"
+    assert " ".join(project["entry_points"]["main"]["parameters"]) == names
+    for step in ("prepare_data", "train", "evaluate", "export_onnx", "predict"):
+        assert list(project["entry_points"][step]["parameters"]) == list(STEPS[step].params)
+
+
+def test_a_recipe_that_sets_what_only_the_user_knows_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipes, "RECIPES", tmp_path)
+    (tmp_path / "mine.yaml").write_text("output_dir: elsewhere")
+    with pytest.raises(UserError, match=r"^recipe: mine sets output_dir\."):
+        load_recipe("mine")
+
+
+@pytest.mark.parametrize(
+    ("step", "name"), [(step, name) for step in STEPS for name in STEPS[step].params]
+)
+def test_an_empty_value_is_refused_by_name(step: str, name: str) -> None:
+    for empty in ("", "  "):
+        with pytest.raises(UserError, match=f"^{name}: the value is empty"):
+            resolve(step, {"input": "x", name: empty} if step == "predict" else {name: empty})
+
+
+@pytest.mark.parametrize("name", ["team/model", "a:b", "..", ".", "..a", "k400 tiny", "ü", "a.b"])
+@pytest.mark.parametrize("parameter", ["registered_model_name", "video_model_name"])
+def test_a_model_name_is_refused_at_once_exactly_where_mlflow_refuses_it(
+    name: str, parameter: str
+) -> None:
+    try:
+        _validate_model_name(name)
+    except MlflowException:
+        with pytest.raises(UserError, match=f"^{parameter}: .*a name without / and :"):
+            resolve("main", {parameter: name})
+    else:
+        assert getattr(resolve("main", {parameter: name}), parameter) == name
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_has_a_model_name_of_its_own(architecture: str) -> None:
+    config = resolve("main", {"model": architecture})
+    assert config.registered_model_name == f"k400tiny-{architecture}"
+    others = [resolve("main", {"model": other}) for other in ARCHITECTURES if other != architecture]
+    assert config.video_model_name not in {other.video_model_name for other in others}
+    assert resolve("main", {}).video_model_name == "k400tiny-video-classifier"
+    given = resolve("main", {"model": architecture, "registered_model_name": "mine"})
+    assert given.registered_model_name == "mine"
+
+
+def test_weights_take_the_place_of_a_checkpoint_from_an_earlier_run() -> None:
+    for step in ("evaluate", "export_onnx"):
+        assert resolve(step, {}).checkpoint == "auto"
+        config = resolve(step, {"weights": "R2Plus1D_18_Weights.KINETICS400_V1"})
+        assert (config.checkpoint, config.annotations) == ("none", "auto")
 
 
 def test_mlproject_placeholders_are_unquoted_and_match_the_parameters() -> None:
@@ -169,8 +238,13 @@ def test_an_unknown_recipe_names_the_nearest() -> None:
         ("main", {"val_fraction": "0.5", "test_fraction": "0.5"}, "val_fraction"),
         ("main", {"num_crops": "2"}, "num_crops"),
         ("main", {"nnodes": "2", "node_rank": "2"}, "node_rank"),
-        ("train", {"data_path": "x"}, "annotations"),
-        ("export_onnx", {}, "checkpoint"),
+        ("export_onnx", {"checkpoint": "none"}, "checkpoint"),
+        ("main", {"registered_model_name": "k400tiny-video-classifier"}, "video_model_name"),
+        (
+            "export_onnx",
+            {"registered_model_name": "a", "video_model_name": "a"},
+            "video_model_name",
+        ),
         ("export_onnx", {"checkpoint": "a.pt", "weights": "b"}, "checkpoint"),
     ],
 )

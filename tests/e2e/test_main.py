@@ -15,6 +15,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from k400tiny_lib.config import CHAIN, STEPS
 from tests.conftest import REPOSITORY, write_data
 
 NAME = "k400tiny-test"
@@ -85,7 +86,11 @@ def finished(project: Project) -> Iterator[Run]:
     done = project.run()
     assert done.returncode == 0, done.stdout + done.stderr
     assert "test top-1" in done.stdout
+    last = done.stdout.splitlines()[-1]
     [parent] = project.runs("tags.`k400tiny.step` = 'main'")
+    page = f"#/experiments/0/runs/{parent.info.run_id}?workflowType=machine_learning"
+    store = f"mlflow ui --backend-store-uri sqlite:///{project.folder}/mlflow.db"
+    assert last == f"look at it: {store}, then http://127.0.0.1:5000/{page}"
     previous = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(f"sqlite:///{project.folder}/mlflow.db")
     yield parent
@@ -127,6 +132,30 @@ def test_main_leaves_a_parent_and_four_nested_finished_runs_with_the_contracts_n
         for path in artifacts.split():
             folder = path.rpartition("/")[0]
             assert path in [f.path for f in project.client.list_artifacts(run.info.run_id, folder)]
+
+
+def test_the_parent_has_a_readable_name_settled_parameters_and_the_scores(
+    finished: Run, project: Project
+) -> None:
+    acc1 = finished.data.metrics["test_acc1"]
+    assert finished.info.run_name == f"frames · r2plus1d_18 · top-1 {acc1:.1f} %"
+    params = finished.data.params
+    assert set(STEPS["main"].params) <= set(params)
+    assert (params["clip_len"], params["lr"], params["num_clips"]) == ("4", "0.01", "1")
+    assert "recipe" not in params.values()
+    note = finished.data.tags["mlflow.note.content"]
+    children = project.runs(f"tags.mlflow.parentRunId = '{finished.info.run_id}'")
+    assert {run.info.run_name for run in children} == set(CHAIN)
+    assert all(run.info.run_id in note for run in children)
+
+
+def test_the_scores_are_on_the_page_of_the_registered_model(
+    finished: Run, project: Project
+) -> None:
+    version = project.client.get_model_version_by_alias(NAME, "champion")
+    model = project.client.get_logged_model(version.source.removeprefix("models:/"))
+    scores = {metric.key: metric.value for metric in model.metrics}
+    assert scores["test_acc1"] == finished.data.metrics["test_acc1"]
 
 
 def test_the_champion_loads_and_predicts_raw_frames(finished: Run) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
-from k400tiny_lib.config import Config
+from k400tiny_lib.config import Config, parameters_of, resolve
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.metrics_log import append_entry, read_entries
 from k400tiny_lib.tracking.runs import ERROR_TAG, end_running_children, local_copy, step_run
@@ -70,15 +71,97 @@ def test_a_step_whose_server_is_gone_fails_at_once_and_leaves_no_run_to_be_ended
     assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
 
 
-def test_parameters_that_mlflow_run_has_logged_are_left_as_they_are(
+def test_parameters_that_mlflow_run_has_logged_stay_and_the_missing_ones_are_added(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = MlflowClient().create_run("0")  # by `mlflow run`, or by an orchestrator without any
+    MlflowClient().log_param(run.info.run_id, "top_k", "05")
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+    with step_run("predict", Config(top_k=5, device="cpu")):
+        pass
+    params = MlflowClient().get_run(run.info.run_id).data.params
+    assert params == parameters_of("predict", Config(device="cpu")) | {"top_k": "05"}
+
+
+def test_main_shows_the_settled_value_of_every_parameter(
     store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = MlflowClient().create_run("0")
-    MlflowClient().log_param(run.info.run_id, "top_k", "05")
+    for name, value in {"data_path": "sample", "lr": "1e-1"}.items():  # -P lr=1e-1
+        MlflowClient().log_param(run.info.run_id, name, value)
     monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
-    with step_run("predict", Config(top_k=5)):
+    monkeypatch.setenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "")  # restored afterwards
+    config = resolve("main", {"lr": "1e-1"})
+    with step_run("main", config):
         pass
-    assert MlflowClient().get_run(run.info.run_id).data.params["top_k"] == "05"
+    params = MlflowClient().get_run(run.info.run_id).data.params
+    assert params == parameters_of("main", config) | {"lr": "1e-1"}
+    assert (params["num_epochs"], params["recipe"]) == (str(config.num_epochs), "sample")
+    assert "recipe" not in {value for name, value in params.items() if name != "recipe"}
+
+
+def test_a_step_leaves_nothing_in_the_temporary_directory(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    with step_run("predict", Config()) as run:
+        mlflow.log_text("weights", "folder/best.pt")
+        tempfile.mkdtemp()  # as MLflow does for a download from a server
+    assert list((tmp_path / "tmp").iterdir()) == []
+    assert tempfile.gettempdir() == str(tmp_path / "tmp")
+    uri = f"runs:/{run.info.run_id}/folder/best.pt"
+    assert local_copy(uri, "checkpoint").read_text() == "weights"
+
+
+@pytest.mark.parametrize("location", ["below a file", "read-only"])
+def test_artifacts_that_cannot_be_written_are_one_line_and_the_run_fails(
+    store: str, tmp_path: Path, location: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = "0"
+    if location == "below a file":  # a directory that even root cannot make
+        (tmp_path / "file").write_text("")
+        experiment = MlflowClient().create_experiment("elsewhere", f"{tmp_path}/file/artifacts")
+    else:
+
+        def refuse(*args: Any, **kwargs: Any) -> None:
+            raise OSError(30, "Read-only file system", "./mlruns")
+
+        monkeypatch.setattr("mlflow.log_dict", refuse)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", experiment)
+    with (
+        pytest.raises(UserError, match=r"^MLFLOW_TRACKING_URI: the artifacts of this run belong"),
+        step_run("predict", Config()),
+    ):
+        raise AssertionError
+    [run] = MlflowClient().search_runs([experiment])
+    assert run.info.status == "FAILED"
+    assert "cannot be written from here" in run.data.tags[ERROR_TAG]
+
+
+def test_the_password_of_a_git_project_is_removed_from_the_tags_of_mlflow(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tags = {"mlflow.source.name": "https://token:secret@host/project.git", "mlflow.user": "me"}
+    run_id = MlflowClient().create_run("0", tags=tags).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+    with step_run("predict", Config()):
+        pass
+    stored = MlflowClient().get_run(run_id).data.tags
+    assert stored["mlflow.source.name"] == "https://host/project.git"
+    assert stored["mlflow.user"] == "me"
+
+
+def test_no_password_is_stored_in_parameters_files_or_the_reason_of_a_failure(store: str) -> None:
+    uri = "s3://key:secret@bucket/clips"
+    with pytest.raises(RuntimeError), step_run("prepare_data", Config(data_path=uri)) as run:
+        raise RuntimeError(f"{uri} is gone")
+    data = MlflowClient().get_run(run.info.run_id).data
+    assert data.params["data_path"] == "s3://bucket/clips"
+    assert data.tags[ERROR_TAG] == "s3://bucket/clips is gone"
+    resolved = mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/config/resolved.yaml")
+    assert "s3://bucket/clips" in resolved
+    assert "secret" not in str(data.to_dictionary()) + resolved
 
 
 def test_children_left_running_are_ended(store: str) -> None:

@@ -46,7 +46,8 @@ def test_arguments_become_a_resolved_config() -> None:
     [
         (["main", "--lr", "abc"], "lr: 'abc'"),
         (["main", "--epochs", "3"], "epochs: main has no such parameter. Did you mean num_epochs?"),
-        (["train", "--data_path", "x"], "annotations: train needs it"),
+        (["predict"], "input: predict needs it"),
+        (["train", "--data_path", ""], "data_path: the value is empty"),
         (["main", "--lr"], "lr"),
     ],
 )

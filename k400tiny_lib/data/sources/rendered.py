@@ -5,9 +5,11 @@ in the direction of time: a clip played backwards belongs to the partner class, 
 not tell the two apart and a model has to look at motion.
 """
 
+import fcntl
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -96,7 +98,8 @@ def render_sample(
     """Render the sample data set: one folder of JPEG frames per clip, then the ground truth.
 
     The same arguments give the same bytes, whatever `workers` is. A clip folder that exists already
-    is left as it is, so an interrupted rendering resumes; the CSV comes last.
+    is left as it is, so an interrupted rendering resumes; the CSV comes last. Of several processes
+    one renders, and the others wait for it.
 
     Args:
         root: folder that receives `k400tiny_images/` and `k400tiny_ground_truth.csv`.
@@ -110,6 +113,28 @@ def render_sample(
     images = root / IMAGES_FOLDER
     images.mkdir(parents=True, exist_ok=True)
     clips = _plan(seed, num_sources_per_class, clips_per_source)
+    with _lock(root):
+        _render_clips(clips, images, num_frames, size, workers)
+        columns = ["folder_name", "youtube_id", "label"]
+        with atomic_write(root / GROUND_TRUTH_FILE) as part:
+            pd.DataFrame(clips)[columns].to_csv(part, index=False)
+
+
+@contextmanager
+def _lock(root: Path) -> Iterator[None]:
+    """Keep other processes from rendering into the same directory; ends with the process."""
+    with (root / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"sample: another process renders {root}, waiting for it", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _render_clips(
+    clips: list[_Clip], images: Path, num_frames: int, size: int, workers: int | None
+) -> None:
     render = partial(_render_clip, images, num_frames=num_frames, size=size)
     workers = min(workers or available_cores(), len(clips))
     progress = partial(tqdm, total=len(clips), desc="render", unit="clip", mininterval=1)
@@ -120,9 +145,6 @@ def render_sample(
         with open_executor(NONE, workers) as (executor, count):
             for _ in progress(map_unordered(executor, count, render, clips)):
                 pass
-    columns = ["folder_name", "youtube_id", "label"]
-    with atomic_write(root / GROUND_TRUTH_FILE) as part:
-        pd.DataFrame(clips)[columns].to_csv(part, index=False)
 
 
 def _plan(seed: int, num_sources_per_class: int, clips_per_source: int) -> list[_Clip]:

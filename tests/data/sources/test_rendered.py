@@ -1,5 +1,7 @@
 """The rendered sample: the same bytes for a seed, never half a clip, motion as the only clue."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -16,6 +18,7 @@ from k400tiny_lib.data.sources.rendered import (
     render_sample,
 )
 from k400tiny_lib.media.frames import data_digest
+from tests.conftest import REPOSITORY
 
 # Mean gray levels of the first and the last frame, per FORMAT.
 MEANS = {
@@ -88,6 +91,38 @@ def test_a_seed_gives_the_same_bytes_on_any_number_of_processes(
     other = tmp_path / "other"
     render_sample(other, seed=4, workers=1, **SMALL)
     assert data_digest(other / IMAGES_FOLDER) != data_digest(rendered / IMAGES_FOLDER)
+
+
+def test_two_processes_that_render_at_once_both_succeed(rendered: Path, tmp_path: Path) -> None:
+    code = f"""
+from pathlib import Path
+from k400tiny_lib.data.sources.rendered import render_sample
+print("ready", flush=True)
+input()
+render_sample(Path({str(tmp_path)!r}), seed=3, workers=1, **{SMALL!r})
+"""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=REPOSITORY,
+        )
+        for _ in range(3)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    assert data_digest(tmp_path / IMAGES_FOLDER) == data_digest(rendered / IMAGES_FOLDER)
 
 
 def test_rendering_resumes_and_leaves_existing_clips_alone(rendered: Path, tmp_path: Path) -> None:
