@@ -1,8 +1,7 @@
 """Errors for people: the exception type for a user's mistake, and any text as one line."""
 
-import unicodedata
-
 import re
+import unicodedata
 
 # Of a URI: all up to the last @ before the path. A database's password may also hold a slash.
 _USER_INFO = re.compile(
