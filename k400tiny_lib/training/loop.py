@@ -7,6 +7,7 @@
 """
 
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from itertools import islice
@@ -23,7 +24,7 @@ from k400tiny_lib.data.loading.dataset import ClipDataset
 from k400tiny_lib.data.loading.loader import batches
 from k400tiny_lib.distributed.process import TrainSampler, average_buffers
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.models.weights import architecture_of_model, model_input
+from k400tiny_lib.models.weights import architecture_of_model, model_input, not_finite
 from k400tiny_lib.training.meters import Meters
 from k400tiny_lib.training.state import TrainState
 
@@ -50,11 +51,13 @@ def fit(
 
     Raises:
         Interrupted: on every process after a signal to one of them, once the state is saved.
-        UserError: as for `train_epoch`.
+        UserError: as for `train_epoch`, and on every process if the weights or the validation loss
+            are not finite: such a state is neither saved nor reported.
     """
     while not state.finished:
         metrics = train_epoch(state, save)
         metrics |= validate(state)
+        check_finite(state, metrics["val_loss"])
         due, stop = state.process.any_rank(state.save_due(), state.stop())
         _save_if(state, save, due, stop)  # a signal cuts the validation short
         is_best = state.end_epoch(metrics["val_acc1"])
@@ -190,9 +193,32 @@ def _update(state: TrainState) -> None:
 
 def _save_if(state: TrainState, save: Save, due: bool, stop: bool) -> None:
     if due or stop:
+        check_finite(state)
         save(state)
     if stop:
         raise Interrupted
+
+
+def check_finite(state: TrainState, val_loss: float = 0.0) -> None:
+    """Stop on every process if the state of one is not finite; a collective.
+
+    Raises:
+        UserError: naming the first tensor, or the validation loss.
+    """
+    tensors = dict(state.model.state_dict())
+    if state.average is not None:
+        tensors |= {f"average of {k}": v for k, v in state.average.module.state_dict().items()}
+    broken = not_finite(tensors)
+    [stop] = state.process.any_rank(bool(broken) or not math.isfinite(val_loss))
+    if not stop:
+        return
+    names = [name for of_rank in state.process.gather(broken[:1]) for name in of_rank]
+    what = f"the weights are not finite (first {names[0]})" if names else f"val_loss is {val_loss}"
+    batch = f", batch {state.batch}" if state.batch < len(state.train_loader) else ""
+    raise UserError(
+        f"lr: {what} after epoch {state.epoch + 1}{batch}. Needed: a smaller lr than "
+        f"{state.config.lr:g} or clip_grad_norm. The checkpoints before it are kept."
+    )
 
 
 @torch.inference_mode()

@@ -21,7 +21,7 @@ from k400tiny_lib.data.annotations import Annotations, read_annotations
 from k400tiny_lib.data.loading.augmentation import no_flip_targets
 from k400tiny_lib.data.loading.dataset import ClipDataset
 from k400tiny_lib.data.loading.frame_cache import open_frames
-from k400tiny_lib.data.loading.loader import make_loader, worker_count
+from k400tiny_lib.data.loading.loader import make_loader, shared_memory_problem, worker_count
 from k400tiny_lib.distributed.launch import Job
 from k400tiny_lib.distributed.process import (
     EXIT_CODE,
@@ -30,6 +30,7 @@ from k400tiny_lib.distributed.process import (
     process_group,
     stop_signal,
 )
+from k400tiny_lib.distributed.torchrun import join_torchrun
 from k400tiny_lib.errors import UserError, one_line
 from k400tiny_lib.models.checkpoint import read_checkpoint
 from k400tiny_lib.models.conv2d import to_fast_layout
@@ -50,10 +51,12 @@ class TrainingJob(Job):
     Attributes:
         run_id: the MLflow run of the step, stored in the checkpoints.
         frame_cache: directory of the frame cache on this node; None to decode image files.
+        resumed_run: the run whose checkpoint is resumed; None without one.
     """
 
     run_id: str
     frame_cache: Path | None = None
+    resumed_run: str | None = None
 
     @property
     def metrics_log(self) -> Path:
@@ -219,6 +222,7 @@ def run(job: TrainingJob, process: Process, build: BuildModel = initial_model) -
 
 def main(build: BuildModel = initial_model) -> None:
     """Entry point of each process."""
+    join_torchrun()
     code = work(TrainingJob.read(Path(sys.argv[1])), build)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -241,6 +245,9 @@ def work(job: TrainingJob, build: BuildModel = initial_model) -> int:
         job.error.write_text(str(error))
         return 2
     except Exception as error:
+        if problem := shared_memory_problem(error):
+            job.error.write_text(problem)
+            return 2
         if not out_of_memory(error):
             traceback.print_exc()
             return 1
@@ -255,9 +262,10 @@ def work(job: TrainingJob, build: BuildModel = initial_model) -> int:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory is full, of a GPU or of the machine."""
-    # PyTorch has a dedicated exception for GPUs only.
+    # PyTorch has a dedicated exception for GPUs only. The kernel kills a loader process.
+    signs = ("DefaultCPUAllocator", "MemoryError", "Cannot allocate", "killed by signal: Killed")
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
-        sign in str(error) for sign in ("DefaultCPUAllocator", "MemoryError", "Cannot allocate")
+        sign in str(error) for sign in signs
     )
 
 

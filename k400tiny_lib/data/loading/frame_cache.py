@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from k400tiny_lib.config import AUTO, NONE, Config
 from k400tiny_lib.data.annotations import Annotations, Clip
-from k400tiny_lib.data.loading.loader import batches
+from k400tiny_lib.data.loading.loader import batches, end_with_parent
 from k400tiny_lib.data.loading.readers import FrameReader, ImageFiles
 from k400tiny_lib.errors import UserError, one_line
 from k400tiny_lib.files import atomic_write, combine_digests
@@ -85,7 +85,13 @@ def write_cache(
             writer = _Writer(annotations, ImageFiles(data_path, resize_size), folder)
             missing = [n for n in range(len(writer)) if not _file(folder, n).exists()]
             workers = min(num_workers, len(missing))
-            loader = DataLoader(writer, batch_size=None, sampler=missing, num_workers=workers)
+            loader = DataLoader(
+                writer,
+                batch_size=None,
+                sampler=missing,
+                num_workers=workers,
+                worker_init_fn=end_with_parent,
+            )
             for _ in tqdm(batches(loader), "frame cache", len(missing), unit="file", disable=None):
                 pass
     except OSError as error:
