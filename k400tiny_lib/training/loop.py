@@ -57,8 +57,10 @@ def fit(
     while not state.finished:
         metrics = train_epoch(state, save)
         metrics |= validate(state)
-        check_finite(state, metrics["val_loss"])
-        due, stop = state.process.any_rank(state.save_due(), state.stop())
+        broken = _not_finite(state, metrics["val_loss"])
+        bad, due, stop = state.process.any_rank(bool(broken), state.save_due(), state.stop())
+        if bad:  # before it is saved
+            raise UserError(_describe_broken(state, broken))
         _save_if(state, save, due, stop)  # a signal cuts the validation short
         is_best = state.end_epoch(metrics["val_acc1"])
         on_epoch(state, metrics, is_best)
@@ -74,7 +76,8 @@ def train_epoch(state: TrainState, save: Save) -> dict[str, float]:
 
     Raises:
         Interrupted: as for `fit`.
-        UserError: if the loss is not finite on one process, on every process.
+        UserError: if the loss, or the weights that are to be saved, are not finite on one process;
+            on every process.
     """
     config, device = state.config, state.process.device
     sampler, dataset = state.train_loader.sampler, state.train_loader.dataset
@@ -130,6 +133,11 @@ def train_epoch(state: TrainState, save: Save) -> dict[str, float]:
             if state.average is not None:
                 average_buffers(state.average.module)
         state.seconds += time.perf_counter() - start
+        if due or stop:
+            broken = _not_finite(state)
+            [bad] = state.process.any_rank(bool(broken))
+            if bad:
+                raise UserError(_describe_broken(state, broken))
         _save_if(state, save, due, stop)
 
     num_clips = num_batches * config.batch_size * state.process.world_size
@@ -193,31 +201,28 @@ def _update(state: TrainState) -> None:
 
 def _save_if(state: TrainState, save: Save, due: bool, stop: bool) -> None:
     if due or stop:
-        check_finite(state)
         save(state)
     if stop:
         raise Interrupted
 
 
-def check_finite(state: TrainState, val_loss: float = 0.0) -> None:
-    """Stop on every process if the state of one is not finite; a collective.
-
-    Raises:
-        UserError: naming the first tensor, or the validation loss.
-    """
+def _not_finite(state: TrainState, val_loss: float = 0.0) -> str:
+    """What is not finite on this process: weights, statistics or val_loss; "" for nothing."""
     tensors = dict(state.model.state_dict())
     if state.average is not None:
         tensors |= {f"average of {k}": v for k, v in state.average.module.state_dict().items()}
-    broken = not_finite(tensors)
-    [stop] = state.process.any_rank(bool(broken) or not math.isfinite(val_loss))
-    if not stop:
-        return
-    names = [name for of_rank in state.process.gather(broken[:1]) for name in of_rank]
-    what = f"the weights are not finite (first {names[0]})" if names else f"val_loss is {val_loss}"
-    batch = f", batch {state.batch}" if state.batch < len(state.train_loader) else ""
-    raise UserError(
-        f"lr: {what} after epoch {state.epoch + 1}{batch}. Needed: a smaller lr than "
-        f"{state.config.lr:g} or clip_grad_norm. The checkpoints before it are kept."
+    if names := not_finite(tensors):
+        return f"{names[0]} is not finite"
+    return "" if math.isfinite(val_loss) else f"val_loss is {val_loss}"
+
+
+def _describe_broken(state: TrainState, broken: str) -> str:
+    """The message of the first process with a state that is not finite; every process calls it."""
+    reason = next(filter(None, state.process.gather(broken)))
+    within = f", batch {state.batch}" if state.batch < len(state.train_loader) else ""
+    return (
+        f"lr: {reason} after epoch {state.epoch + 1}{within}. Needed: a smaller lr than "
+        f"{state.config.lr:g}, or clip_grad_norm. The checkpoints before it are kept."
     )
 
 
