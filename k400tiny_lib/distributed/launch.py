@@ -159,7 +159,8 @@ def interface_of(address: str) -> str | None:
     return None
 
 
-def _environment(config: Config) -> dict[str, str]:
+def environment(config: Config) -> dict[str, str]:
+    """The environment of torchrun: what the user has set has priority over our defaults."""
     threads = max(1, available_cores() // processes_per_node(config))
     defaults = {
         "OMP_NUM_THREADS": str(threads),  # torchrun would set 1
@@ -202,7 +203,7 @@ def launch(
     # to a file, and is shown only where it helps.
     with log_file.open("wb") as log:
         process = subprocess.Popen(
-            torchrun_command(job.config, job.file, module), env=_environment(job.config), stderr=log
+            torchrun_command(job.config, job.file, module), env=environment(job.config), stderr=log
         )
         try:
             # An error file means a user's mistake: torchrun must not restart the worker into it.

@@ -119,9 +119,11 @@ def resume(
             print(f"resume: changed since the checkpoint: {', '.join(changes)}", flush=True)
         with writing_to(Path(config.checkpoint_dir), "checkpoint_dir"):
             add_earlier_epochs(metrics_log, checkpoint)
+        where = f"in epoch {state.epoch + 1}, after batch {state.batch}"
         print(
-            f"resuming run {checkpoint['run_id']} in epoch {state.epoch + 1}, after batch "
-            f"{state.batch}" + f" (restart {process.restarts})" * bool(process.restarts),
+            f"resuming run {checkpoint['run_id']} "
+            + ("with nothing left to train" if state.finished else where)
+            + f" (restart {process.restarts})" * bool(process.restarts),
             flush=True,
         )
     [has_best] = process.any_rank(process.is_main and _keep_best(checkpoint, config))
