@@ -45,6 +45,10 @@ def atomic_write(path: Path) -> Iterator[Path]:
     try:
         yield partial_path
         partial_path.replace(path)
+    except OSError as error:
+        if error.filename is None:  # of a write, where the system does not tell the file
+            error.filename = str(path)
+        raise
     finally:
         partial_path.unlink(missing_ok=True)
 

@@ -42,7 +42,8 @@ def append_entry(
     try:
         with path.open("a") as file:
             file.write(json.dumps(record) + "\n")
-    except OSError:  # a full disk; no half a line is left
+    except OSError as error:  # a full disk; no half a line is left
+        error.filename = error.filename or str(path)
         if path.exists():
             os.truncate(path, start)
         raise
