@@ -115,7 +115,7 @@ def test_a_full_disk_is_not_blamed_on_the_server(
 
 def test_torch_hides_a_full_disk_behind_an_error_of_its_own(tmp_path: Path) -> None:
     # What _save of models.checkpoint relies on.
+    FullAfter.room = 1000
     with pytest.raises(RuntimeError) as caught, FullAfter(str(tmp_path / "x"), "w") as file:
-        FullAfter.room = 1000
         torch.save({"weights": torch.zeros(1000)}, file)
     assert isinstance(caught.value.__context__, OSError)
