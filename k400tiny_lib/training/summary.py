@@ -1,6 +1,7 @@
 """Results of a training run: its best epoch, its learning curves, and a summary for people."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -108,7 +109,11 @@ def _best(
     path = metrics_log.parent / BEST
     if not path.exists():
         return logged.step, logged.metrics["val_acc1"]
-    best = read_checkpoint(path, "checkpoint_dir", mapped=True)
+    try:
+        best = read_checkpoint(path, "checkpoint_dir", mapped=True)
+    except UserError as error:  # a damaged disk; the log is still true
+        print(f"warning: {error}", file=sys.stderr, flush=True)
+        return logged.step, logged.metrics["val_acc1"]
     epoch = int(best["epoch"])
     accuracies = [entry.metrics["val_acc1"] for entry in entries if entry.step == epoch]
     score = best.get("val_acc1", *accuracies[:1])

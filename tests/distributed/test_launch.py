@@ -171,7 +171,8 @@ def test_nothing_outlives_a_killed_step(tiny_data: tuple[Path, Path], tmp_path: 
     settings = config(tiny_data[0], tmp_path, num_epochs=1000, num_workers=1, nproc_per_node=1)
     job = make_job(settings, annotate(tiny_data[0], num_val=4, num_train=8))
     job.write()
-    with subprocess.Popen([sys.executable, "-c", STEP, str(job.file)], cwd=REPOSITORY) as step:
+    command = [sys.executable, "-c", STEP, str(job.file)]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL) as step:
         found: list[psutil.Process] = []
         while len(found) < 3:  # torchrun, the worker, its loader
             assert step.poll() is None
@@ -179,6 +180,8 @@ def test_nothing_outlives_a_killed_step(tiny_data: tuple[Path, Path], tmp_path: 
             found = psutil.Process(step.pid).children(recursive=True)
         step.kill()
     _, alive = psutil.wait_procs(found, timeout=20)
+    for process in alive:
+        process.kill()
     assert not alive
 
 

@@ -65,7 +65,7 @@ def test_the_best_is_continued_where_its_file_is(
     agree(results, folder)
 
 
-@pytest.mark.parametrize("left", ["nothing", "of another run", "of another epoch", "damaged"])
+@pytest.mark.parametrize("left", ["nothing", "run_id", "epoch", "val_acc1", "damaged"])
 def test_without_its_file_the_best_starts_anew_and_it_is_said(
     tiny_data: tuple[Path, Path],
     tmp_path: Path,
@@ -80,8 +80,8 @@ def test_without_its_file_the_best_starts_anew_and_it_is_said(
     if left == "damaged":
         (resume / "best.pt").write_bytes(b"half")
     elif left != "nothing":
-        other = {"of another run": {"run_id": "x"}, "of another epoch": {"epoch": 0}}[left]
-        write_checkpoint(best | other, resume / "best.pt")
+        other = {"run_id": "x", "epoch": 0, "val_acc1": 3.0}
+        write_checkpoint(best | {left: other[left]}, resume / "best.pt")
     results = train(tiny_data[0], folder, "new", num_epochs=3, resume=str(resume / "last.pt"))
     said = f"resume: the best.pt of epoch {best['epoch']} (val_acc1 100.5 %) is not beside"
     assert capsys.readouterr().out.count(said) == 1

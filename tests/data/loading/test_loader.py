@@ -190,7 +190,7 @@ class FullSharedMemory(Dataset[Any]):
     [
         "unable to allocate shared memory(shm) for file </torch_1_2>: No space left on device (28)",
         "unable to write to file </torch_1_2>",
-        "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that the loader's "
+        "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that the "
         "workers are out of shared memory. Please try to raise your shared memory limit.",
     ],
 )
