@@ -4,6 +4,7 @@ A local path, or `file://`, is used directly. Anything else (`s3://`, `gs://`, `
 local copy below `.k400tiny/remote`, because every epoch reads the frames again.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -33,6 +34,7 @@ _CONNECTIONS = 16  # of a file system that is not asynchronous
 _CHUNK = 1024  # files
 _FILE_SCHEME = re.compile(r"(?:file|local)://(?:localhost(?=/))?", re.IGNORECASE)
 _LONGEST_NAME = 240  # bytes; file systems allow 255, and partial files add a few
+_NOT_WRITABLE = ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO", "EFBIG")
 
 
 @contextmanager
@@ -51,8 +53,43 @@ def atomic_write(path: Path) -> Iterator[Path]:
     try:
         yield partial_path
         partial_path.replace(path)
+    except OSError as error:
+        if error.filename is None:  # of a write, where the system does not tell the file
+            error.filename = str(path)
+        raise
     finally:
         partial_path.unlink(missing_ok=True)
+
+
+def disk_problem(error: BaseException, folder: Path) -> str:
+    """What keeps a local file from being written (a full disk, no permission); "" for other errors.
+
+    Args:
+        error: of the attempt.
+        folder: to name where the system does not tell the file.
+    """
+    if not isinstance(error, OSError) or errno.errorcode.get(error.errno or 0) not in _NOT_WRITABLE:
+        return ""
+    return f"{error.filename or folder} cannot be written: {error.strerror}"
+
+
+@contextmanager
+def writing_to(folder: Path, parameter: str) -> Iterator[None]:
+    """Raise a UserError for what keeps the files of a folder from being written.
+
+    Args:
+        folder: to write to.
+        parameter: the parameter that named it, for the message.
+    """
+    try:
+        yield
+    except OSError as error:
+        if problem := disk_problem(error, folder):
+            raise UserError(
+                f"{parameter}: {problem}. Needed: room and permission there; what was written "
+                "before is kept."
+            ) from None
+        raise
 
 
 def bytes_digest(content: bytes) -> str:

@@ -5,6 +5,7 @@ server and never waits for one.
 """
 
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -37,8 +38,15 @@ def append_entry(
     record: dict[str, Any] = {"step": step, "timestamp": timestamp, "metrics": dict(metrics)}
     if images:
         record["images"] = {n: str(file.relative_to(path.parent)) for n, file in images.items()}
-    with path.open("a") as file:
-        file.write(json.dumps(record) + "\n")
+    start = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+    except OSError as error:  # a full disk; no half a line is left
+        error.filename = error.filename or str(path)
+        if path.exists():
+            os.truncate(path, start)
+        raise
 
 
 def attachments_dir(metrics_log: Path) -> Path:

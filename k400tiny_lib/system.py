@@ -1,11 +1,43 @@
 """What this process may use of the machine, and what its processors do well."""
 
+import contextlib
+import ctypes
+import os
 import platform
+import signal
+import sys
+import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+
+
+_PR_SET_PDEATHSIG = 1  # from linux/prctl.h
+_POLL_SECONDS = 0.5
+
+
+def die_with_parent(parent: int | None = None) -> None:
+    """Kill this process when its parent is gone, whatever ended the parent (the OOM killer, say).
+
+    Linux does so at once. Everywhere, a thread looks from time to time.
+
+    Args:
+        parent: the process that started this one, in case it has ended already; None to ask.
+    """
+    parent = os.getppid() if parent is None else parent
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    threading.Thread(target=_watch, args=(parent,), name="die with parent", daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_POLL_SECONDS)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def available_cores() -> int:

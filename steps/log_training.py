@@ -45,7 +45,8 @@ def _log(folder: str) -> str:
     metrics_log = Path(f"{attachments}.jsonl")
     log = TrainingLog(job["run_id"], metrics_log)
     finished = read_results(metrics_log)
-    results = finished or summarize(metrics_log, read_config(job["config"]), job["run_id"])
+    config, resumed_run = read_config(job["config"]), job.get("resumed_run")
+    results = finished or summarize(metrics_log, config, job["run_id"], resumed_run)
     if results is None:
         log.close()
     else:

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from k400tiny_lib.config.declaration import AUTO, NONE
+from k400tiny_lib.config.directories import with_local_directories
 from k400tiny_lib.config.model_names import check_model_names, name_models
 from k400tiny_lib.config.parameters import MIXING_AUGMENTATIONS, PARAMETERS, SAMPLE, Config
 from k400tiny_lib.config.recipes import load_recipe
@@ -104,7 +105,7 @@ def resolve(step: str, texts: Mapping[str, str]) -> Config:
         if recipe == AUTO:
             recipe = "sample" if values.get("data_path", SAMPLE) == SAMPLE else "k400tiny"
         values = load_recipe(recipe) | values | {"recipe": recipe}
-    config = read_config(values)
+    config = with_local_directories(read_config(values))
     if step == "main":
         config = name_models(config, config.model)
     check_together(config, step)

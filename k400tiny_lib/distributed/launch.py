@@ -20,6 +20,7 @@ from k400tiny_lib.system import available_cores
 
 TRAINING = "k400tiny_lib.training.worker"
 
+_LOOPBACK = "127.0.0.1"
 _STOP_SECONDS = 60.0
 _LOG_LINES = 40
 _RENDEZVOUS_FAILED = ("RendezvousTimeoutError", "RendezvousConnectionError")
@@ -79,14 +80,17 @@ def processes_per_node(config: Config) -> int:
 def torchrun_command(config: Config, job_file: Path, module: str) -> list[str]:
     """The torchrun command line of a worker module, the same for one process and for many."""
     command = [
-        *(sys.executable, "-m", "torch.distributed.run"),
+        *(sys.executable, "-m", "k400tiny_lib.distributed.torchrun", str(os.getpid())),
         f"--nnodes={config.nnodes}",
         f"--nproc-per-node={processes_per_node(config)}",
         f"--max-restarts={config.max_restarts}",
         "--rdzv-backend=c10d",
-        f"--rdzv-endpoint={config.rdzv_endpoint}",
+        f"--rdzv-endpoint={_endpoint(config)}",
     ]
-    if config.nnodes > 1:
+    if config.nnodes == 1:
+        # torchrun would ask for the address of the machine's name, which may have none.
+        command.append(f"--local-addr={_LOOPBACK}")
+    else:
         # c10d would guess the host by comparing names, which fails where nodes share one.
         is_host, timeout = int(config.node_rank == 0), config.rdzv_timeout
         command += [
@@ -97,6 +101,35 @@ def torchrun_command(config: Config, job_file: Path, module: str) -> list[str]:
             "--rdzv-id=k400tiny",
         ]
     return [*command, "-m", module, str(job_file)]
+
+
+def _endpoint(config: Config) -> str:
+    """Where the processes meet: on one node at the loopback address, not by the machine's name."""
+    host, _, port = config.rdzv_endpoint.rpartition(":")
+    if config.nnodes == 1 and host == "localhost":
+        return f"{_LOOPBACK}:{port}"
+    return config.rdzv_endpoint
+
+
+def check_port(config: Config) -> None:
+    """Refuse a port that another program uses, on the node that the others come to.
+
+    Raises:
+        UserError: if it is in use.
+    """
+    port = config.rdzv_endpoint.rpartition(":")[2]
+    if config.node_rank or not port.isdecimal() or int(port) == 0:
+        return
+    try:
+        with socket.socket() as server:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            server.bind(("", int(port)))
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"rdzv_endpoint: port {port} of this node cannot be used ({reason}). Needed: a free "
+            f"port{', or localhost:0 for any' if config.nnodes == 1 else ''}."
+        ) from None
 
 
 def local_address(rdzv_endpoint: str) -> str:
@@ -126,7 +159,8 @@ def interface_of(address: str) -> str | None:
     return None
 
 
-def _environment(config: Config) -> dict[str, str]:
+def environment(config: Config) -> dict[str, str]:
+    """The environment of torchrun: what the user has set has priority over our defaults."""
     threads = max(1, available_cores() // processes_per_node(config))
     defaults = {
         "OMP_NUM_THREADS": str(threads),  # torchrun would set 1
@@ -134,8 +168,10 @@ def _environment(config: Config) -> dict[str, str]:
         # programs: while one was running, a training step took three times as long.
         "OMP_WAIT_POLICY": "PASSIVE",
     }
-    # Gloo would take the address that the node's name resolves to, often the loopback's.
-    if config.nnodes > 1 and (interface := interface_of(local_address(config.rdzv_endpoint))):
+    # Gloo would take the address of the machine's name, which may have none, or on several nodes
+    # that of the loopback.
+    address = _LOOPBACK if config.nnodes == 1 else local_address(config.rdzv_endpoint)
+    if interface := interface_of(address):
         defaults["GLOO_SOCKET_IFNAME"] = interface
     # After a restart, workers would find the addresses of their dead predecessors in torchrun's
     # store (pytorch#135712). With this, rank 0 opens a new store each time.
@@ -157,16 +193,17 @@ def launch(
         poll_seconds: time between two looks at the workers.
 
     Raises:
-        UserError: with the message that a worker wrote.
+        UserError: with the message that a worker wrote, or if the nodes cannot meet.
         WorkerFailed: if they failed otherwise.
     """
+    check_port(job.config)
     job.write()
     log_file = job.folder / "workers.log"
     # torchrun and the workers report on stderr, with a traceback even for a user's mistake. It goes
     # to a file, and is shown only where it helps.
     with log_file.open("wb") as log:
         process = subprocess.Popen(
-            torchrun_command(job.config, job.file, module), env=_environment(job.config), stderr=log
+            torchrun_command(job.config, job.file, module), env=environment(job.config), stderr=log
         )
         try:
             # An error file means a user's mistake: torchrun must not restart the worker into it.
@@ -186,6 +223,11 @@ def launch(
         return
     log_text = log_file.read_text(errors="replace")
     if any(name in log_text for name in _RENDEZVOUS_FAILED):
+        if job.config.nnodes == 1:
+            raise UserError(
+                f"rdzv_endpoint: {job.config.rdzv_endpoint} is not an address of this node with a "
+                "free port. Needed: localhost:0."
+            )
         raise UserError(
             f"rdzv_endpoint: not all of the {job.config.nnodes} nodes came to "
             f"{job.config.rdzv_endpoint} within {job.config.rdzv_timeout} s. Needed: train on each "

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from k400tiny_lib.data.annotations import Clip
-from k400tiny_lib.data.loading.loader import batches
+from k400tiny_lib.data.loading.loader import batches, end_with_parent
 from k400tiny_lib.errors import UserError, one_line
 from k400tiny_lib.evaluation.views import ViewDataset, ViewProtocol
 from k400tiny_lib.models.loaded import Geometry
@@ -84,6 +84,7 @@ def clip_batches(
         batch_size=batch_size,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=end_with_parent,
     )
     return batches(loader)
 

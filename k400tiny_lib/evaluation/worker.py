@@ -17,9 +17,10 @@ import torch
 
 from k400tiny_lib.config import Config
 from k400tiny_lib.data.annotations import Annotations, Clip, read_annotations
-from k400tiny_lib.data.loading.loader import worker_count
+from k400tiny_lib.data.loading.loader import shared_memory_problem, worker_count
 from k400tiny_lib.distributed.launch import Job, launch
 from k400tiny_lib.distributed.process import Process, process_group
+from k400tiny_lib.distributed.torchrun import join_torchrun
 from k400tiny_lib.errors import UserError, one_line
 from k400tiny_lib.evaluation import robustness
 from k400tiny_lib.evaluation.predictions import make_table, predict_clips
@@ -100,6 +101,7 @@ def run(job: Job, process: Process) -> None:
 
 def main() -> None:
     """Entry point of each process; a user's mistake goes to the job's error file, exit code 2."""
+    join_torchrun()
     job = Job.read(Path(sys.argv[1]))
     try:
         with process_group() as process:
@@ -112,6 +114,11 @@ def main() -> None:
         sys.exit(2)
     except UserError as error:
         job.error.write_text(str(error))
+        sys.exit(2)
+    except Exception as error:
+        if not (problem := shared_memory_problem(error)):
+            raise
+        job.error.write_text(problem)
         sys.exit(2)
 
 

@@ -96,6 +96,11 @@ def _x3d(num_classes: int, dropout: float) -> Any:
     options = {"model_num_class": num_classes, "dropout_rate": dropout}
     # Its head would end in a softmax, which the loss applies already.
     model = _pytorchvideo_hub().x3d_s(**options, head_activation=None)
+    # The builder computes some sizes with NumPy, on whose integers torch.compile fails.
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, tuple):
+                setattr(module, name, tuple(getattr(v, "item", lambda v=v: v)() for v in value))
     model.blocks[-1].pool.pool = FittingPool.like(model.blocks[-1].pool.pool)
     return model
 

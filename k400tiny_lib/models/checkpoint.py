@@ -14,7 +14,7 @@ from k400tiny_lib.config import Config, read_config
 from k400tiny_lib.data.annotations import class_names_by_id, unknown_labels
 from k400tiny_lib.errors import UserError, one_line
 from k400tiny_lib.files import atomic_write
-from k400tiny_lib.models.weights import build_model, class_count, load_weights
+from k400tiny_lib.models.weights import build_model, check_finite, class_count, load_weights
 
 BEST = "best.pt"
 LAST = "last.pt"
@@ -41,10 +41,16 @@ def write_last(content: Mapping[str, Any], folder: Path) -> None:
 
 
 def _save(content: Mapping[str, Any], path: Path) -> None:
-    with path.open("wb") as file:
-        torch.save(dict(content), file)
-        file.flush()
-        os.fsync(file.fileno())  # on disk before it gets its name
+    try:
+        with path.open("wb") as file:
+            torch.save(dict(content), file)
+            file.flush()
+            os.fsync(file.fileno())  # on disk before it gets its name
+    except RuntimeError as error:
+        # torch.save ends a file that it could not write, and hides the reason behind that failure.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def newest_checkpoint(folder: Path, run_id: str | None = None) -> Path | None:
@@ -67,11 +73,20 @@ def newest_checkpoint(folder: Path, run_id: str | None = None) -> Path | None:
     return None
 
 
+def run_of(path: Path) -> str:
+    """The MLflow run that wrote a checkpoint; "" if that cannot be read."""
+    try:
+        return str(read_checkpoint(path, "checkpoint", mapped=True).get("run_id", ""))
+    except UserError:
+        return ""
+
+
 def read_training_state(path: Path, *, mapped: bool = False) -> dict[str, Any]:
     """Read a checkpoint that training can be resumed from.
 
     Raises:
-        UserError: as for `read_checkpoint`, and for a best.pt, which holds no training state.
+        UserError: as for `read_checkpoint`, for weights that are not finite, and for a best.pt,
+            which holds no training state.
     """
     content = read_checkpoint(path, "resume", mapped=mapped)
     if "processes" not in content:
@@ -79,6 +94,8 @@ def read_training_state(path: Path, *, mapped: bool = False) -> dict[str, Any]:
             f"resume: {path} holds no training state. Needed: a {LAST} or its folder; "
             "load_model starts a new training from these weights."
         )
+    for part in ("raw_model", "model"):
+        check_finite(content.get(part, {}), f"resume: {path}")
     return content
 
 

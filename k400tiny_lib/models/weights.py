@@ -106,6 +106,29 @@ def class_count(name: str, state: Mapping[str, Tensor]) -> int:
     return int(state[f"{ARCHITECTURES[name].head}.weight"].shape[0])
 
 
+def check_finite(state: Mapping[str, Tensor], origin: str) -> None:
+    """Refuse weights or BatchNorm statistics that are not finite: every output would be NaN.
+
+    Raises:
+        UserError: beginning with `origin`, and naming the first tensor.
+    """
+    if broken := not_finite(state):
+        raise UserError(
+            f"{origin} has weights that are not finite ({len(broken)} of {len(state)} tensors, "
+            f"first {broken[0]}). Needed: a checkpoint from before its training diverged."
+        )
+
+
+def not_finite(state: Mapping[str, Tensor]) -> list[str]:
+    """The names of the tensors with NaN or infinity."""
+    names = [name for name, tensor in state.items() if tensor.is_floating_point()]
+    if not names:
+        return []
+    # One wait for a GPU, not one for each tensor.
+    finite = torch.stack([state[name].isfinite().all() for name in names]).tolist()
+    return [name for name, is_finite in zip(names, finite, strict=True) if not is_finite]
+
+
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> bool:
     """Load weights; a head of another size is left out, and the model keeps the one it has.
 
@@ -118,7 +141,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> 
         Whether the head was loaded too.
 
     Raises:
-        UserError: if the weights are of another architecture.
+        UserError: if the weights are of another architecture, or not finite.
     """
     head = f"{architecture_of_model(model).head}."
     current, loaded = (
@@ -131,6 +154,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> 
             f"{origin} is of another architecture: {len(backbone)} tensors differ, first "
             f"{backbone[0]}."
         )
+    check_finite(state, origin)
     fitting = {k: v for k, v in state.items() if not (differing and k.startswith(head))}
     model.load_state_dict(fitting, strict=not differing)
     return not differing

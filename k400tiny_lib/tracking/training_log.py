@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 
 from k400tiny_lib.errors import UserError, hide_passwords, one_line
+from k400tiny_lib.files import disk_problem
 from k400tiny_lib.metrics_log import attachments_dir, read_entries
 from k400tiny_lib.tracking.naming import NOTE_TAG
 from k400tiny_lib.tracking.runs import ERROR_TAG
@@ -74,12 +75,15 @@ class TrainingLog:
         now = time.monotonic()
         if error is not None:
             self._next_try = now + self._retry_seconds
-            if self._unreachable_since is None:
-                self._unreachable_since = now
+            if problem := disk_problem(error, self._attachments):
+                if self._unreachable_since is None:
+                    _warn(f"{problem}. Training continues as long as it can.")
+            elif self._unreachable_since is None:
                 _warn(
                     f"{shown_server()} takes nothing ({one_line(error)}). "
                     f"Training continues; {self._metrics_log} is sent when the server is back."
                 )
+            self._unreachable_since = self._unreachable_since or now
         elif self._unreachable_since is not None:
             seconds = now - self._unreachable_since
             _warn(f"the server is back after {seconds:.0f} s; nothing is missing.")
@@ -88,7 +92,8 @@ class TrainingLog:
     def abandon(self) -> None:
         """Send what the server takes at once, after training failed; never raises."""
         if error := self._try_to_send():
-            _warn(f"{one_line(error)}. {self._kept()}")
+            problem = disk_problem(error, self._attachments)
+            _warn(f"{problem}." if problem else f"{one_line(error)}. {self._kept()}")
 
     def close(
         self,
@@ -104,8 +109,11 @@ class TrainingLog:
             checkpoint: the best one.
 
         Raises:
-            UserError: with the command that sends the rest, if the server does not take it.
+            UserError: with the command that sends the rest, if the server does not take it; if
+                there is no checkpoint, or the disk is full.
         """
+        if checkpoint is not None and not checkpoint.exists():
+            raise UserError(f"checkpoint_dir: {checkpoint} does not exist any more.")
         if self._unreachable_since is not None:
             _warn("training is over; waiting for the server up to some minutes more.")
         try:
@@ -117,6 +125,8 @@ class TrainingLog:
             if note:
                 self._client.set_tag(self._run_id, NOTE_TAG, hide_passwords(note))
         except Exception as error:  # any store may raise anything
+            if problem := disk_problem(error, self._attachments):
+                raise UserError(f"checkpoint_dir: {problem}.") from None
             raise UserError(
                 f"MLFLOW_TRACKING_URI: {shown_server()} does not take the results "
                 f"({one_line(error)}). {self._kept()}"

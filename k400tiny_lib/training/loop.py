@@ -7,6 +7,7 @@
 """
 
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from itertools import islice
@@ -23,7 +24,7 @@ from k400tiny_lib.data.loading.dataset import ClipDataset
 from k400tiny_lib.data.loading.loader import batches
 from k400tiny_lib.distributed.process import TrainSampler, average_buffers
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.models.weights import architecture_of_model, model_input
+from k400tiny_lib.models.weights import architecture_of_model, model_input, not_finite
 from k400tiny_lib.training.meters import Meters
 from k400tiny_lib.training.state import TrainState
 
@@ -50,12 +51,16 @@ def fit(
 
     Raises:
         Interrupted: on every process after a signal to one of them, once the state is saved.
-        UserError: as for `train_epoch`.
+        UserError: as for `train_epoch`, and on every process if the weights or the validation loss
+            are not finite: such a state is neither saved nor reported.
     """
     while not state.finished:
         metrics = train_epoch(state, save)
         metrics |= validate(state)
-        due, stop = state.process.any_rank(state.save_due(), state.stop())
+        broken = _not_finite(state, metrics["val_loss"])
+        bad, due, stop = state.process.any_rank(bool(broken), state.save_due(), state.stop())
+        if bad:  # before it is saved
+            raise UserError(_describe_broken(state, broken))
         _save_if(state, save, due, stop)  # a signal cuts the validation short
         is_best = state.end_epoch(metrics["val_acc1"])
         on_epoch(state, metrics, is_best)
@@ -71,7 +76,8 @@ def train_epoch(state: TrainState, save: Save) -> dict[str, float]:
 
     Raises:
         Interrupted: as for `fit`.
-        UserError: if the loss is not finite on one process, on every process.
+        UserError: if the loss, or the weights that are to be saved, are not finite on one process;
+            on every process.
     """
     config, device = state.config, state.process.device
     sampler, dataset = state.train_loader.sampler, state.train_loader.dataset
@@ -127,6 +133,11 @@ def train_epoch(state: TrainState, save: Save) -> dict[str, float]:
             if state.average is not None:
                 average_buffers(state.average.module)
         state.seconds += time.perf_counter() - start
+        if due or stop:
+            broken = _not_finite(state)
+            [bad] = state.process.any_rank(bool(broken))
+            if bad:
+                raise UserError(_describe_broken(state, broken))
         _save_if(state, save, due, stop)
 
     num_clips = num_batches * config.batch_size * state.process.world_size
@@ -193,6 +204,26 @@ def _save_if(state: TrainState, save: Save, due: bool, stop: bool) -> None:
         save(state)
     if stop:
         raise Interrupted
+
+
+def _not_finite(state: TrainState, val_loss: float = 0.0) -> str:
+    """What is not finite on this process: weights, statistics or val_loss; "" for nothing."""
+    tensors = dict(state.model.state_dict())
+    if state.average is not None:
+        tensors |= {f"average of {k}": v for k, v in state.average.module.state_dict().items()}
+    if names := not_finite(tensors):
+        return f"{names[0]} is not finite"
+    return "" if math.isfinite(val_loss) else f"val_loss is {val_loss}"
+
+
+def _describe_broken(state: TrainState, broken: str) -> str:
+    """The message of the first process with a state that is not finite; every process calls it."""
+    reason = next(filter(None, state.process.gather(broken)))
+    within = f", batch {state.batch}" if state.batch < len(state.train_loader) else ""
+    return (
+        f"lr: {reason} after epoch {state.epoch + 1}{within}. Needed: a smaller lr than "
+        f"{state.config.lr:g}, or clip_grad_norm. The checkpoints before it are kept."
+    )
 
 
 @torch.inference_mode()

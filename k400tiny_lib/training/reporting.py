@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 import torch
 
+from k400tiny_lib.files import writing_to
 from k400tiny_lib.metrics_log import append_entry, attachments_dir, read_entries
 from k400tiny_lib.models.checkpoint import BEST, write_checkpoint, write_last
 from k400tiny_lib.training.sample_predictions import save_predictions
@@ -35,6 +36,18 @@ class Reporter:
         """Report an epoch, and save it if it is the best or due; every process must call it."""
         seconds = time.monotonic() - self.epoch_start
         self.epoch_start = time.monotonic()
+        if is_best:
+            state.best_run = self.run_id
+        with writing_to(self.folder, "checkpoint_dir"):
+            metrics = self._write_epoch(state, metrics, is_best, seconds)
+        if self.is_main:
+            line = progress_line(state.epoch, self.config.num_epochs, metrics, is_best, seconds)
+            print(line, flush=True)
+
+    def _write_epoch(
+        self, state: TrainState, metrics: dict[str, float], is_best: bool, seconds: float
+    ) -> dict[str, float]:
+        """Write best.pt, the log and last.pt; returns the metrics as logged."""
         if self.is_main:
             memory = memory_gb(state.process.device)
             metrics = metrics | {"epoch_seconds": seconds, "memory_gb": memory}
@@ -50,9 +63,7 @@ class Reporter:
                 self.reported.add(state.epoch)
         if state.epoch % self.config.save_every == 0 or state.finished:
             self.save(state)
-        if self.is_main:
-            line = progress_line(state.epoch, self.config.num_epochs, metrics, is_best, seconds)
-            print(line, flush=True)
+        return metrics
 
     def save_due(self) -> bool:
         """Whether `save_every_minutes` have passed since the last save, by the clock of rank 0."""
@@ -65,7 +76,8 @@ class Reporter:
         if self.is_main:
             log = self.metrics_log
             content["metrics_log"] = log.read_text() if log.exists() else ""
-            write_last(self._content(state) | content, self.folder)
+            with writing_to(self.folder, "checkpoint_dir"):
+                write_last(self._content(state) | content, self.folder)
         self.last_save = time.monotonic()
 
     def _content(self, state: TrainState) -> dict[str, Any]:

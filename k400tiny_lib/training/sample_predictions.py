@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from k400tiny_lib.data.loading.dataset import ClipDataset
+from k400tiny_lib.files import atomic_write
 from k400tiny_lib.media.sampling import uniform_indices
 from k400tiny_lib.models.weights import model_input
 from k400tiny_lib.plots import LabeledFigure, short_text
@@ -87,5 +88,6 @@ def save_predictions(
     path = folder / NAME / f"epoch_{state.epoch:04d}.png"
     path.parent.mkdir(exist_ok=True)
     labels = {index: label for label, index in categories.items()}
-    draw_predictions(*sample_predictions(state), labels).savefig(path)
+    with atomic_write(path) as part:
+        draw_predictions(*sample_predictions(state), labels).savefig(part, format="png")
     return {NAME: path}

@@ -22,7 +22,7 @@ from k400tiny_lib.training.optim import amp_dtype, make_scheduler
 
 Loader = DataLoader[tuple[Tensor, int, int]]
 
-_PROGRESS = ("batch", "updates", "lr", "best_epoch", "best_val_acc1", "improved_epoch")
+_PROGRESS = ("batch", "updates", "lr", "best_epoch", "best_val_acc1", "best_run", "improved_epoch")
 
 
 @dataclass
@@ -42,6 +42,7 @@ class TrainState:
         meters: metrics of the current epoch so far, of this process.
         seconds, waiting: time that the current epoch has taken, and waited for data, so far.
         best_epoch, best_val_acc1: of the best epoch so far; 0 and -1 before the first.
+        best_run: the MLflow run that trained the best epoch; "" before the first.
         improved_epoch: the last epoch that was better than all before; an equal one does not count.
     """
 
@@ -65,6 +66,7 @@ class TrainState:
     waiting: float = 0.0
     best_epoch: int = 0
     best_val_acc1: float = -1.0
+    best_run: str = ""
     improved_epoch: int = 0
     meters: Meters = field(init=False)
     amp_dtype: torch.dtype | None = field(init=False)
@@ -152,6 +154,7 @@ def load_state(state: TrainState, checkpoint: dict[str, Any], origin: str) -> No
             f"{origin} was saved within an epoch of other batches: {', '.join(changed)}. "
             "Needed: the same, or a checkpoint of the end of an epoch."
         )
+    _check_shapes(state.model, checkpoint["raw_model"], origin)
     try:
         _load_optimizer(state.optimizer, checkpoint["optimizer"])
     except (ValueError, KeyError):
@@ -168,9 +171,20 @@ def load_state(state: TrainState, checkpoint: dict[str, Any], origin: str) -> No
     state.scaler.load_state_dict(checkpoint["scaler"])
     state.epoch = checkpoint["finished_epochs"]
     for name in _PROGRESS:
-        setattr(state, name, checkpoint[name])
+        setattr(state, name, checkpoint.get(name, getattr(state, name)))
     state.scheduler = _scheduler_at_position(state)
     _load_process_state(state, checkpoint["processes"])
+
+
+def _check_shapes(model: nn.Module, saved: dict[str, Tensor], origin: str) -> None:
+    current, before = ({k: v.shape for k, v in s.items()} for s in (model.state_dict(), saved))
+    differing = sorted(k for k, _ in current.items() ^ before.items())
+    if differing:
+        raise UserError(
+            f"{origin} is of a model with other weights: {len(differing)} tensors differ, first "
+            f"{differing[0]}. Needed: the same clip_len, crop_size and other parameters of the "
+            "model, or load_model=<it> to start again from its weights."
+        )
 
 
 def _scheduler_at_position(state: TrainState) -> LRScheduler:

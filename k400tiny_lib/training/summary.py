@@ -1,7 +1,8 @@
 """Results of a training run: its best epoch, its learning curves, and a summary for people."""
 
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -11,8 +12,9 @@ from matplotlib.figure import Figure
 
 from k400tiny_lib.config import NONE, Config
 from k400tiny_lib.distributed.launch import processes_per_node
-from k400tiny_lib.errors import hide_passwords
-from k400tiny_lib.metrics_log import attachments_dir, read_entries
+from k400tiny_lib.errors import UserError, hide_passwords
+from k400tiny_lib.metrics_log import Entry, attachments_dir, read_entries
+from k400tiny_lib.models.checkpoint import BEST, read_checkpoint
 from k400tiny_lib.plots import CURVE_METRICS, plot_learning_curves
 from k400tiny_lib.system import available_cores, cpu_name
 from k400tiny_lib.training.reporting import duration
@@ -45,28 +47,35 @@ def learning_curves(metrics_log: Path) -> Figure:
     return plot_learning_curves({name: history(name) for name in CURVE_METRICS})
 
 
-def summarize(metrics_log: Path, config: Config, run_id: str) -> Results | None:
+def summarize(
+    metrics_log: Path, config: Config, run_id: str, resumed_run: str | None = None
+) -> Results | None:
     """The results of a training run from its metrics log.
 
     Args:
         metrics_log: of the run.
         config: the parameters as the user typed them; the next commands repeat them.
         run_id: the MLflow run, for the URI of its checkpoint.
+        resumed_run: the run that it has continued, if any.
 
     Returns:
         None if the log has no epoch: rank 0, which writes it, is on another node.
+
+    Raises:
+        UserError: if best.pt is of another training.
     """
     entries = [entry for entry, _ in read_entries(metrics_log)]
     if not entries:
         return None
-    # Of equal epochs the later, as in `TrainState.end_epoch`.
-    best = max(entries, key=lambda entry: (entry.metrics["val_acc1"], entry.step))
+    best_epoch, best_acc1 = _best(metrics_log, entries, (run_id, resumed_run))
     last = entries[-1]
     seconds = sum(entry.metrics["epoch_seconds"] for entry in entries)
     speed = median(entry.metrics["clips_per_second"] for entry in entries)
     waiting = median(entry.metrics["data_time_fraction"] for entry in entries)
-    top1 = f"val top-1 {best.metrics['val_acc1']:.1f} % after epoch {best.step}"
+    top1 = f"val top-1 {best_acc1:.1f} % after epoch {best_epoch}"
     epochs = f"{last.step} of {config.num_epochs} epochs"
+    if last.step > config.num_epochs:
+        epochs = f"{last.step} epochs, no more were needed for num_epochs={config.num_epochs},"
     if config.patience and last.step < config.num_epochs:
         epochs += f" (no better one in {config.patience})"
     pace = f"{epochs} in {duration(seconds)}, {speed:.1f} clips/s, waiting for data {waiting:.0%}"
@@ -77,7 +86,7 @@ def summarize(metrics_log: Path, config: Config, run_id: str) -> Results | None:
     rows = {
         "model": f"{config.model}, {config.clip_len} frames of {config.crop_size} px",
         "training": pace,
-        **_train_and_val(best.metrics),
+        **next((_train_and_val(e.metrics) for e in entries if e.step == best_epoch), {}),
         "memory": f"{last.metrics['memory_gb']:.1f} GB per process",
         "hardware": hardware(config),
     }
@@ -85,11 +94,36 @@ def summarize(metrics_log: Path, config: Config, run_id: str) -> Results | None:
     note = [] if config.description == NONE else [config.description, ""]
     note += [f"**{top1}**", "", "| | |", "|---|---|", *table, "", "Next steps:", ""]
     return Results(
-        {"best_epoch": best.step, "best_val_acc1": best.metrics["val_acc1"]},
+        {"best_epoch": best_epoch, "best_val_acc1": best_acc1},
         f"{top1}; {pace}",
         commands,
         "\n".join([*note, "```bash", commands, "```"]),
     )
+
+
+def _best(
+    metrics_log: Path, entries: Sequence[Entry], runs: Sequence[str | None]
+) -> tuple[int, float]:
+    """Epoch and val_acc1 of the best epoch: those of best.pt, for that file is used afterwards."""
+    # Of equal epochs the later, as in `TrainState.end_epoch`.
+    logged = max(entries, key=lambda entry: (entry.metrics["val_acc1"], entry.step))
+    path = metrics_log.parent / BEST
+    if not path.exists():
+        return logged.step, logged.metrics["val_acc1"]
+    try:
+        best = read_checkpoint(path, "checkpoint_dir", mapped=True)
+    except UserError as error:  # a damaged disk; the log is still true
+        print(f"warning: {error}", file=sys.stderr, flush=True)
+        return logged.step, logged.metrics["val_acc1"]
+    epoch = int(best["epoch"])
+    accuracies = [entry.metrics["val_acc1"] for entry in entries if entry.step == epoch]
+    score = best.get("val_acc1", *accuracies[:1])
+    if best.get("run_id") not in runs and score not in accuracies:
+        raise UserError(
+            f"checkpoint_dir: {path} is of run {best.get('run_id')}, epoch {epoch}, which this "
+            "training has not continued. Needed: a checkpoint_dir for each training."
+        )
+    return epoch, float(score)
 
 
 def _train_and_val(metrics: Mapping[str, float]) -> dict[str, str]:

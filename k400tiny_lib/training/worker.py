@@ -16,12 +16,12 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from k400tiny_lib.config import AUTO, NONE, Config
+from k400tiny_lib.config import AUTO, Config
 from k400tiny_lib.data.annotations import Annotations, read_annotations
 from k400tiny_lib.data.loading.augmentation import no_flip_targets
 from k400tiny_lib.data.loading.dataset import ClipDataset
 from k400tiny_lib.data.loading.frame_cache import open_frames
-from k400tiny_lib.data.loading.loader import make_loader, worker_count
+from k400tiny_lib.data.loading.loader import make_loader, shared_memory_problem, worker_count
 from k400tiny_lib.distributed.launch import Job
 from k400tiny_lib.distributed.process import (
     EXIT_CODE,
@@ -30,10 +30,10 @@ from k400tiny_lib.distributed.process import (
     process_group,
     stop_signal,
 )
+from k400tiny_lib.distributed.torchrun import join_torchrun
 from k400tiny_lib.errors import UserError, one_line
-from k400tiny_lib.models.checkpoint import read_checkpoint
 from k400tiny_lib.models.conv2d import to_fast_layout
-from k400tiny_lib.models.weights import build_model, load_weights, pretrained_state
+from k400tiny_lib.models.initial import initial_model
 from k400tiny_lib.training.loop import Interrupted, fit
 from k400tiny_lib.training.optim import make_average, make_optimizer, make_scheduler, scaled_lr_line
 from k400tiny_lib.training.reporting import Reporter
@@ -50,31 +50,17 @@ class TrainingJob(Job):
     Attributes:
         run_id: the MLflow run of the step, stored in the checkpoints.
         frame_cache: directory of the frame cache on this node; None to decode image files.
+        resumed_run: the run whose checkpoint is resumed; None without one.
     """
 
     run_id: str
     frame_cache: Path | None = None
+    resumed_run: str | None = None
 
     @property
     def metrics_log(self) -> Path:
         """Where rank 0 logs metrics; `folder` holds the attachments."""
         return Path(f"{self.folder}.jsonl")
-
-
-def initial_model(config: Config, num_classes: int) -> nn.Module:
-    """The model before the first update: from scratch, torchvision weights or a checkpoint.
-
-    Raises:
-        UserError: if the weights cannot be had or do not fit.
-    """
-    model = build_model(config.model, num_classes, config.dropout)
-    if config.weights != NONE:
-        state, _ = pretrained_state(config.weights, config.model)
-        load_weights(model, state, f"weights: {config.weights}")
-    elif config.load_model != NONE:
-        checkpoint = read_checkpoint(Path(config.load_model), "load_model")
-        load_weights(model, checkpoint["model"], f"load_model: {config.load_model}")
-    return model
 
 
 def training_clips(
@@ -98,7 +84,7 @@ def training_clips(
 
 
 def make_model(
-    config: Config, num_classes: int, process: Process, build: BuildModel = initial_model
+    config: Config, num_classes: int, process: Process, build: BuildModel
 ) -> tuple[nn.Module, nn.Module]:
     """The plain model, and the same as training calls it: wrapped in DDP, maybe compiled.
 
@@ -157,19 +143,21 @@ def make_train_state(
     annotations: Annotations,
     process: Process,
     frame_cache: Path | None = None,
-    build: BuildModel = initial_model,
+    build: BuildModel | None = None,
 ) -> TrainState:
     """Build everything that `loop.fit` needs, for training from the beginning.
 
     Args:
         frame_cache: directory of the frame cache; None to decode image files.
-        build: (config, number of classes) -> the model before the first update.
+        build: (config, number of classes) -> the model before the first update; None for
+            `initial_model`.
 
     Raises:
         UserError: as for `make_model` and `make_loaders`.
     """
     num_classes = annotations.num_classes if config.num_classes == AUTO else int(config.num_classes)
     torch.manual_seed(config.seed)
+    build = build or partial(initial_model, categories=annotations.categories)
     model, forward = make_model(config, num_classes, process, build)
     # From here on each process draws different dropout.
     torch.manual_seed(int(np.random.SeedSequence([config.seed, process.rank]).generate_state(1)[0]))
@@ -192,7 +180,7 @@ def make_train_state(
     )
 
 
-def run(job: TrainingJob, process: Process, build: BuildModel = initial_model) -> None:
+def run(job: TrainingJob, process: Process, build: BuildModel | None = None) -> None:
     """Train as the job says, on this process.
 
     Raises:
@@ -217,8 +205,9 @@ def run(job: TrainingJob, process: Process, build: BuildModel = initial_model) -
             raise
 
 
-def main(build: BuildModel = initial_model) -> None:
+def main(build: BuildModel | None = None) -> None:
     """Entry point of each process."""
+    join_torchrun()
     code = work(TrainingJob.read(Path(sys.argv[1])), build)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -227,7 +216,7 @@ def main(build: BuildModel = initial_model) -> None:
     os._exit(code)
 
 
-def work(job: TrainingJob, build: BuildModel = initial_model) -> int:
+def work(job: TrainingJob, build: BuildModel | None = None) -> int:
     """Train as a process of torchrun; returns the exit code.
 
     A user's mistake goes to the job's error file, with code 2.
@@ -241,9 +230,15 @@ def work(job: TrainingJob, build: BuildModel = initial_model) -> int:
         job.error.write_text(str(error))
         return 2
     except Exception as error:
+        if problem := shared_memory_problem(error):
+            job.error.write_text(problem)
+            return 2
         if not out_of_memory(error):
             traceback.print_exc()
-            return 1
+            if not (problem := compile_problem(error)):
+                return 1
+            job.error.write_text(problem)
+            return 2
         job.error.write_text(
             f"batch_size: {job.config.batch_size} does not fit into memory ({one_line(error)}). "
             "Needed: a smaller batch_size (and larger grad_accum_steps), clip_len or crop_size, "
@@ -253,11 +248,22 @@ def work(job: TrainingJob, build: BuildModel = initial_model) -> int:
     return 0
 
 
+def compile_problem(error: BaseException) -> str:
+    """The message to the user if torch.compile has failed, else ""."""
+    if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return ""
+    return (
+        f"compile: torch.compile fails here ({one_line(error)}). Needed: a C++ compiler (g++, or "
+        "the one in CXX), or compile=False."
+    )
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory is full, of a GPU or of the machine."""
-    # PyTorch has a dedicated exception for GPUs only.
+    # PyTorch has a dedicated exception for GPUs only. The kernel kills a loader process.
+    signs = ("DefaultCPUAllocator", "MemoryError", "Cannot allocate", "killed by signal: Killed")
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
-        sign in str(error) for sign in ("DefaultCPUAllocator", "MemoryError", "Cannot allocate")
+        sign in str(error) for sign in signs
     )
 
 

@@ -293,3 +293,17 @@ def test_only_what_cannot_change_a_result_is_left_out_of_cache_and_resume() -> N
     assert not without_effect & {"lr", "seed", "batch_size", "clip_len", "model", "quantize"}
     assert NOT_IN_CACHE_KEY - without_effect == {"data_path"}
     assert without_effect < IGNORED_ON_RESUME
+
+
+@pytest.mark.parametrize("name", ["checkpoint_dir", "cache_dir"])
+def test_directories_of_training_are_on_this_machine(name: str) -> None:
+    needed = {"data_path": "x", "annotations": "y"}
+    for uri in ("s3://bucket/ck", "gs://b/c", "memory://x", "dbfs:/x", "runs:/1/checkpoints"):
+        for step in ("train", "main"):
+            given = needed if step == "train" else {"data_path": "x"}
+            with pytest.raises(UserError, match=rf"^{name}: {uri} is not a directory of this mach"):
+                resolve(step, given | {name: uri})
+    for path in ("ck/mine", "/ck", "C:/ck", "auto"):
+        assert getattr(resolve("train", needed | {name: path}), name) == path
+    for uri in ("file:///ck/mine", "file:/ck/mine"):
+        assert getattr(resolve("train", needed | {name: uri}), name) == "/ck/mine"

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -112,3 +113,99 @@ def test_on_one_core_of_many_a_worker_has_one_thread(tmp_path: Path) -> None:
         check=True,
     )
     assert (tmp_path / "threads").read_text() == "1"
+
+
+def test_one_node_meets_at_the_loopback_address_whatever_its_name(tmp_path: Path) -> None:
+    command = launch.torchrun_command(Config(nproc_per_node=1), tmp_path / "job.json", "worker")
+    assert "--local-addr=127.0.0.1" in command
+    assert "--rdzv-endpoint=127.0.0.1:0" in command
+    assert launch.environment(Config())["GLOO_SOCKET_IFNAME"] == "lo"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_host_name_that_does_not_resolve_keeps_nobody_from_training(
+    tiny_data: tuple[Path, Path], tmp_path: Path, processes: int
+) -> None:
+    alone = ["unshare", "--uts", "--map-root-user", "--user"]
+    if subprocess.run([*alone, "hostname", "x"], check=False, capture_output=True).returncode:
+        pytest.skip("the host's name cannot be changed for one process")
+    settings = config(tiny_data[0], tmp_path, batch_size=2, num_epochs=1, nproc_per_node=processes)
+    make_job(settings, annotate(tiny_data[0], num_val=2, num_train=8)).write()
+    program = (
+        "import socket, sys; from pathlib import Path; "
+        "socket.sethostname('nowhere-laptop'); "
+        "from k400tiny_lib.distributed.launch import launch; "
+        "from k400tiny_lib.training.worker import TrainingJob; "
+        "launch(TrainingJob.read(Path(sys.argv[1])), module='tests.helpers.training')"
+    )
+    job = str(tmp_path / "metrics-run" / "job.json")
+    subprocess.run(
+        [*alone, sys.executable, "-c", program, job], cwd=REPOSITORY, check=True, timeout=200
+    )
+    assert (tmp_path / "best.pt").exists()
+
+
+def test_a_port_that_another_program_uses_is_said_at_once(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for nodes in (1, 2):
+            settings = Config(nnodes=nodes, rdzv_endpoint=f"localhost:{port}")
+            with pytest.raises(UserError, match=rf"^rdzv_endpoint: port {port} of this node cann"):
+                launch.launch(Job(settings, tmp_path))
+        # Only the first node needs it.
+        launch.check_port(Config(nnodes=2, node_rank=1, rdzv_endpoint=f"localhost:{port}"))
+    launch.check_port(settings)
+
+
+STEP = (
+    "import sys; from pathlib import Path; from k400tiny_lib.distributed.launch import launch; "
+    "from k400tiny_lib.training.worker import TrainingJob; "
+    "launch(TrainingJob.read(Path(sys.argv[1])), module='tests.helpers.training')"
+)
+
+
+def test_nothing_outlives_a_killed_step(tiny_data: tuple[Path, Path], tmp_path: Path) -> None:
+    settings = config(tiny_data[0], tmp_path, num_epochs=1000, num_workers=1, nproc_per_node=1)
+    job = make_job(settings, annotate(tiny_data[0], num_val=4, num_train=8))
+    job.write()
+    command = [sys.executable, "-c", STEP, str(job.file)]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL) as step:
+        found: list[psutil.Process] = []
+        while len(found) < 3:  # torchrun, the worker, its loader
+            assert step.poll() is None
+            time.sleep(0.1)
+            found = psutil.Process(step.pid).children(recursive=True)
+        step.kill()
+    _, alive = psutil.wait_procs(found, timeout=20)
+    for process in alive:
+        process.kill()
+    assert not alive
+
+
+WATCHED = (
+    "import os, subprocess, sys, time\n"
+    "if len(sys.argv) > 1:\n"
+    "    sys.platform = 'darwin'  # without Linux's own way\n"
+    "    from k400tiny_lib.system import die_with_parent\n"
+    "    die_with_parent(int(sys.argv[1]))\n"
+    "    print(os.getpid(), flush=True)\n"
+    "else:\n"
+    "    subprocess.Popen([sys.executable, __file__, str(os.getpid())])\n"
+    "time.sleep(600)\n"
+)
+
+
+def test_a_process_ends_with_its_parent_on_any_system(tmp_path: Path) -> None:
+    script = tmp_path / "watched.py"
+    script.write_text(WATCHED)
+    command = [sys.executable, str(script)]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        assert parent.stdout
+        child = psutil.Process(int(parent.stdout.readline()))
+        assert child.is_running()
+        parent.kill()
+        child.wait(20)

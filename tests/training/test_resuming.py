@@ -25,7 +25,7 @@ CATEGORIES = {"a": 0, "b": 1}
 
 def content(updates: int, run_id: str = "run", **parameters: Any) -> dict[str, Any]:
     return {
-        "model": {"fc.weight": torch.full((100, 100), float(updates))},
+        "model": {"fc.weight": torch.full((2, 5000), float(updates))},
         "epoch": 0,
         "config": Config(**parameters).to_dict(),
         "categories": CATEGORIES,
@@ -141,7 +141,7 @@ def test_what_affects_the_result_and_has_changed_is_named() -> None:
     assert sorted(changes) == ["grad_accum_steps 1 -> 2", "lr 0.01 -> 0.5", "world size 1 -> 2"]
 
 
-def test_a_checkpoint_of_another_training_is_refused_by_the_difference() -> None:
+def test_a_checkpoint_of_another_training_is_refused_by_the_difference(tmp_path: Path) -> None:
     check_resumable(content(1), Config(lr=0.5), CATEGORIES)
     with pytest.raises(UserError, match=r"^resume: .*model=r3d_18, this run has model=r2plus1d_18"):
         check_resumable(content(1, model="r3d_18"), Config(), CATEGORIES)
@@ -151,6 +151,17 @@ def test_a_checkpoint_of_another_training_is_refused_by_the_difference() -> None
         check_resumable(content(1), Config(), CATEGORIES | {"c": 2})
     with pytest.raises(UserError, match=r"^resume: the checkpoint has classes .* first 'b'"):
         check_resumable(content(1), Config(), {"a": 0})
+    with pytest.raises(UserError, match=r"^resume: .* head has 2 classes, this run's has 5 "):
+        check_resumable(content(1), Config(num_classes=5), CATEGORIES)
+    unscaled = content(1, amp="off") | {"scaler": {}}
+    check_resumable(unscaled, Config(amp="bf16"), CATEGORIES)
+    with pytest.raises(UserError, match=r"^resume: .* amp=off and lacks .* amp=fp16 continues"):
+        check_resumable(unscaled, Config(amp="fp16"), CATEGORIES)
+    # Before the frames are packed and the processes started, not only in them.
+    write_last(content(1, model="r3d_18"), tmp_path)
+    settings = Config(resume="auto", checkpoint_dir=str(tmp_path))
+    with pytest.raises(UserError, match=r"^resume: .*model=r3d_18"):
+        resolve_checkpoint_paths(settings, "new", CATEGORIES)
 
 
 def test_a_resumed_run_goes_on_with_the_curves_of_the_former(

@@ -1,14 +1,18 @@
 """The loop and its workers: training learns, and counts every clip once."""
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
+from torch import nn
 from torch.utils.data import DistributedSampler
 
+from k400tiny_lib.config import Config
 from k400tiny_lib.data.annotations import Annotations
 from k400tiny_lib.distributed.launch import launch
 from k400tiny_lib.errors import UserError
@@ -17,8 +21,8 @@ from k400tiny_lib.models.checkpoint import read_checkpoint, write_checkpoint
 from k400tiny_lib.models.weights import build_model
 from k400tiny_lib.training.loop import fit, validate
 from k400tiny_lib.training.meters import Meters
-from k400tiny_lib.training.worker import make_train_state
-from tests.helpers.training import CPU, annotate, config, make_job
+from k400tiny_lib.training.worker import make_train_state, work
+from tests.helpers.training import CPU, annotate, build_small, config, make_job
 
 
 def test_a_single_batch_is_learned_by_heart(tiny_data: tuple[Path, Path], tmp_path: Path) -> None:
@@ -124,3 +128,46 @@ def test_meters_agree_with_scikit_learn_over_uneven_batches() -> None:
     assert metrics["val_acc1"] == pytest.approx(100 * accuracy_score(targets, logits.argmax(1)))
     top5 = top_k_accuracy_score(targets, probabilities, k=5, labels=range(7))
     assert metrics["val_acc5"] == pytest.approx(100 * top5)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_model_trains_as_a_plain_one(
+    tiny_data: tuple[Path, Path], tmp_path: Path
+) -> None:
+    losses = []
+    for compiled in (False, True):
+        settings = config(tiny_data[0], tmp_path, compile=compiled, num_epochs=1)
+        annotations = annotate(tiny_data[0], num_val=2, num_train=4)
+        state = make_train_state(settings, annotations, CPU, build=build_small)
+        fit(state, lambda _, metrics, best: losses.append(metrics["val_loss"]))
+    # Fused kernels round otherwise.
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+def test_x3d_has_no_sizes_that_compiling_fails_on() -> None:
+    # The compiler's guards compare them; on NumPy's integers they fail.
+    model = build_model("x3d_s", 3)
+    for name, module in model.named_modules():
+        sizes = [v for v in vars(module).values() if isinstance(v, tuple)]
+        assert not any(isinstance(size, np.generic) for size in sum(sizes, ())), name
+    # Traced by the real compiler, without its minutes of generating code.
+    model.compile(backend="eager")
+    assert model(torch.rand(1, 3, 4, 32, 32)).shape == (1, 3)
+
+
+def test_a_compiler_that_is_missing_is_one_line(
+    tiny_data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    def build(config: Config, num_classes: int) -> nn.Module:
+        raise InvalidCxxCompiler
+
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}.items():
+        monkeypatch.setenv(name, str(value))  # as torchrun does
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "0")
+    job = make_job(config(tiny_data[0], tmp_path), annotate(tiny_data[0]))
+    assert work(job, build) == 2
+    assert job.error.read_text().startswith("compile: torch.compile fails here (")
+    assert "Needed: a C++ compiler" in job.error.read_text()

@@ -24,14 +24,14 @@ from tqdm import tqdm
 
 from k400tiny_lib.config import AUTO, NONE, Config
 from k400tiny_lib.data.annotations import Annotations, Clip
-from k400tiny_lib.data.loading.loader import batches
+from k400tiny_lib.data.loading import frame_origins as origins
+from k400tiny_lib.data.loading.loader import batches, end_with_parent
 from k400tiny_lib.data.loading.readers import FrameReader, ImageFiles
 from k400tiny_lib.errors import UserError, one_line
-from k400tiny_lib.files import atomic_write, combine_digests, expand
-from k400tiny_lib.media.frames import clip_digest
+from k400tiny_lib.files import atomic_write, combine_digests
 from k400tiny_lib.system import available_cores
 
-FORMAT = 2  # increase it when the files change
+FORMAT = 3  # increase it when the files change
 CLIPS_PER_FILE = 8  # the writer holds as many in memory
 INDEX = "clips.npy"
 _MAPPED_FILES = 1024  # a process may have 65,000 mappings
@@ -40,14 +40,24 @@ _SAMPLED_CLIPS = 16  # to estimate the size of a cache
 _GIGABYTE = 1e9
 
 
-def cache_folder(annotations: Annotations, data_path: Path, resize_size: int, root: Path) -> Path:
+def cache_folder(
+    annotations: Annotations, data_path: Path, resize_size: int, root: Path, content: str = ""
+) -> Path:
     """The directory of the cache of these clips, below `root`, whether it exists or not.
 
     The name depends on the frames and on the versions of decoder and resizer, not on splits and
     labels: another seed uses the same cache.
+
+    Args:
+        annotations: the clips.
+        data_path, resize_size: of `ImageFiles`.
+        root: `cache_dir`.
+        content: digest of the frames; "" for that of prepare_data, or for reading them now.
     """
-    content = annotations.data_digest or combine_digests(
-        clip_digest(data_path / video) for video in sorted({c.video for c in annotations.clips})
+    content = (
+        content
+        or annotations.data_digest
+        or combine_digests(origins.content_digests(annotations, data_path).values())
     )
     versions = (FORMAT, cv2.__version__, torch.__version__, resize_size)
     digest = combine_digests([*map(str, versions), content, *_by_name(annotations)])
@@ -83,9 +93,16 @@ def write_cache(
             for leftover in folder.glob(".tmp*"):  # of safetensors, in a writer that was killed
                 leftover.unlink()
             writer = _Writer(annotations, ImageFiles(data_path, resize_size), folder)
+            origins.note(folder, annotations, data_path)
             missing = [n for n in range(len(writer)) if not _file(folder, n).exists()]
             workers = min(num_workers, len(missing))
-            loader = DataLoader(writer, batch_size=None, sampler=missing, num_workers=workers)
+            loader = DataLoader(
+                writer,
+                batch_size=None,
+                sampler=missing,
+                num_workers=workers,
+                worker_init_fn=end_with_parent,
+            )
             for _ in tqdm(batches(loader), "frame cache", len(missing), unit="file", disable=None):
                 pass
     except OSError as error:
@@ -111,7 +128,17 @@ def resolve_frame_cache(
     if config.frame_cache == NONE:
         return None
     data_path, resize_size = Path(config.data_path), config.resize_size
-    folder = cache_folder(annotations, data_path, resize_size, Path(expand(config.cache_dir)))
+    folder = cache_folder(annotations, data_path, resize_size, Path(config.cache_dir))
+    if changed := origins.changed_clips(folder, annotations, data_path):
+        print(
+            f"frame_cache: the frames of {len(changed)} clips have changed since they were packed, "
+            f"first {changed[0]}; {folder} is not used. prepare_data would check them again",
+            flush=True,
+        )
+        digests = origins.content_digests(annotations, data_path).values()
+        folder = cache_folder(
+            annotations, data_path, resize_size, Path(config.cache_dir), combine_digests(digests)
+        )
     if is_complete(folder):
         print(f"frame_cache: {folder} is used again", flush=True)
         return folder

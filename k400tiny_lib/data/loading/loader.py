@@ -1,5 +1,7 @@
 """Batches of clips, read by worker processes or by a thread that reads ahead."""
 
+import errno
+import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,10 +14,17 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from k400tiny_lib.config import AUTO
 from k400tiny_lib.data.loading.dataset import ClipDataset
-from k400tiny_lib.errors import UserError
-from k400tiny_lib.system import available_cores
+from k400tiny_lib.errors import UserError, one_line
+from k400tiny_lib.system import available_cores, die_with_parent
 
 _MAX_AUTO_WORKERS = 8
+_SHARED_MEMORY_SIGNS = (
+    "unable to allocate shared memory",
+    "unable to open shared memory object",
+    "unable to resize file",
+    "unable to write to file </torch_",
+    "killed by signal: Bus error",
+)
 
 # Before any fork: a child would wait forever for OpenCV's threads if its parent had started them,
 # since they do not survive the fork. It inherits the setting; one thread is enough for an image.
@@ -60,7 +69,7 @@ def make_loader(
         num_workers=num_workers,
         drop_last=drop_last,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=_init_worker,
         # Use a separate generator: the seed that each new iterator draws must not advance the
         # global RNG, which dropout uses.
         generator=torch.Generator(),
@@ -73,20 +82,58 @@ def batches(loader: DataLoader[Any]) -> Iterator[Any]:
     Light clips without worker processes are read by a thread, one batch ahead.
 
     Raises:
-        UserError: as the worker raised it.
+        UserError: as the worker raised it, or if the shared memory is full.
     """
     ahead = not loader.num_workers and getattr(loader.dataset, "is_light", False)
+    if loader.num_workers:
+        _check_semaphores(loader.num_workers)
     iterator: Any = iter(loader)
     try:
         yield from _read_ahead(iterator) if ahead else iterator
     except UserError as error:
         # A DataLoader raises the same type with the worker's traceback as the message.
         raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from None
+    except (RuntimeError, OSError) as error:
+        if problem := shared_memory_problem(error):
+            raise UserError(problem) from None
+        raise
     finally:
         # An error's traceback may keep the iterator alive until this process exits, which would
         # then wait forever for worker processes that ignore SIGTERM.
         if loader.num_workers:
             iterator._shutdown_workers()
+
+
+def shared_memory_problem(error: BaseException) -> str:
+    """The message to the user if loader processes have filled the shared memory, else ""."""
+    text = str(error)
+    # A process that touches a page beyond a full /dev/shm dies of SIGBUS. The main process hears of
+    # its death by a signal, so that the error may be raised anywhere.
+    if not any(sign in text for sign in _SHARED_MEMORY_SIGNS):
+        return ""
+    sign = next(line for line in text.splitlines() if any(s in line for s in _SHARED_MEMORY_SIGNS))
+    return _shared_memory_full(sign.strip())
+
+
+def _check_semaphores(num_workers: int) -> None:
+    """Refuse a shared memory too full for the queues of a loader.
+
+    A loader that fails while it is made prints a traceback when it is deleted.
+    """
+    try:
+        # Three for the queue of each worker and of the results, and an event.
+        _ = [multiprocessing.Semaphore() for _ in range(3 * num_workers + 10)]
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise UserError(_shared_memory_full(one_line(error))) from None
+
+
+def _shared_memory_full(reason: str) -> str:
+    return (
+        f"num_workers: the shared memory of this machine (/dev/shm) is full ({reason}). "
+        "Needed: num_workers=0, a smaller batch_size, or more of it (docker run --shm-size=2g)."
+    )
 
 
 def _read_ahead(iterator: Iterator[Any]) -> Iterator[Any]:
@@ -104,8 +151,13 @@ def _read_ahead(iterator: Iterator[Any]) -> Iterator[Any]:
             yield batch
 
 
-def _ignore_signals(worker: int) -> None:
+def end_with_parent(worker: int) -> None:
+    """The `worker_init_fn` of loaders: no worker survives a process that was killed."""
+    die_with_parent()
+
+
+def _init_worker(worker: int) -> None:
     # A signal reaches the whole process group, but training needs its clips to finish the step.
-    # Loader processes end with their parent.
+    end_with_parent(worker)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -2,18 +2,22 @@
 
 import hashlib
 import multiprocessing
+import os
 import resource
 import shutil
 import threading
 import time
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from tqdm import tqdm
 
 from k400tiny_lib.config import Config
 from k400tiny_lib.data.annotations import Annotations, Clip
+from k400tiny_lib.data.loading import frame_origins
 from k400tiny_lib.data.loading.dataset import ClipDataset
 from k400tiny_lib.data.loading.frame_cache import (
     CLIPS_PER_FILE,
@@ -357,3 +361,73 @@ def test_the_cache_is_refused_if_the_disk_is_too_small(
     )
     with pytest.raises(UserError, match=r"^frame_cache: needs .* GB"):
         resolve_frame_cache(config, annotations, free_bytes=10)
+
+
+def packed(frames: Path, cache_dir: Path, annotations: Annotations) -> Path:
+    settings = Config(
+        data_path=str(frames),
+        resize_size=SIZE,
+        crop_size=SIZE,
+        frame_cache="packed",
+        cache_dir=str(cache_dir),
+        num_workers=0,
+    )
+    folder = resolve_frame_cache(settings, annotations)
+    assert folder
+    return folder
+
+
+@pytest.mark.parametrize("keep_size", [False, True])
+def test_frames_that_changed_since_they_were_packed_are_packed_again(
+    frames: Path,
+    annotations: Annotations,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    keep_size: bool,
+) -> None:
+    data = shutil.copytree(frames, tmp_path / "frames")
+    clip = annotations.splits["train"][0]
+    before = packed(data, tmp_path / "cache", annotations)
+    assert packed(data, tmp_path / "cache", annotations) == before
+    image = data / clip.video / "frame03.jpg"
+    original, times = image.read_bytes(), image.stat()
+    if keep_size:  # after the end of a JPEG there may be anything
+        others = [data / c.video / "frame03.jpg" for c in annotations.splits["train"][2::2]]
+        other = min(others, key=lambda path: path.stat().st_size).read_bytes()
+        image.write_bytes(other + bytes(len(original) - len(other)))
+    else:
+        cv2.imwrite(str(image), np.zeros_like(cv2.imread(str(image))))
+    capsys.readouterr()
+    after = packed(data, tmp_path / "cache", annotations)
+    said = capsys.readouterr().out
+    assert f"the frames of 1 clips have changed since they were packed, first {clip.video};" in said
+    assert after != before
+    read = ImageFiles(data, SIZE)
+    assert torch.equal(CachedFrames(after)(clip, [0, 2]), read(clip, [0, 2]))
+    # Back again: the first cache is right, which the content shows.
+    image.write_bytes(original)
+    os.utime(image, ns=(times.st_atime_ns, times.st_mtime_ns + 1))
+    assert packed(data, tmp_path / "cache", annotations) == before
+
+
+def test_a_copy_of_the_same_frames_uses_the_same_cache_and_is_read_once(
+    frames: Path, annotations: Annotations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = packed(frames, tmp_path / "cache", annotations)
+    copy = tmp_path / "copy"
+    shutil.copytree(frames, copy, copy_function=shutil.copyfile)  # other times
+    assert packed(copy, tmp_path / "cache", annotations) == before
+    monkeypatch.setattr(frame_origins, "content_digests", None)
+    assert packed(copy, tmp_path / "cache", annotations) == before
+    assert packed(frames, tmp_path / "cache", annotations) == before
+
+
+def test_a_cache_that_was_interrupted_is_not_completed_from_changed_frames(
+    frames: Path, annotations: Annotations, tmp_path: Path
+) -> None:
+    data = shutil.copytree(frames, tmp_path / "frames")
+    before = packed(data, tmp_path / "cache", annotations)
+    next(before.glob("*.safetensors")).unlink()
+    video = annotations.splits["train"][0].video
+    (data / video / "frame03.jpg").write_bytes((data / video / "frame02.jpg").read_bytes())
+    assert packed(data, tmp_path / "cache", annotations) != before

@@ -1,6 +1,8 @@
 """Batches: independent of the workers, different in every epoch, with errors as one line."""
 
+import errno
 import multiprocessing
+import re
 from pathlib import Path
 from typing import Any
 
@@ -168,3 +170,49 @@ def test_auto_workers_share_the_cores_of_a_node() -> None:
     counts = [worker_count("auto", processes, cores=12) for processes in (1, 2, 4, 16)]
     assert counts == [8, 6, 3, 1]
     assert worker_count(0, 4) == 0
+
+
+class FullSharedMemory(Dataset[Any]):
+    """Raises in the worker what PyTorch raises there when /dev/shm is full."""
+
+    def __init__(self, message: str) -> None:
+        self.message = message
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Any:
+        raise RuntimeError(self.message)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "unable to allocate shared memory(shm) for file </torch_1_2>: No space left on device (28)",
+        "unable to write to file </torch_1_2>",
+        "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that the "
+        "workers are out of shared memory. Please try to raise your shared memory limit.",
+    ],
+)
+def test_full_shared_memory_is_one_line_with_what_to_do(message: str) -> None:
+    loader = make_loader(FullSharedMemory(message), range(4), batch_size=2, num_workers=1)
+    with pytest.raises(UserError) as caught:
+        list(batches(loader))
+    assert re.match(r"num_workers: the shared memory .*/dev/shm. is full", str(caught.value))
+    assert "\n" not in str(caught.value)
+    for advice in ("num_workers=0", "--shm-size"):
+        assert advice in str(caught.value)
+
+
+def test_no_room_for_the_queues_of_workers_is_the_same_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(multiprocessing, "Semaphore", full)
+    dataset = FullSharedMemory("never read")
+    with pytest.raises(UserError, match=r"^num_workers: the shared memory"):
+        list(batches(make_loader(dataset, range(4), batch_size=2, num_workers=1)))
+    with pytest.raises(RuntimeError, match="never read"):  # without workers there are no queues
+        list(batches(make_loader(dataset, range(4), batch_size=2, num_workers=0)))
