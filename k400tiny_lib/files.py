@@ -54,7 +54,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         yield partial_path
         partial_path.replace(path)
     except OSError as error:
-        if error.filename is None:  # of a write, where the system does not tell the file
+        if error.errno and error.filename is None:  # of a write
             error.filename = str(path)
         raise
     finally:

@@ -43,7 +43,8 @@ def append_entry(
         with path.open("a") as file:
             file.write(json.dumps(record) + "\n")
     except OSError as error:  # a full disk; no half a line is left
-        error.filename = error.filename or str(path)
+        if error.errno:
+            error.filename = error.filename or str(path)
         if path.exists():
             os.truncate(path, start)
         raise

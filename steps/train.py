@@ -30,9 +30,8 @@ def train(config: Config) -> None:
     config = resolve_checkpoint_dir(config, run_id)
     folder = Path(config.checkpoint_dir)
     with hold_folder(config, run_id) as hold, writing_to(folder, "checkpoint_dir"):
-        config, resumed_run = resolve_checkpoint_paths(
-            config, run_id, annotations.categories, joined=hold.joined
-        )
+        config, resumed_run = resolve_checkpoint_paths(config, run_id, annotations.categories, hold)
+        hold.begin()
         fetch_best(as_given.resume, folder, local_copy)
         link_run(resumed_run, config.parent_run)
         _train_and_log(config, annotations, run_id, resumed_run, as_given)

@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain, count
 from pathlib import Path
 
 from k400tiny_lib.config import AUTO, NONE, PARAMETERS, STEPS, Config
@@ -36,35 +38,54 @@ _READ_SECONDS = 2.0  # the holder writes who it is right after it has the lock
 
 @dataclass(frozen=True)
 class Holder:
-    """Who trains in a directory.
+    """The process that has locked a directory.
 
     Attributes:
-        run_id: the MLflow run.
-        identity: from `training_identity`.
-        pid, host: its process.
+        run_id: its MLflow run.
+        pid, host: of the process.
         group: the rendezvous of a training on several nodes, which share their directory; "" else.
-        finished: whether it has come to its end and its results are logged.
     """
 
     run_id: str = ""
-    identity: str = ""
     pid: int = 0
     host: str = ""
     group: str = ""
-    finished: bool = False
 
 
 @dataclass(frozen=True)
+class Training:
+    """The last training in a directory.
+
+    Attributes:
+        identity: from `training_identity`.
+        ended: whether it has come to its end and its results are logged.
+    """
+
+    identity: str = ""
+    ended: bool = False
+
+
+@dataclass
 class Hold:
-    """A directory that is locked.
+    """A directory that this process may train in.
 
     Attributes:
         joined: whether another node of this training holds the lock.
-        finish: notes that the training has come to its end; call it when its results are logged.
+        former: the training before this one.
     """
 
     joined: bool
-    finish: Callable[[], None]
+    former: Training
+    _config: Config
+    _record: Callable[[Training], None]
+
+    def begin(self) -> None:
+        """Note that the training of this process is now the last one here."""
+        self._record(Training(training_identity(self._config)))
+
+    def finish(self) -> None:
+        """Note that it has come to its end; call it when its results are logged."""
+        self._record(Training(training_identity(self._config), ended=True))
 
 
 def training_identity(config: Config) -> str:
@@ -106,7 +127,7 @@ def find_interrupted(identity: str, root: Path = ROOT) -> Path | None:
     checkpoints = [
         path
         for file in root.glob(f"*/{LOCK}")
-        if (holder := _read(file)).identity == identity and not holder.finished
+        if (training := _read(file)[1]).identity == identity and not training.ended
         for path in (file.with_name(LAST), file.with_name(PREVIOUS))
         if path.exists()
     ]
@@ -130,7 +151,7 @@ def hold_folder(config: Config, run_id: str) -> Iterator[Hold]:
     """
     path = Path(config.checkpoint_dir, LOCK)
     group = config.rdzv_endpoint if config.nnodes > 1 else ""
-    me = Holder(run_id, training_identity(config), os.getpid(), socket.gethostname(), group)
+    me = Holder(run_id, os.getpid(), socket.gethostname(), group)
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
@@ -139,8 +160,9 @@ def hold_folder(config: Config, run_id: str) -> Iterator[Hold]:
         ) from None
     try:
         if _lock(descriptor, path.parent):
-            _write(descriptor, me)
-            yield Hold(False, lambda: _write(descriptor, dataclasses.replace(me, finished=True)))
+            former = _read(path)[1]
+            _write(descriptor, me, former)
+            yield Hold(False, former, config, partial(_write, descriptor, me))
             return
         holder = _read_when_written(path)
         if not group or holder.group != group:
@@ -149,33 +171,47 @@ def hold_folder(config: Config, run_id: str) -> Iterator[Hold]:
                 f"{holder.run_id or 'unknown'} (process {holder.pid} on {holder.host}). Needed: "
                 "another checkpoint_dir, or that training ended."
             )
-        yield Hold(True, lambda: None)
+        yield Hold(True, Training(), config, lambda training: None)
     finally:
         os.close(descriptor)
 
 
-def check_owner(config: Config, run_id: str, resumed_run: str | None) -> None:
-    """Refuse a directory with checkpoints of another run than the one that is resumed.
+def clear_for(config: Config, run_id: str, resumed_run: str | None, former: Training) -> None:
+    """Move checkpoints of another run out of the way if its training has ended, else refuse.
 
     Args:
         config: the parameters of train with `checkpoint_dir` and `resume` resolved.
         run_id: the MLflow run.
         resumed_run: the run that wrote the checkpoint `resume`; None without one.
+        former: the last training in the directory.
 
     Raises:
-        UserError: naming the run whose checkpoints would be overwritten.
+        UserError: naming the run whose training could still be continued.
     """
     folder = Path(config.checkpoint_dir)
     present = [path for name in (LAST, PREVIOUS, BEST) if (path := folder / name).exists()]
     if not present or Path(config.resume).absolute().parent == folder.absolute():
         return
     owner = next(filter(None, map(run_of, present)), "unknown")
-    if owner not in (run_id, resumed_run):
+    if owner in (run_id, resumed_run):
+        return
+    if not former.ended:
         can_resume = present[0].name != BEST
         raise UserError(
-            f"checkpoint_dir: {folder} holds {present[0].name} of run {owner}. Needed: "
-            f"{'resume=auto to continue it, or ' if can_resume else ''}another checkpoint_dir."
+            f"checkpoint_dir: {folder} holds {present[0].name} of run {owner}, whose training has "
+            f"not ended. Needed: {'resume=auto to continue it, or ' if can_resume else ''}another "
+            "checkpoint_dir."
         )
+    names = chain([f"run-{owner}"], (f"run-{owner}-{number}" for number in count(2)))
+    kept = next(path for name in names if not (path := folder / name).exists())
+    kept.mkdir()
+    for path in present:
+        path.replace(kept / path.name)
+    print(
+        f"checkpoint_dir: the checkpoints of run {owner}, whose training has ended, are kept in "
+        f"{kept}",
+        flush=True,
+    )
 
 
 def _lock(descriptor: int, folder: Path) -> bool:
@@ -193,21 +229,23 @@ def _lock(descriptor: int, folder: Path) -> bool:
     return True
 
 
-def _write(descriptor: int, holder: Holder) -> None:
+def _write(descriptor: int, holder: Holder, training: Training) -> None:
+    content = {"holder": dataclasses.asdict(holder), "training": dataclasses.asdict(training)}
     with suppress(OSError):  # a full disk; the first checkpoint says so
         os.truncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(dataclasses.asdict(holder)).encode(), 0)
+        os.pwrite(descriptor, json.dumps(content).encode(), 0)
 
 
-def _read(path: Path) -> Holder:
+def _read(path: Path) -> tuple[Holder, Training]:
     try:
-        return Holder(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
-        return Holder()
+        content = json.loads(path.read_text())
+        return Holder(**content["holder"]), Training(**content["training"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return Holder(), Training()
 
 
 def _read_when_written(path: Path) -> Holder:
     end = time.monotonic() + _READ_SECONDS
-    while not (holder := _read(path)).run_id and time.monotonic() < end:
+    while not (holder := _read(path)[0]).run_id and time.monotonic() < end:
         time.sleep(0.05)
     return holder

@@ -21,7 +21,13 @@ from k400tiny_lib.models.checkpoint import (
     read_training_state,
 )
 from k400tiny_lib.models.weights import class_count
-from k400tiny_lib.training.folder import NOT_IDENTITY, check_owner, resolve_checkpoint_dir
+from k400tiny_lib.training.folder import (
+    NOT_IDENTITY,
+    Hold,
+    Training,
+    clear_for,
+    resolve_checkpoint_dir,
+)
 from k400tiny_lib.training.reporting import add_earlier_epochs
 from k400tiny_lib.training.state import TrainState, load_state
 
@@ -33,8 +39,7 @@ def resolve_checkpoint_paths(
     config: Config,
     run_id: str,
     categories: Mapping[str, int] | None = None,
-    *,
-    joined: bool = False,
+    hold: Hold | None = None,
 ) -> tuple[Config, str | None]:
     """Turn `checkpoint_dir` into a directory, and `resume` into a checkpoint file or `none`.
 
@@ -42,7 +47,7 @@ def resolve_checkpoint_paths(
         config: the parameters of train.
         run_id: the MLflow run.
         categories: class ids of the data by label, which the checkpoint must fit; None for any.
-        joined: whether the directory is that of another node of this training.
+        hold: the locked directory; None for one that nobody has trained in.
 
     Returns:
         The parameters with both resolved, and the id of the MLflow run that wrote the checkpoint,
@@ -50,12 +55,12 @@ def resolve_checkpoint_paths(
 
     Raises:
         UserError: if there is no such checkpoint, it cannot be resumed from, or the directory holds
-            the checkpoints of another training.
+            the checkpoints of another training that has not ended.
     """
     config = resolve_checkpoint_dir(config, run_id)
     config, former_run = _resolve_resume(config, categories)
-    if not joined:
-        check_owner(config, run_id, former_run)
+    if hold is None or not hold.joined:
+        clear_for(config, run_id, former_run, hold.former if hold else Training())
     return config, former_run
 
 

@@ -13,10 +13,9 @@ import pytest
 
 from k400tiny_lib.config import Config
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.models.checkpoint import write_checkpoint, write_last
+from k400tiny_lib.models.checkpoint import run_of, write_checkpoint, write_last
 from k400tiny_lib.training.folder import (
     ROOT,
-    Hold,
     find_interrupted,
     hold_folder,
     resolve_checkpoint_dir,
@@ -77,7 +76,7 @@ def test_the_nodes_of_one_training_share_a_directory_and_others_stay_out(tmp_pat
             assert hold.joined
             write_last(content("node 1"), tmp_path)
             # A node that comes back is no other training.
-            resolve_checkpoint_paths(Config(**nodes), "node 0", joined=hold.joined)
+            resolve_checkpoint_paths(Config(**nodes), "node 0", hold=hold)
         for other in (nodes | {"rdzv_endpoint": "n0:29500"}, {"checkpoint_dir": str(tmp_path)}):
             with pytest.raises(UserError, match=r"run node 1"), hold_folder(Config(**other), "x"):
                 pass
@@ -109,7 +108,9 @@ def test_a_directory_that_cannot_be_written_to_is_one_line(tmp_path: Path) -> No
 def test_checkpoints_of_another_run_are_not_overwritten(tmp_path: Path, name: str) -> None:
     write_checkpoint(content("former"), tmp_path / name)
     settings = Config(checkpoint_dir=str(tmp_path))
-    with pytest.raises(UserError, match=rf"^checkpoint_dir: .* holds {name} of run former\. N"):
+    with pytest.raises(
+        UserError, match=rf"^checkpoint_dir: .* holds {name} of run former, .*ended\. N"
+    ):
         resolve_checkpoint_paths(settings, "new")
     resolve_checkpoint_paths(settings, "former")  # its own
     continued = settings.replace(resume="auto")
@@ -130,14 +131,37 @@ def leave(settings: Config, run_id: str, *, finished: bool = False) -> Path:
     settings = settings.replace(checkpoint_dir="auto", resume="none")
     settings = resolve_checkpoint_dir(settings, run_id)
     with hold_folder(settings, run_id) as hold:
+        hold.begin()
         write_last(content(run_id), Path(settings.checkpoint_dir))
-        _finish(hold, finished)
+        if finished:
+            hold.finish()
     return Path(settings.checkpoint_dir)
 
 
-def _finish(hold: Hold, finished: bool) -> None:
-    if finished:
-        hold.finish()
+def test_checkpoints_of_a_training_that_has_ended_are_kept_under_another_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = Config(checkpoint_dir=str(tmp_path))
+    names = ["best.pt", "last.pt"]
+    for run_id, former in (("1", None), ("2", "1"), ("3", "2"), ("2", "3"), ("4", "2")):
+        with hold_folder(settings, run_id) as hold:
+            resolve_checkpoint_paths(settings, run_id, hold=hold)
+            assert not list(tmp_path.glob("*.pt"))
+            if former:
+                assert f"checkpoints of run {former}, whose" in capsys.readouterr().out
+            hold.begin()
+            for name in names:
+                write_checkpoint(content(run_id), tmp_path / name)
+            if run_id != "4":
+                hold.finish()
+    kept = {folder.name: folder for folder in tmp_path.glob("run-*")}
+    assert sorted(kept) == ["run-1", "run-2", "run-2-2", "run-3"]
+    assert all(sorted(p.name for p in folder.iterdir()) == names for folder in kept.values())
+    assert run_of(kept["run-3"] / "best.pt") == "3"
+    # A training that is refused does not make the one before look ended, or not ended.
+    for _ in range(2):
+        with hold_folder(settings, "5") as hold, pytest.raises(UserError, match="of run 4, whose"):
+            resolve_checkpoint_paths(settings, "5", hold=hold)
 
 
 def test_auto_continues_the_interrupted_training_of_the_same_settings(
