@@ -1,6 +1,7 @@
 """Errors for people: the exception type for a user's mistake, and any text as one line."""
 
 import unicodedata
+from collections.abc import Sequence
 
 
 class UserError(Exception):
@@ -19,6 +20,12 @@ def one_line(error: BaseException, limit: int = 200) -> str:
     lines = str(error).strip().splitlines()
     text = " ".join(lines[0].split()) if lines else type(error).__name__
     return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def listed(items: Sequence[str], limit: int, separator: str = ", ") -> str:
+    """The first `limit` items as one text, and how many more there are."""
+    more = len(items) - limit
+    return separator.join(items[:limit]) + (f" and {more} more" if more > 0 else "")
 
 
 def is_utf8(name: str) -> bool:
