@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.files import combine_named_digests, file_digest
-from k400tiny_lib.media.frame_names import FrameNames, choose_frames, natural_order
+from k400tiny_lib.media.frame_names import FrameNames, choose_frames
 from k400tiny_lib.media.frame_names import is_frame as is_frame
 
 # OpenCV, torchvision and simplejpeg all wrap libjpeg-turbo and take the same time for a full
@@ -23,11 +23,6 @@ _FULL = cv2.IMREAD_COLOR_RGB
 _BGR = {n: getattr(cv2, f"IMREAD_REDUCED_COLOR_{n}") for n in (2, 4, 8)}
 # OpenCV has the reduced flags for gray and BGR only; replace the color bit by that of RGB.
 FRACTIONS = {1: _FULL} | {n: (flag & ~cv2.IMREAD_COLOR) | _FULL for n, flag in _BGR.items()}
-
-
-def natural_key(path: Path) -> tuple[list[str | int], str]:
-    """Sort key by name: frame2 before frame10, ties such as frame01 and frame1 as text."""
-    return natural_order(path.name)
 
 
 def list_frames(folder: Path) -> FrameNames:
