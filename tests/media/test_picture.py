@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from k400tiny_lib.data.loading.transforms import resize_and_crop
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.media.video import Image, Limits, sample_video
 from tests.conftest import REPOSITORY
+from tests.helpers.frames import resize_and_crop
 from tests.helpers.videos import encode, moving
 
 ONE = 65536  # in a display matrix

@@ -71,7 +71,9 @@ def digest_videos(videos: Iterable[VideoFile], index: ContentIndex) -> dict[Vide
     Returns:
         Video -> digest, empty for one that cannot be read.
     """
-    known = _known_digests(index)
+    # Without a stamp nothing tells whether a video is still the same.
+    stored = index.load(_DIGESTS).items()
+    known = {VideoFile(uri, stamp): digest for uri, (stamp, digest) in stored if stamp}
     digests: dict[VideoFile, str] = {}
     rows = []
     for video in dict.fromkeys(videos):
@@ -193,12 +195,6 @@ def _tasks(
         for start in range(0, len(parts), size):
             batch = tuple(parts[start : start + size])
             yield Task(video, batch, settings, digests.get(video, ""))
-
-
-def _known_digests(index: ContentIndex) -> dict[VideoFile, str]:
-    rows = index.load(_DIGESTS).items()
-    # Without a stamp nothing tells whether the video is still the same.
-    return {VideoFile(uri, stamp): digest for uri, (stamp, digest) in rows if stamp}
 
 
 def _problem_entry(part: VideoPart, settings: FrameSettings) -> tuple[str, str]:
