@@ -59,7 +59,7 @@ def describe(prepared: "Prepared") -> str:
             lines.append(f"and {unlisted} more {things}, see annotations/data_report.json")
     if only := report["train_only_classes"]:
         classes = listed(list(map(repr, only)), _MAX_LINES)
-        lines.append(f"in train only, so without a place in the test: {classes}")
+        lines.append(f"classes in train only, not in the test: {classes}")
     lines += describe_left_out(report["left_out"], _MAX_LINES)
     if report["left_out"]:
         lines.append("all that was left out is in annotations/data_report.json")

@@ -144,22 +144,22 @@ def _divide_mixed(table: pd.DataFrame, fractions: dict[str, float], seed: int) -
     np.add.at(clips, (groups, labels), 1)
     names = [*fractions, "train"]
     shares = np.array([*fractions.values(), 1 - sum(fractions.values())])
-    best, least = None, np.inf
-    for draw in range(_DRAWS):
-        division = _divide(clips, shares, np.random.RandomState([seed, draw]))
-        if division is None:
-            continue
-        sizes = [clips[division == split].sum() for split in range(len(names))]
-        distance = float(np.abs(np.array(sizes) / clips.sum() - shares).sum())
-        if distance < least:
-            best, least = division, distance
-    if best is None:
+    generators = [np.random.RandomState([seed, draw]) for draw in range(_DRAWS)]
+    draws = [_divide(clips, shares, generator) for generator in generators]
+    divisions = [division for division in draws if division is not None]
+    if not divisions:
         fewest = min(source_counts(table).items(), key=lambda item: item[1])
         raise UserError(
             f"gt_csv: the sources hold several classes each, and no division of them has every "
             f"class in {len(names)} splits. Needed: more sources, above all of class {fewest[0]!r} "
             f"({fewest[1]})."
         )
+
+    def distance(division: npt.NDArray[np.int64]) -> float:
+        sizes = np.bincount(division, clips.sum(1), len(shares))
+        return float(np.abs(sizes / clips.sum() - shares).sum())
+
+    best = min(divisions, key=distance)
     return [names[best[group]] for group in groups]
 
 

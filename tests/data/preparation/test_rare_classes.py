@@ -107,7 +107,7 @@ def test_rare_classes_can_be_kept_in_train_only(tmp_path: Path) -> None:
     assert set(table.loc[table["label"] != "y", "split"]) == {"train", "val", "test"}
     assert sorted(prepared.annotations.categories) == ["x", "y", "z"]
     assert prepared.report["train_only_classes"] == ["y"]
-    assert "in train only, so without a place in the test: 'y'" in describe(prepared)
+    assert "classes in train only, not in the test: 'y'" in describe(prepared)
     with pytest.raises(Refused, match="No other class is left"):
         run(class_folders(tmp_path / "few", {"x": 2, "y": 1}), on_rare_class="train")
 
