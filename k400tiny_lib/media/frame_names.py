@@ -54,7 +54,7 @@ def natural_order(name: str) -> tuple[list[str | int], str]:
 def choose_frames(names: Iterable[str]) -> FrameNames:
     """Find the frames among the pictures of a folder, and their order.
 
-    Next to at least two numbered frames, pictures of optical flow, depth maps, masks, thumbnails and
+    Next to two or more numbered frames, pictures of optical flow, depth maps, masks, thumbnails and
     second formats of a frame are left out. Names that are numbers with signs or decimals are
     ordered as numbers.
 
