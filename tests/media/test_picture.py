@@ -117,15 +117,14 @@ def test_an_orientation_within_the_stream_holds_for_all_frames(tmp_path: Path) -
 def test_pixels_that_are_no_squares_are_shown_in_their_shape(
     tmp_path: Path, aspect: Fraction, is_applied: bool
 ) -> None:
-    shape = (64, 128) if aspect < 1 else (128, 64)
-    picture = quarters(shape)
-    encode(tmp_path / "x.mp4", [picture] * 3, pixel_aspect=aspect)
+    picture = next(moving(1, (64, 128) if aspect < 1 else (128, 64)))
+    encode(tmp_path / "x.mp4", [picture] * 3, "libx264", pixel_aspect=aspect)
     frame = sample_video(tmp_path / "x.mp4", 2, side=64).frames[0]
-    # As a square all four corners are seen; cropped, the long side loses a quarter at each end.
-    stretched = np.repeat(np.repeat(picture, 2 if aspect < 1 else 1, 0), 1 if aspect < 1 else 2, 1)
-    expected = stretched if is_applied else picture
-    middle = resize_and_crop(torch.from_numpy(expected)[None], 64, 64)[:, 0].permute(1, 2, 0)
-    assert np.abs(frame.astype(int) - middle.numpy()).mean() < 8  # MPEG-4's own error
+    # In its shape all of the picture is seen, else the middle half.
+    stretched = np.repeat(picture, 2, 0 if aspect < 1 else 1)
+    expected = torch.from_numpy(stretched if is_applied else picture)[None]
+    middle = resize_and_crop(expected, 64, 64)[:, 0].permute(1, 2, 0).numpy()
+    assert np.abs(frame.astype(int) - middle).mean() < 10  # another picture: about 50
 
 
 def natural(size: tuple[int, int]) -> Iterator[Image]:
