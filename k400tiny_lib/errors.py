@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 # Of a URI: all up to the last @ before the path. A database's password may also hold a slash.
 _USER_INFO = re.compile(
@@ -43,6 +44,12 @@ def one_line(error: BaseException, limit: int = 200) -> str:
     lines = hide_passwords(str(error)).strip().splitlines()
     text = " ".join(lines[0].split()) if lines else type(error).__name__
     return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def listed(items: Sequence[str], limit: int, separator: str = ", ") -> str:
+    """The first `limit` items as one text, and how many more there are."""
+    more = len(items) - limit
+    return separator.join(items[:limit]) + (f" and {more} more" if more > 0 else "")
 
 
 def is_utf8(name: str) -> bool:

@@ -147,8 +147,8 @@ class Config(
     """Augmentation of training clips; `standard` adds crops and colors to the flip, `strong`
     RandAugment and MixUp/CutMix to these."""
     no_flip_classes: str = param(NONE, "train")
-    """Labels, separated by commas, whose clips are never mirrored (a label with commas may stand in
-    double quotes); `none` for no label."""
+    """Labels, separated by commas, whose clips are never mirrored (double quotes hold a label with
+    commas); `none` for no label."""
     frame_cache: Literal["none", "packed", "auto"] = param(AUTO, "train", affects_result=False)
     """Where frames come from: `none` decodes the image files each time, `packed` decodes them once
     into mapped files, `auto` does so if they fit the free disk twice."""

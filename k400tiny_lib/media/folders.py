@@ -3,11 +3,11 @@
 import os
 import posixpath
 import stat
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from k400tiny_lib.files import Stamps, file_stamp
-from k400tiny_lib.media import own_output
 
 CIRCLE = "a link to a folder that contains it"
 SPECIAL = "no regular file but "  # how the reason for a pipe, a socket or a device begins
@@ -30,8 +30,15 @@ class Entries(NamedTuple):
     odd: dict[str, str]  # name -> why it is neither
 
 
-class Folders(Protocol):
-    """A tree of folders; paths are relative to its root, with `/`; the root is the empty path."""
+class LocalFolders:
+    """The folders below a local directory.
+
+    Paths are relative to it, with `/`; the empty path is the directory.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = str(root)
+        self._links = {"": 0}  # folder -> how many links to folders lead to it
 
     def entries(self, folder: str) -> Entries:
         """What a folder holds; links are followed.
@@ -39,22 +46,6 @@ class Folders(Protocol):
         Raises:
             OSError: if it cannot be listed.
         """
-
-    def stamp(self, path: str) -> str:
-        """A text that changes when a file does; empty where nothing tells."""
-
-    def is_own(self, folder: str) -> bool:
-        """Whether the pipeline made a folder itself."""
-
-
-class LocalFolders:
-    """The folders below a local directory."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = str(root)
-        self._links = {"": 0}  # folder -> how many links to folders lead to it
-
-    def entries(self, folder: str) -> Entries:
         entries = Entries([], [], {})
         with os.scandir(self._path(folder)) as children:
             for child in children:
@@ -102,14 +93,18 @@ class LocalFolders:
         return f"{self._root}/{path}" if path else self._root
 
     def stamp(self, path: str) -> str:
+        """A text that changes when a file does; empty where nothing tells."""
         return file_stamp(Path(self._path(path)))
 
-    def is_own(self, folder: str) -> bool:
-        return own_output.is_own(Path(self._path(folder)))
+    def files_below(self, folder: str) -> Iterator[str]:
+        """The paths of all files below a folder, relative to it; links are not followed."""
+        root = self._path(folder)
+        for above, _, names in os.walk(root):
+            yield from (f"{above}/{name}"[len(root) + 1 :] for name in names)
 
 
 class RemoteFolders:
-    """The folders of a bucket, made of the paths of its files."""
+    """The folders of a bucket, made of the paths of its files; see `LocalFolders`."""
 
     def __init__(self, stamps: Stamps) -> None:
         self._stamps = stamps
@@ -133,10 +128,9 @@ class RemoteFolders:
     def stamp(self, path: str) -> str:
         return self._stamps[path]
 
-    def is_own(self, folder: str) -> bool:
-        name = posixpath.basename(folder)
-        if not own_output.has_own_name(name):
-            return False
-        return own_output.is_own_upload(
-            name, [path for path in self._stamps if path.startswith(f"{folder}/")]
-        )
+    def files_below(self, folder: str) -> Iterator[str]:
+        start = len(folder) + 1
+        yield from (path[start:] for path in self._stamps if path.startswith(f"{folder}/"))
+
+
+Folders = LocalFolders | RemoteFolders

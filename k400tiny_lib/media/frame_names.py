@@ -16,7 +16,7 @@ _COMPANIONS = {
 }
 _KIND_BY_WORD = {word: kind for kind, words in _COMPANIONS.items() for word in words}
 _PAIRS = {"x": "y", "y": "x", "u": "v", "v": "u"}  # of the components of optical flow
-_MIN_FRAMES = 2  # pictures are left out only beside as many frames
+_MIN_FRAMES = 2  # pictures are left out only next to as many frames
 _DIGITS = re.compile(r"(\d+)")
 _WORDS = re.compile(r"[^\W\d_]+")
 _DECIMALS = re.compile(r"\d+(\.\d+)?")
@@ -54,7 +54,7 @@ def natural_order(name: str) -> tuple[list[str | int], str]:
 def choose_frames(names: Iterable[str]) -> FrameNames:
     """Find the frames among the pictures of a folder, and their order.
 
-    Beside at least two numbered frames, pictures of optical flow, depth maps, masks, thumbnails and
+    Next to two or more numbered frames, pictures of optical flow, depth maps, masks, thumbnails and
     second formats of a frame are left out. Names that are numbers with signs or decimals are
     ordered as numbers.
 
@@ -115,7 +115,7 @@ def _companions(names: Sequence[str]) -> dict[str, str]:
                     return FLOW
         return ""
 
-    left_out = {name: found for name in names if (found := kind(name))}
+    left_out = {name: what for name in names if (what := kind(name))}
     rest = [name for name in names if name not in left_out and _DIGITS.search(_stem(name))]
     return left_out if len(rest) >= _MIN_FRAMES else {}
 

@@ -5,7 +5,6 @@ Without PyTorch: `predict` and the served model read frames too.
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -14,7 +13,7 @@ import numpy.typing as npt
 
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.files import combine_named_digests, file_digest
-from k400tiny_lib.media.frame_names import FrameNames, choose_frames, natural_order
+from k400tiny_lib.media.frame_names import FrameNames, choose_frames
 from k400tiny_lib.media.frame_names import is_frame as is_frame
 
 # OpenCV, torchvision and simplejpeg all wrap libjpeg-turbo and take the same time for a full
@@ -23,11 +22,6 @@ _FULL = cv2.IMREAD_COLOR_RGB
 _BGR = {n: getattr(cv2, f"IMREAD_REDUCED_COLOR_{n}") for n in (2, 4, 8)}
 # OpenCV has the reduced flags for gray and BGR only; replace the color bit by that of RGB.
 FRACTIONS = {1: _FULL} | {n: (flag & ~cv2.IMREAD_COLOR) | _FULL for n, flag in _BGR.items()}
-
-
-def natural_key(path: Path) -> tuple[list[str | int], str]:
-    """Sort key by name: frame2 before frame10, ties such as frame01 and frame1 as text."""
-    return natural_order(path.name)
 
 
 def list_frames(folder: Path) -> FrameNames:
@@ -51,24 +45,6 @@ def frame_files(folder: Path) -> list[Path]:
 def clip_digest(folder: Path) -> str:
     """Digest of the names and bytes of a clip's frames."""
     return combine_named_digests({path.name: file_digest(path) for path in frame_files(folder)})
-
-
-def data_digest(data_path: Path) -> str:
-    """Digest of all clips below a directory: folder names, frame names, bytes.
-
-    Clips are in the directory itself or one folder deeper, as `class/clip`. If no clip is dropped,
-    prepare_data writes the same digest into the annotations.
-    """
-    folders = _subfolders(data_path)
-    folders += [nested for folder in folders for nested in _subfolders(folder)]
-    clips = [folder for folder in folders if any(is_frame(path.name) for path in folder.iterdir())]
-    names = [clip.relative_to(data_path).as_posix() for clip in clips]
-    with ThreadPoolExecutor() as pool:  # hashing and reading release the GIL
-        return combine_named_digests(dict(zip(names, pool.map(clip_digest, clips), strict=True)))
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return [p for p in folder.glob("*") if p.is_dir() and not p.name.startswith(".")]
 
 
 def read_images(folder: Path, indices: Sequence[int]) -> npt.NDArray[np.uint8]:

@@ -7,11 +7,12 @@ followed. Hidden files and what the pipeline wrote itself are passed over.
 import posixpath
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from k400tiny_lib.errors import UserError, is_utf8, printable
+from k400tiny_lib.errors import UserError, is_utf8, listed, printable
 from k400tiny_lib.files import Stamps
+from k400tiny_lib.media import own_output
 from k400tiny_lib.media.folders import (
     CIRCLE,
     SPECIAL,
@@ -117,31 +118,15 @@ def describe_left_out(left_out: Mapping[str, str], max_names: int = 20) -> list[
     for path, reason in left_out.items():
         by_reason.setdefault(reason, []).append(printable(path))
     others = by_reason.pop(NOT_A_CLIP, [])
-    lines = []
-    for reason, paths in by_reason.items():
-        more = len(paths) - max_names
-        names = ", ".join(paths[:max_names]) + (f" and {more} more" if more > 0 else "")
-        lines.append(f"left out {len(paths)} ({printable(reason)}): {names}")
+    lines = [
+        f"left out {len(paths)} ({printable(reason)}): {listed(paths, max_names)}"
+        for reason, paths in by_reason.items()
+    ]
     if others:
-        suffixes = (posixpath.splitext(path)[1].lower() for path in others)
-        counts = Counter(suffix or "without a suffix" for suffix in suffixes)
+        counts = Counter(_suffix(path) or "without a suffix" for path in others)
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common())
         lines.append(f"left out {len(others)} ({NOT_A_CLIP}): {kinds}")
     return lines
-
-
-@dataclass
-class _Below:
-    """The clips in a folder and below it, and how many frames and videos they are."""
-
-    clips: list[str] = field(default_factory=list)
-    frames: int = 0
-    videos: int = 0
-
-    def add(self, other: "_Below") -> None:
-        self.clips += other.clips
-        self.frames += other.frames
-        self.videos += other.videos
 
 
 class _Walk:
@@ -151,6 +136,7 @@ class _Walk:
         self._folders = folders
         self._videos: dict[str, str] = {}
         self._frame_folders: dict[str, str] = {}
+        self._num_frames: dict[str, int] = {}  # of the frame folders that are clips
         self._unusable: dict[str, str] = {}
         self._left_out: dict[str, str] = {}
         self._own: list[str] = []
@@ -158,13 +144,14 @@ class _Walk:
     def listing(
         self, entries: Entries, *, is_clip: bool = False, stamps: Stamps | None = None
     ) -> Listing:
-        below = self._visit("", entries, may_be_clip=is_clip)
+        clips = self._visit("", entries, may_be_clip=is_clip)
         parts = (self._videos, self._frame_folders, self._unusable, self._left_out)
         videos, frame_folders, unusable, left_out = (dict(sorted(part.items())) for part in parts)
-        clips, own = tuple(sorted(below.clips)), tuple(sorted(self._own))
-        return Listing(clips, videos, frame_folders, unusable, left_out, own, stamps)
+        own = tuple(sorted(self._own))
+        return Listing(tuple(sorted(clips)), videos, frame_folders, unusable, left_out, own, stamps)
 
-    def _enter(self, folder: str) -> _Below:
+    def _enter(self, folder: str) -> list[str]:
+        """The clips in a folder and below it; none if it is left out."""
         name = posixpath.basename(folder)
         if not is_utf8(name):
             self._unusable[_text(folder)] = NOT_UTF8
@@ -172,7 +159,7 @@ class _Walk:
             self._left_out[folder] = SYSTEM
         elif folder.count("/") >= _MAX_DEPTH:
             self._unusable[folder] = f"more than {_MAX_DEPTH} folders deep"
-        elif self._folders.is_own(folder):
+        elif own_output.is_own(name, self._folders.files_below(folder)):
             self._own.append(folder)
         else:
             try:
@@ -181,66 +168,61 @@ class _Walk:
                 self._unusable[folder] = f"cannot be read: {error.strerror}"
             else:
                 return self._visit(folder, entries)
-        return _Below()
+        return []
 
-    def _visit(self, folder: str, entries: Entries, *, may_be_clip: bool = True) -> _Below:
-        below = _Below()
-        for name in entries.folders:
-            below.add(self._enter(posixpath.join(folder, name)))
+    def _visit(self, folder: str, entries: Entries, *, may_be_clip: bool = True) -> list[str]:
+        clips = [c for name in entries.folders for c in self._enter(posixpath.join(folder, name))]
         pictures = [name for name in (*entries.files, *entries.odd) if is_frame(name)]
         others = []
         for name in entries.files:
             if is_video(name) and is_utf8(name):
-                path = posixpath.join(folder, name)
-                self._videos[path] = self._folders.stamp(path)
-                below.add(_Below([path], videos=1))
+                clips.append(posixpath.join(folder, name))
+                self._videos[clips[-1]] = self._folders.stamp(clips[-1])
             elif not is_frame(name):
                 others.append(name)
-        self._leave_out_odd(folder, entries.odd)
         if pictures:
             self._frame_folders[folder] = _problem(pictures, entries.odd)
-            if may_be_clip and _are_frames(len(pictures), below):
-                self._left_out |= dict.fromkeys(below.clips, WITHIN_A_CLIP)
-                below = _Below([folder], frames=len(pictures))
+            if may_be_clip and self._are_frames(len(pictures), clips):
+                self._left_out |= dict.fromkeys(clips, WITHIN_A_CLIP)
+                self._num_frames[folder] = len(pictures)
+                clips = [folder]
             else:
                 others += pictures
-        elif not below.clips:
-            others = self._leave_out_folder(folder, entries, others)
-        for name in others:
-            self._leave_out(posixpath.join(folder, name), name)
-        return below
-
-    def _leave_out_folder(self, folder: str, entries: Entries, others: list[str]) -> list[str]:
-        """Leave out a folder without clips as a whole; returns its files still to be named."""
-        if folder and not any(entries):
-            self._left_out[folder] = EMPTY
-        is_picture = {name: posixpath.splitext(name)[1].lower() in _PICTURES for name in others}
-        if any(is_picture.values()):
+        elif not clips and any(_suffix(name) in _PICTURES for name in others):
             self._left_out[folder or "."] = OTHER_PICTURES
-        return [name for name in others if not is_picture[name]]
+            others = [name for name in others if _suffix(name) not in _PICTURES]
+        elif folder and not any(entries):
+            self._left_out[folder] = EMPTY
+        for name, problem in [*dict.fromkeys(others, "").items(), *entries.odd.items()]:
+            if not (problem and is_frame(name)):
+                self._leave_out(posixpath.join(folder, name), problem)
+        return clips
 
-    def _leave_out_odd(self, folder: str, odd: Mapping[str, str]) -> None:
-        for name, reason in odd.items():
-            path = _text(posixpath.join(folder, name))
-            if is_frame(name):
-                continue
-            if name.casefold() in _SYSTEM_NAMES:
-                self._left_out[path] = SYSTEM
-            elif reason == CIRCLE:
-                self._left_out[path] = CIRCLE
-            elif is_video(name) or not (reason.startswith(SPECIAL) or _is_by_product(name)):
-                self._unusable[path] = reason
-            else:
-                self._left_out[path] = NOT_A_CLIP
+    def _are_frames(self, num_pictures: int, clips: list[str]) -> bool:
+        """Whether the pictures of a folder are the frames of a clip, and not previews of `clips`.
 
-    def _leave_out(self, path: str, name: str) -> None:
-        if is_video(name):  # else it would have been listed
-            self._unusable[_text(path)] = NOT_UTF8
-        elif name.casefold() in _SYSTEM_NAMES:
+        One video next to many pictures is what they were cut from, or a preview.
+        """
+        num_videos = sum(clip in self._videos for clip in clips)
+        if num_videos > 1 or (num_videos and num_pictures < _FEWEST_FRAMES_WITH_VIDEO):
+            return False
+        return num_pictures >= sum(self._num_frames.get(clip, 0) for clip in clips)
+
+    def _leave_out(self, path: str, problem: str) -> None:
+        """Name a file that belongs to no clip; `problem` says why it is no regular file."""
+        name, path = posixpath.basename(path), _text(path)
+        if name.casefold() in _SYSTEM_NAMES:
             self._left_out[path] = SYSTEM
+        elif problem == CIRCLE:
+            self._left_out[path] = CIRCLE
+        elif is_video(name):
+            self._unusable[path] = problem or NOT_UTF8
+        elif is_frame(name) or _suffix(name) in _BY_PRODUCTS or problem.startswith(SPECIAL):
+            self._left_out[path] = NOT_A_CLIP
+        elif problem:
+            self._unusable[path] = problem
         else:
-            harmless = is_frame(name) or _is_by_product(name)
-            self._left_out[_text(path)] = NOT_A_CLIP if harmless else UNKNOWN_SUFFIX
+            self._left_out[path] = UNKNOWN_SUFFIX
 
 
 def _text(path: str) -> str:
@@ -248,8 +230,8 @@ def _text(path: str) -> str:
     return path if is_utf8(path) else printable(path)
 
 
-def _is_by_product(name: str) -> bool:
-    return posixpath.splitext(name)[1].lower() in _BY_PRODUCTS
+def _suffix(path: str) -> str:
+    return posixpath.splitext(path)[1].lower()
 
 
 def _problem(pictures: list[str], odd: Mapping[str, str]) -> str:
@@ -261,13 +243,3 @@ def _problem(pictures: list[str], odd: Mapping[str, str]) -> str:
         if not is_utf8(name):
             return f"{printable(name)}: {NOT_UTF8}"
     return ""
-
-
-def _are_frames(num_pictures: int, below: _Below) -> bool:
-    """Whether the pictures of a folder are the frames of a clip, and not previews of clips.
-
-    One video next to many pictures is what they were cut from, or a preview.
-    """
-    if below.videos > 1 or (below.videos and num_pictures < _FEWEST_FRAMES_WITH_VIDEO):
-        return False
-    return num_pictures >= below.frames

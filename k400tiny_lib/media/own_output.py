@@ -4,10 +4,9 @@
 the rendered sample must not be taken for classes or clips.
 """
 
-import os
-import posixpath
 import re
-from collections.abc import Collection
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 from k400tiny_lib.errors import UserError
@@ -18,8 +17,7 @@ MARK = ".made_by_k400tiny"
 _NAME = re.compile(r"frames-[0-9a-f]{8}|sample-v\d+-seed\d+")
 _TRACKING = ("mlruns", "mlartifacts")
 _CHECKPOINTS = "checkpoints"
-_OF_SAMPLE = ("k400tiny_images", "k400tiny_ground_truth.csv")
-_OF_DECODED_CLIP = ".source"
+_CONTENT = {MARK, ".source", "k400tiny_images", "k400tiny_ground_truth.csv"}
 _UPLOADED_FRAMES = [f"frame{number:02d}.jpg" for number in range(40)]
 
 
@@ -36,42 +34,26 @@ def mark(folder: Path) -> None:
         raise UserError(f"output_dir: {folder} cannot be made: {error.strerror}.") from None
 
 
-def has_own_name(name: str) -> bool:
-    """Whether a directory may be one of ours, to judge by its name."""
-    return bool(_NAME.fullmatch(name)) or name in (*_TRACKING, _CHECKPOINTS)
-
-
-def is_own(folder: Path) -> bool:
-    """Whether the pipeline made a local directory, also before such directories had a mark."""
-    name = folder.name
-    if not has_own_name(name):
-        return False
-    if name in _TRACKING:
-        return True
-    if name == _CHECKPOINTS:
-        return any(folder.glob("*.pt")) or any(folder.glob("*/*.pt"))
-    if (folder / MARK).exists() or any((folder / part).exists() for part in _OF_SAMPLE):
-        return True
-    return any(_OF_DECODED_CLIP in files for _, _, files in os.walk(folder))
-
-
-def is_own_upload(name: str, paths: Collection[str]) -> bool:
-    """The same for a directory of a bucket, to which hidden files are not sent.
+def is_own(name: str, files: Iterable[str]) -> bool:
+    """Whether the pipeline made a directory, also before such directories had a mark.
 
     Args:
         name: of the directory.
-        paths: of the files in it.
+        files: paths of the files in it, relative to it. Those of a bucket lack the hidden ones,
+            which are not uploaded.
     """
-    if not has_own_name(name):
-        return False
     if name in _TRACKING:
         return True
     if name == _CHECKPOINTS:
-        return any(path.endswith(".pt") for path in paths)
-    if name.startswith("sample-"):
-        return any(part in path.split("/") for path in paths for part in _OF_SAMPLE)
-    names: dict[str, list[str]] = {}
-    for path in paths:
-        names.setdefault(posixpath.dirname(path), []).append(posixpath.basename(path))
+        return any(path.endswith(".pt") for path in files)
+    if not _NAME.fullmatch(name):
+        return False
+    clips = defaultdict[str, list[str]](list)
+    for path in files:
+        if not _CONTENT.isdisjoint(path.split("/")):
+            return True
+        folder, _, leaf = path.rpartition("/")
+        clips[folder].append(leaf)
     is_date = name.removeprefix("frames-").isdigit()
-    return not is_date and all(sorted(n) == _UPLOADED_FRAMES for n in names.values())
+    are_ours = [sorted(names) == _UPLOADED_FRAMES for names in clips.values()]
+    return not is_date and bool(are_ours) and all(are_ours)

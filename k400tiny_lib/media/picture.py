@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 import av
+import cv2
 import numpy as np
 import numpy.typing as npt
 from av.video.reformatter import Interpolation, VideoReformatter
@@ -19,7 +20,8 @@ SIDE = 336  # of the square; the short side of K400-Tiny's frames
 # A triangle filter as wide as the scale, which is torchvision's antialiased bilinear resize.
 # Without the other two, FFmpeg rounds colors down and gives two neighbors the same.
 _SCALING = Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
-_HALF_COLORS = ("yuv420p", "yuvj420p")  # two rows and columns of luma to one of color
+# Formats with two rows and columns of luma to one of color -> the same with one.
+_HALF_COLORS = {"yuv420p": "yuv444p", "yuvj420p": "yuvj444p"}
 _WIDEST = 4  # long side / short side; beyond it the middle is cut out before scaling
 _ODDEST = 16  # pixels more than so many times as wide as high, or the reverse, are a mistake
 
@@ -67,15 +69,17 @@ class Squarer:
 
     def __call__(self, frame: Any) -> Image:
         """uint8 (side, side, 3), RGB: the upright center of a decoded frame."""
-        frame = self._cut(frame)
+        frame = self._as_rgb_middle(frame)
         width, height = frame.width * self._pixel_aspect, Fraction(frame.height)
         short = min(width, height)
         # Rounded as torchvision's resize and center_crop do. Cutting before scaling is no faster.
         columns, rows = (int(self._side * length / short) for length in (width, height))
-        if short >= 2 * self._side and frame.format.name in _HALF_COLORS:
-            # A third faster than scaling into RGB. JPEG stores frames like this, too.
+        if short >= 2 * self._side and (planes := _HALF_COLORS.get(frame.format.name)):
+            if short >= 3 * self._side:
+                frame = _halved(frame)
+            # A third faster than scaling into RGB.
             frame = self._shrinker.reformat(
-                frame, columns, rows, interpolation=Interpolation.BILINEAR, threads=1
+                frame, columns, rows, planes, interpolation=Interpolation.BILINEAR, threads=1
             )
         # What needs no scaling becomes RGB as PyAV does it by itself.
         is_scaled = (columns, rows) != (frame.width, frame.height)
@@ -90,10 +94,15 @@ class Squarer:
         square: Image = image[top : top + self._side, left : left + self._side]
         return square
 
-    def _cut(self, frame: Any) -> Any:
-        """Cut out the middle of a very long picture, which scaling would make enormous."""
+    def _as_rgb_middle(self, frame: Any) -> Any:
+        """Make RGB, before they are scaled, of frames that FFmpeg would not scale as pictures.
+
+        That is the middle of a very long one, which scaling would make enormous; and one that is
+        marked as interlaced, of which FFmpeg scales the odd and the even rows by themselves.
+        """
         width, height = frame.width * self._pixel_aspect, frame.height
-        if max(width, height) <= _WIDEST * min(width, height):
+        is_long = max(width, height) > _WIDEST * min(width, height)
+        if not (is_long or frame.interlaced_frame):
             return frame
         rgb = self._reformatter.reformat(
             frame, format="rgb24", interpolation=_SCALING, threads=1
@@ -104,3 +113,19 @@ class Squarer:
         left, top = (frame.width - columns) // 2, (height - rows) // 2
         middle: Image = np.ascontiguousarray(rgb[top : height - top, left : frame.width - left])
         return av.VideoFrame.from_ndarray(middle, format="rgb24")
+
+
+def _halved(frame: Any) -> Any:
+    """A frame of half the size: the mean of four pixels each, ten times faster than by FFmpeg."""
+    half = av.VideoFrame(frame.width // 2, frame.height // 2, frame.format.name)
+    for plane, target in zip(frame.planes, half.planes, strict=True):
+        size = (target.width, target.height)
+        cv2.resize(_pixels(plane), size, dst=_pixels(target), interpolation=cv2.INTER_AREA)
+    half.colorspace, half.color_range = frame.colorspace, frame.color_range
+    return half
+
+
+def _pixels(plane: Any) -> Image:
+    """The content of a plane, without the padding of its rows; not a copy."""
+    rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+    return rows[: plane.height, : plane.width]

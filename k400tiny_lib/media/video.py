@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -187,24 +188,29 @@ def _decode(
     """Decode from the start to the end, or to frame number `last`; keep the frames `wanted`."""
     decoded, chosen = _Decoded(), set(wanted)
     square: Squarer | None = None
-    for packet in packets:
-        try:
-            frames = packet.decode()
-        except av.FFmpegError:
-            decoded.num_errors += 1
-            continue
-        for frame in frames:
-            number = len(decoded.times)
-            # Once: not every frame repeats an orientation that is part of the stream.
-            square = square or Squarer(side, stream.sample_aspect_ratio, orientation(frame))
-            decoded.times.append(frame.pts)
-            if frame.is_corrupt:
-                decoded.damaged.add(number)
-            if number in chosen:
-                decoded.images[number] = square(frame)
-        if last is not None and len(decoded.times) > last:
-            decoded.is_complete = False
-            break
+    scaled: dict[int, Future[Image]] = {}
+    with ThreadPoolExecutor(1) as pool:  # scales a frame while the next ones are decoded
+        for packet in packets:
+            try:
+                frames = packet.decode()
+            except av.FFmpegError:
+                decoded.num_errors += 1
+                continue
+            for frame in frames:
+                number = len(decoded.times)
+                # Once: not every frame repeats an orientation that is part of the stream.
+                square = square or Squarer(side, stream.sample_aspect_ratio, orientation(frame))
+                decoded.times.append(frame.pts)
+                if frame.is_corrupt:
+                    decoded.damaged.add(number)
+                if number in chosen:
+                    if scaled:  # no more than one waits, at its full size
+                        next(reversed(scaled.values())).result()
+                    scaled[number] = pool.submit(square, frame)
+            if last is not None and len(decoded.times) > last:
+                decoded.is_complete = False
+                break
+        decoded.images = {number: image.result() for number, image in scaled.items()}
     return decoded
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from k400tiny_lib.errors import UserError, printable
 from k400tiny_lib.files import problem_of
-from k400tiny_lib.media.frames import natural_key
+from k400tiny_lib.media.frame_names import natural_order
 from k400tiny_lib.media.listing import describe_left_out, list_directory, may_be_clips
 from k400tiny_lib.media.video import VIDEO_SUFFIXES
 
@@ -70,7 +70,8 @@ def find_inputs(path: Path) -> Inputs:
     problems = dict(listing.unusable)
     problems |= {clip: why for clip in listing.clips if (why := listing.frame_folders.get(clip))}
     unusable = [f"{printable(str(path / name))}: {why}." for name, why in problems.items()]
-    names = sorted((name for name in listing.clips if name not in problems), key=_in_natural_order)
+    sound = (name for name in listing.clips if name not in problems)
+    names = sorted(sound, key=lambda name: [natural_order(part) for part in name.split("/")])
     if not names and not unusable:
         raise UserError(
             f"input: {shown} holds no clips{_instead(listing.left_out)}. Needed: {_CLIPS}."
@@ -79,10 +80,6 @@ def find_inputs(path: Path) -> Inputs:
     return Inputs(
         [path / name for name in names], None if is_clip else path, unusable, listing.left_out
     )
-
-
-def _in_natural_order(name: str) -> list[tuple[list[str | int], str]]:
-    return [natural_key(Path(part)) for part in name.split("/")]
 
 
 def _instead(left_out: Mapping[str, str]) -> str:

@@ -103,12 +103,16 @@ def open_classifier(
         raise UserError(f"{parameter}: {what}.") from None
     except Exception as error:  # ONNX Runtime has an exception class for each status
         raise UserError(f"{parameter}: {path} cannot be opened: {one_line(error)}.") from None
-    # ONNX Runtime has copied the weights several times; glibc keeps what was freed, about 200 MB.
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+    release_freed_memory()  # ONNX Runtime has copied the weights several times: about 200 MB
     if device == "cuda" and _CUDA not in session.get_providers():
         raise UserError("device: CUDA cannot be used on this machine. Needed: device=cpu.")
     return OnnxClassifier(session, class_names, clip_len, views)
+
+
+def release_freed_memory() -> None:
+    """Give memory that was freed back to the system, where the C library keeps it (glibc)."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def execution_providers(device: str) -> list[Any]:

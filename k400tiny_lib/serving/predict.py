@@ -5,18 +5,18 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from tqdm import tqdm
 
-from k400tiny_lib.errors import UserError, printable
+from k400tiny_lib.errors import UserError, listed, printable
 from k400tiny_lib.media.frames import list_frames, read_images
 from k400tiny_lib.media.sampling import view_indices
 from k400tiny_lib.media.video import sample_video
-from k400tiny_lib.serving.onnx_classifier import OnnxClassifier
+from k400tiny_lib.serving.onnx_classifier import OnnxClassifier, release_freed_memory
 
 Frames = npt.NDArray[np.uint8]
 
@@ -63,17 +63,13 @@ def read_clip(path: Path, clip_len: int, views: int = 1, max_bad_frames: float =
         UserError: if it cannot be read.
     """
     if path.is_dir():
-        listed = list_frames(path)
-        indices = view_indices(len(listed.frames), clip_len, views).ravel()
-        pictures = [f"{name} is left out ({kind})" for name, kind in listed.left_out.items()]
-        return Clip(read_images(path, indices.tolist()), _some(pictures))
+        names = list_frames(path)
+        indices = view_indices(len(names.frames), clip_len, views).ravel()
+        pictures = [f"{name} is left out ({kind})" for name, kind in names.left_out.items()]
+        return Clip(read_images(path, indices.tolist()), listed(pictures, _MAX_NAMES))
     sampled = sample_video(path, clip_len, views=views, max_bad_frames=max_bad_frames)
+    release_freed_memory()  # large frames, before the model takes its own
     return Clip(sampled.frames, sampled.note)
-
-
-def _some(texts: Sequence[str]) -> str:
-    more = len(texts) - _MAX_NAMES
-    return ", ".join(texts[:_MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def label_inputs(
@@ -107,10 +103,20 @@ def label_inputs(
         except OSError as error:
             return UserError(f"{path} cannot be read: {error.strerror or error}.")
 
+    def readable() -> Iterator[tuple[Path, Frames]]:
+        for path, clip in _decode_ahead(inputs, read, batch_size):
+            if isinstance(clip, UserError):
+                failures.append(printable(str(clip)))
+                bar.write(f"skipped: {failures[-1]}", file=sys.stderr)
+                bar.update()
+                continue
+            if clip.note:
+                notes.append(printable(f"{path}: {clip.note}."))
+                bar.write(f"note: {notes[-1]}", file=sys.stderr)
+            yield path, clip.frames
+
     with tqdm(total=len(inputs), desc="predict", unit="clip", mininterval=1) as bar:
-        decoded = _decode_ahead(inputs, read, batch_size)
-        readable = _readable(decoded, failures, notes, bar)
-        for paths, clips in _batches(readable, batch_size):
+        for paths, clips in _batches(readable(), batch_size):
             for path, values in zip(paths, model.predict(np.stack(clips)), strict=True):
                 best = enumerate(model.best(values, top_k), start=1)
                 name = path.relative_to(root).as_posix() if root else path.name
@@ -140,25 +146,6 @@ def _decode_ahead(
                 yield first, future.result()
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _readable(
-    decoded: Iterable[tuple[Path, Clip | UserError]],
-    failures: list[str],
-    notes: list[str],
-    bar: "tqdm[Any]",
-) -> Iterator[tuple[Path, Frames]]:
-    """The inputs that can be read; others, and what is damaged, are named and collected."""
-    for path, clip in decoded:
-        if isinstance(clip, UserError):
-            failures.append(printable(str(clip)))
-            bar.write(f"skipped: {failures[-1]}", file=sys.stderr)
-            bar.update()
-            continue
-        if clip.note:
-            notes.append(printable(f"{path}: {clip.note}."))
-            bar.write(f"note: {notes[-1]}", file=sys.stderr)
-        yield path, clip.frames
 
 
 def _clips_a_batch(batch_size: int, clip: Frames) -> int:

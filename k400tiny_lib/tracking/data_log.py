@@ -8,7 +8,7 @@ from mlflow.data.pandas_dataset import from_pandas
 
 from k400tiny_lib.data.annotations import SPLITS
 from k400tiny_lib.data.preparation import plots
-from k400tiny_lib.errors import hide_passwords, printable
+from k400tiny_lib.errors import hide_passwords, listed, printable
 from k400tiny_lib.media.listing import describe_left_out
 from k400tiny_lib.tracking.runs import DATA_DIGEST_TAG, DATA_PATH_TAG
 
@@ -53,15 +53,13 @@ def describe(prepared: "Prepared") -> str:
     """Notes, dropped clips (the first 20), what was left out, and the splits, as lines."""
     report = prepared.report
     lines = [f"note: {note}" for note in report["notes"][:_MAX_LINES]]
-    if (unlisted := len(report["notes"]) - _MAX_LINES) > 0:
-        lines.append(f"and {unlisted} more notes, see annotations/data_report.json")
     lines += [f"dropped {row['video']}: {row['reason']}" for row in report["dropped"][:_MAX_LINES]]
-    if (unlisted := report["num_dropped"] - _MAX_LINES) > 0:
-        lines.append(f"and {unlisted} more, see annotations/data_report.json")
+    for things in ("notes", "dropped"):
+        if (unlisted := len(report[things]) - _MAX_LINES) > 0:
+            lines.append(f"and {unlisted} more {things}, see annotations/data_report.json")
     if only := report["train_only_classes"]:
-        more = f" and {len(only) - _MAX_LINES} more" if len(only) > _MAX_LINES else ""
-        listed = ", ".join(map(repr, only[:_MAX_LINES]))
-        lines.append(f"in train only, so without a place in the test: {listed}{more}")
+        classes = listed(list(map(repr, only)), _MAX_LINES)
+        lines.append(f"classes in train only, not in the test: {classes}")
     lines += describe_left_out(report["left_out"], _MAX_LINES)
     if report["left_out"]:
         lines.append("all that was left out is in annotations/data_report.json")

@@ -354,4 +354,4 @@ def test_classes_without_clips_and_unknown_sources_are_said() -> None:
     alone = table.assign(group=table["video"])
     evaluation = evaluate_predictions("test", {"test": alone}, annotations, model, protocol)
     said = " ".join(Page(render_report(evaluation, Provenance())).paragraphs[""])
-    assert "Each clip is taken for a source of its own" in said
+    assert "Each clip counts as one source" in said

@@ -14,6 +14,7 @@ from k400tiny_lib.data.preparation.content_index import ContentIndex
 from k400tiny_lib.data.preparation.decoding import VideoPart, decode_videos
 from k400tiny_lib.data.preparation.decoding_worker import FrameSettings
 from k400tiny_lib.data.sources.videos import list_videos
+from k400tiny_lib.media.picture import Orientation, Squarer
 from k400tiny_lib.media.video import Image
 
 SMALL = FrameSettings(num_frames=4, size=32)
@@ -146,3 +147,10 @@ def moving(num_frames: int, size: tuple[int, int] = (96, 128)) -> Iterator[Image
     for number in range(num_frames):
         top, left = number % 128, 2 * number % 128
         yield np.ascontiguousarray(soft[top : top + size[0], left : left + size[1]])
+
+
+def bare_decode(path: Path, pixel_aspect: Fraction | None = None) -> Image:
+    """Every frame that PyAV decodes, as squares."""
+    with av.open(str(path)) as container:
+        square = Squarer(336, pixel_aspect, Orientation())
+        return np.stack([square(frame) for frame in container.decode(video=0)])

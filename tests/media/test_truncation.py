@@ -1,9 +1,11 @@
 """A part of a video is never taken for the video, and a whole video never for a part."""
 
+import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import av
 import pytest
 
 from k400tiny_lib.errors import UserError
@@ -89,6 +91,31 @@ def test_a_part_is_refused(contents: dict[str, bytes], name: str, share: float) 
         with pytest.raises(UserError, match="is truncated") as caught:
             sample_video(damaged, 2, side=16, max_bad_frames=0.9)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["mp4", "avi", "mkv", "flv", "webm", "mxf"])
+def test_a_part_that_ends_between_two_packets_is_refused(
+    contents: dict[str, bytes], name: str
+) -> None:
+    content = contents[name]
+    with av.open(io.BytesIO(content)) as container:
+        starts = sorted(packet.pos for packet in container.demux(video=0) if packet.size)
+    part = content[: starts[len(starts) // 2]]
+    for damaged in (part, part + bytes(len(content) - len(part))):
+        with pytest.raises(UserError, match="is truncated"):
+            sample_video(damaged, 2, side=16)
+
+
+def test_zeros_that_are_marked_as_filling_are_no_truncation(contents: dict[str, bytes]) -> None:
+    avi, filling = contents["avi"], b"JUNK" + (600).to_bytes(4, "little") + bytes(600)
+    longer = avi[:4] + (len(avi) - 8 + len(filling)).to_bytes(4, "little") + avi[8:] + filling
+    assert sample_video(longer, 2, side=16).num_frames == NUM_FRAMES
+    mkv = contents["mkv"]
+    at = mkv.index(bytes.fromhex("18538067")) + 4  # of the size of the segment, in 8 bytes
+    filling = b"\xec" + (0x4000 | 600).to_bytes(2, "big") + bytes(600)
+    size = int.from_bytes(mkv[at + 1 : at + 8], "big") + len(filling)
+    longer = mkv[: at + 1] + size.to_bytes(7, "big") + mkv[at + 8 :] + filling
+    assert sample_video(longer, 2, side=16).num_frames == NUM_FRAMES
 
 
 def test_the_message_says_how_much_is_there(contents: dict[str, bytes]) -> None:

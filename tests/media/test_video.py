@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.media.picture import Orientation, Squarer
 from k400tiny_lib.media.sampling import uniform_indices
 from k400tiny_lib.media.video import (
     VIDEO_SUFFIXES,
@@ -20,7 +19,7 @@ from k400tiny_lib.media.video import (
     is_video,
     sample_video,
 )
-from tests.helpers.videos import encode, moving, write_video, write_videos
+from tests.helpers.videos import bare_decode, encode, moving, write_video, write_videos
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +29,6 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def read_video(video: Path | bytes, num_frames: int) -> Image:
     return sample_video(video, num_frames).frames
-
-
-def bare_decode(path: Path, pixel_aspect: Fraction | None = None) -> Image:
-    """Every frame that PyAV decodes, as squares."""
-    with av.open(str(path)) as container:
-        square = Squarer(336, pixel_aspect, Orientation())
-        return np.stack([square(frame) for frame in container.decode(video=0)])
 
 
 def test_frames_are_the_ones_that_uniform_indices_names(videos: Path) -> None:
@@ -239,83 +231,3 @@ def test_an_index_can_be_sent_to_another_process(videos: Path) -> None:
     index = pickle.loads(pickle.dumps(index_video(videos / "v4.mp4")))
     frames = sample_video(videos / "v4.mp4", 5, index=index).frames
     np.testing.assert_array_equal(frames, read_video(videos / "v4.mp4", 5))
-
-
-def damage(content: bytes, packets: list[tuple[int, int]]) -> bytes:
-    """The content with zeros in place of some packets."""
-    damaged = bytearray(content)
-    for position, size in packets:
-        damaged[position : position + size] = bytes(size)
-    return bytes(damaged)
-
-
-def positions(path: Path) -> list[tuple[int, int]]:
-    """Where each packet of a video is."""
-    with av.open(str(path)) as container:
-        return [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
-
-
-@pytest.mark.parametrize(("suffix", "codec"), [(".mp4", "libx264"), (".avi", "mjpeg")])
-def test_a_damaged_video_is_used_up_to_a_share_of_bad_frames(
-    tmp_path: Path, suffix: str, codec: str
-) -> None:
-    path = tmp_path / f"x{suffix}"
-    pix_fmt, options = ("yuvj420p", None) if codec == "mjpeg" else ("yuv420p", {"bf": "0"})
-    encode(path, moving(40), codec, pix_fmt=pix_fmt, codec_options=options)
-    whole, places = path.read_bytes(), positions(path)
-    content = damage(whole, places[20:23])
-    sampled = sample_video(content, 40)
-    assert (sampled.num_bad, sampled.num_frames) == (3, 40)
-    assert sampled.note.startswith("3 of 40 frames cannot be decoded")
-    if codec == "mjpeg":  # whose frames do not need one another
-        everything = bare_decode(path)
-        sound = np.delete(everything, [20, 21, 22], axis=0)
-        np.testing.assert_array_equal(sampled.frames, sound[uniform_indices(37, 40)])
-    with pytest.raises(UserError, match=r"3 of 40 frames \(8%\) cannot.* at most 5% \(max_bad_fr"):
-        sample_video(content, 4, max_bad_frames=0.05)
-    with pytest.raises(UserError, match=r"is damaged: 8 of 40 frames \(20%\)"):
-        sample_video(damage(whole, places[14:22]), 4)  # after a key frame
-    assert sample_video(damage(whole, places[14:22]), 4, max_bad_frames=0.2).num_bad == 8
-    np.testing.assert_array_equal(sampled.frames, sample_video(content, 40).frames)
-
-
-def test_a_hole_in_a_container_without_an_index_counts(tmp_path: Path) -> None:
-    path = tmp_path / "x.mkv"
-    encode(path, moving(60), "mjpeg", pix_fmt="yuvj420p")
-    content, places = path.read_bytes(), positions(path)
-    start, end = places[30][0], places[33][0]
-    sampled = sample_video(content[:start] + bytes(end - start) + content[end:], 4)
-    assert 3 <= sampled.num_bad <= 6
-    assert sampled.num_frames == 60
-    start, end = places[30][0], places[50][0]
-    with pytest.raises(UserError, match="is damaged"):
-        sample_video(content[:start] + bytes(end - start) + content[end:], 4)
-
-
-def test_a_segment_is_judged_by_its_own_frames(tmp_path: Path) -> None:
-    path = tmp_path / "x.mp4"
-    encode(path, moving(60), "libx264", codec_options={"bf": "0"})
-    content = damage(path.read_bytes(), positions(path)[50:55])
-    first = sample_video(content, 4, segment=Segment(0, 1))
-    assert (first.num_frames, first.num_bad, first.note) == (25, 0, "")
-    with pytest.raises(UserError, match=r"5 of 20 frames \(25%\)"):
-        sample_video(content, 4, segment=Segment(1.6, 2.4))
-
-
-ODD = Path(__file__).parents[3] / "shared" / "data" / "odd_videos"
-
-
-@pytest.mark.skipif(not ODD.is_dir(), reason="needs the odd videos")
-def test_odd_videos_are_used_or_refused_as_people_want() -> None:
-    [sampled, refused] = [{}, {}]
-    for path in sorted(ODD.glob("odd_*")):
-        try:
-            sampled[path.stem[4:]] = sample_video(path, 4)
-        except UserError as error:
-            refused[path.stem[4:]] = str(error)
-    assert refused == {"34": f"{ODD}/odd_34.mp4 is truncated: 1.2 of 23.6 s are there."}
-    assert {n: (s.num_frames, s.num_bad) for n, s in sampled.items()} == {
-        **{"05": (46, 0), "13": (30, 0), "21": (50, 1), "22": (182, 12), "32": (300, 0)},
-        **{"55": (71, 0), "58": (390, 0), "59": (60, 0)},
-    }
-    assert [n for n, s in sampled.items() if s.note] == ["21", "22"]

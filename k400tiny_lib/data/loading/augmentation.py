@@ -4,12 +4,12 @@ To add one, write its function and its row of `AUGMENTATIONS` here, and add its 
 of the parameter `augmentation` (`config/parameters.py`).
 """
 
+import csv
 import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import takewhile
 
 import numpy as np
 import torch
@@ -28,8 +28,6 @@ _JITTER = v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2)
 _RAND_AUGMENT = RandAugment(magnitude=9, num_layers=2, prob=0.5)  # pytorchvideo's defaults
 # Of MViT's Kinetics recipe (arXiv:2104.11227).
 _MIX_ALPHAS = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0}
-
-_QUOTED_OR_PLAIN = re.compile(r'\s*(?:"((?:[^"]|"")+)"\s*|([^,]*))(?:,|$)')
 
 
 @contextmanager
@@ -166,8 +164,8 @@ AUGMENTATIONS = {
 def no_flip_targets(no_flip_classes: str, categories: Mapping[str, int]) -> frozenset[int]:
     """Class ids of the parameter `no_flip_classes`: labels separated by commas, or `none`.
 
-    A label may contain commas; double quotes around it, as in a CSV, are needed only where the text
-    could be read in two ways. Case, spaces and underscores do not count, as when labels are read.
+    A label may contain commas. Where the text could be read in two ways, all labels with commas are
+    put in double quotes, as in a CSV. Case, spaces and underscores do not count.
 
     Raises:
         UserError: for a label that is not among the categories (class ids by label).
@@ -176,25 +174,22 @@ def no_flip_targets(no_flip_classes: str, categories: Mapping[str, int]) -> froz
         return frozenset()
     by_key = {_spelling(label): index for label, index in categories.items()}
 
-    def class_id(text: str) -> int | None:
+    def class_id(fields: list[str]) -> int | None:
+        text = ",".join(fields)
         return categories.get(text.strip(), by_key.get(_spelling(text)))
 
-    if (whole := class_id(no_flip_classes)) is not None:
-        return frozenset({whole})
-    parts = _QUOTED_OR_PLAIN.findall(no_flip_classes)  # (quoted, plain): one of them is empty
+    fields = next(csv.reader([no_flip_classes], skipinitialspace=True))
     targets = set[int]()
-    while parts:
-        quoted, plain = parts[0]
-        count = 1 if quoted else sum(1 for _ in takewhile(lambda part: not part[0], parts))
-        # The longest run of parts that is a label: "Putting something, something on a table".
-        while count > 1 and class_id(",".join(text for _, text in parts[:count])) is None:
+    while fields:
+        # The longest run of fields that is a label: "Putting something, something on a table".
+        count = 1 if '"' in no_flip_classes else len(fields)
+        while count > 1 and class_id(fields[:count]) is None:
             count -= 1
-        text = quoted.replace('""', '"') or ",".join(text for _, text in parts[:count])
-        if (index := class_id(text)) is not None:
+        if (index := class_id(fields[:count])) is not None:
             targets.add(index)
-        elif text.strip():
-            raise _unknown_label((quoted or plain).strip(), no_flip_classes, categories)
-        parts = parts[count:]
+        elif label := fields[0].strip():
+            raise _unknown_label(label, no_flip_classes, categories)
+        fields = fields[count:]
     return frozenset(targets)
 
 

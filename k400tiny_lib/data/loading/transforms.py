@@ -21,22 +21,6 @@ def resize_short_side(images: Tensor, resize_size: int) -> Tensor:
     return resized
 
 
-def resize_and_crop(frames: Tensor, resize_size: int, crop_size: int) -> Tensor:
-    """`resize_short_side`, then `center_crop`.
-
-    Args:
-        frames: uint8 (T, H, W, C), RGB in [0, 255].
-        resize_size: short side after resizing, in pixels.
-        crop_size: side of the square crop, in pixels, at most resize_size.
-
-    Returns:
-        uint8 (C, T, crop_size, crop_size).
-    """
-    images = frames.permute(0, 3, 1, 2)  # (T, H, W, C) -> (T, C, H, W)
-    images = center_crop(resize_short_side(images, resize_size), crop_size)
-    return images.transpose(0, 1)  # (T, C, H, W) -> (C, T, H, W)
-
-
 def resize_exactly(frames: Tensor, size: Sequence[int], antialias: bool = True) -> Tensor:
     """Resize as the exported graph does: bilinear in float32, rounded at the end.
 

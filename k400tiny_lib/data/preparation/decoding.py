@@ -59,10 +59,10 @@ class _Source(NamedTuple):
     note: str = ""
     max_bad_frames: float = 0.0
 
-    def is_current(self, digest: str, segment: Segment | None, max_bad_frames: float) -> bool:
-        """Whether decoding again would give the same; an undamaged video has any share."""
-        same = (self.digest, self.segment) == (digest, _text(segment))
-        return same and (not self.note or self.max_bad_frames == max_bad_frames)
+    def is_current(self, digest: str, part: VideoPart, settings: FrameSettings) -> bool:
+        """Whether decoding again would give the same; max_bad_frames matters for damage only."""
+        same = (self.digest, self.segment) == (digest, _text(part.segment))
+        return same and (not self.note or self.max_bad_frames == settings.max_bad_frames)
 
 
 def digest_videos(videos: Iterable[VideoFile], index: ContentIndex) -> dict[VideoFile, str]:
@@ -71,7 +71,9 @@ def digest_videos(videos: Iterable[VideoFile], index: ContentIndex) -> dict[Vide
     Returns:
         Video -> digest, empty for one that cannot be read.
     """
-    known = _known_digests(index)
+    # Without a stamp nothing tells whether a video is still the same.
+    stored = index.load(_DIGESTS).items()
+    known = {VideoFile(uri, stamp): digest for uri, (stamp, digest) in stored if stamp}
     digests: dict[VideoFile, str] = {}
     rows = []
     for video in dict.fromkeys(videos):
@@ -91,11 +93,7 @@ def digest_videos(videos: Iterable[VideoFile], index: ContentIndex) -> dict[Vide
 
 
 def plan(
-    clips: Mapping[str, VideoPart],
-    target: Path,
-    settings: FrameSettings,
-    index: ContentIndex,
-    max_bad_frames: float = 0.1,
+    clips: Mapping[str, VideoPart], target: Path, settings: FrameSettings, index: ContentIndex
 ) -> tuple[dict[str, VideoPart], Decodings]:
     """Find out what has to be decoded.
 
@@ -110,16 +108,13 @@ def plan(
     done = Decodings({}, {})
     for name, part in clips.items():
         source = sources.get(name)
-        if source and source.is_current(digests[part.video], part.segment, max_bad_frames):
+        if source and source.is_current(digests[part.video], part, settings):
             if source.note:
                 done.notes[name] = source.note
             continue
-        signature, problem = problems.get(_problem_key(part), ("", ""))
-        if (
-            problem
-            and part.video.stamp
-            and signature == _problem_signature(part, settings, max_bad_frames)
-        ):
+        key, signature = _problem_entry(part, settings)
+        known, problem = problems.get(key, ("", ""))
+        if problem and part.video.stamp and known == signature:
             done.bad[name] = problem
         else:
             todo[name] = part
@@ -134,7 +129,6 @@ def decode_videos(
     *,
     scheduler: str,
     workers: int | str,
-    max_bad_frames: float = 0.1,
 ) -> Decodings:
     """Make a frame folder below `target` of every clip that has none yet.
 
@@ -146,7 +140,6 @@ def decode_videos(
         target: directory of the frame folders.
         settings: of the frames.
         index: digests and problems of former runs.
-        max_bad_frames: share of the frames that may be damaged, in [0, 1].
 
     Returns:
         The clips that cannot be decoded, and notes about damaged ones: name -> text.
@@ -156,13 +149,13 @@ def decode_videos(
     """
     target.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(target)
-    todo, done = plan(clips, target, settings, index, max_bad_frames)
+    todo, done = plan(clips, target, settings, index)
     for name in done.bad:  # decoded with another max_bad_frames
         _remove_clip(target / name)
     if not todo:
         return done
     digests: dict[VideoFile, str] = {}  # grows while tasks are made
-    tasks = _tasks(todo, digests, settings, max_bad_frames)
+    tasks = _tasks(todo, digests, settings)
     with (
         open_executor(scheduler, workers, preload=(decoding_worker.__name__,)) as (executor, count),
         tqdm(total=len(todo), desc="decode", unit="clip", mininterval=1) as progress,
@@ -171,13 +164,12 @@ def decode_videos(
             problems = []
             for (name, segment), decoded in zip(task.clips, results, strict=True):
                 if decoded.problem:
-                    part = VideoPart(task.video, segment)
-                    signature = _problem_signature(part, settings, max_bad_frames)
-                    problems.append((_problem_key(part), signature, decoded.problem))
+                    entry = _problem_entry(VideoPart(task.video, segment), settings)
+                    problems.append((*entry, decoded.problem))
                     done.bad[name] = decoded.problem
                     _remove_clip(target / name)
                     continue
-                source = _Source(digest, _text(segment), decoded.note, max_bad_frames)
+                source = _Source(digest, _text(segment), decoded.note, settings.max_bad_frames)
                 _write_folder(target, name, decoded.frames, source)
                 if decoded.note:
                     done.notes[name] = decoded.note
@@ -192,10 +184,7 @@ def decode_videos(
 
 
 def _tasks(
-    clips: Mapping[str, VideoPart],
-    digests: Mapping[VideoFile, str],
-    settings: FrameSettings,
-    max_bad_frames: float,
+    clips: Mapping[str, VideoPart], digests: Mapping[VideoFile, str], settings: FrameSettings
 ) -> Iterator[Task]:
     """Batches of clips of one file; a file whose digest is known by then is not read for it."""
     by_video = defaultdict[VideoFile, list[tuple[str, Segment | None]]](list)
@@ -205,21 +194,13 @@ def _tasks(
         size = _REMOTE_BATCH if is_remote(video.uri) else _BATCH
         for start in range(0, len(parts), size):
             batch = tuple(parts[start : start + size])
-            yield Task(video, batch, settings, max_bad_frames, digests.get(video, ""))
+            yield Task(video, batch, settings, digests.get(video, ""))
 
 
-def _known_digests(index: ContentIndex) -> dict[VideoFile, str]:
-    rows = index.load(_DIGESTS).items()
-    # Without a stamp nothing tells whether the video is still the same.
-    return {VideoFile(uri, stamp): digest for uri, (stamp, digest) in rows if stamp}
-
-
-def _problem_key(part: VideoPart) -> str:
-    return f"{part.video.uri}#{_text(part.segment)}"
-
-
-def _problem_signature(part: VideoPart, settings: FrameSettings, max_bad_frames: float) -> str:
-    return f"{part.video.stamp} {settings.digest} {max_bad_frames}"
+def _problem_entry(part: VideoPart, settings: FrameSettings) -> tuple[str, str]:
+    """Name and signature of what is wrong with a clip, in the content index."""
+    signature = f"{part.video.stamp} {settings.digest} {settings.max_bad_frames}"
+    return f"{part.video.uri}#{_text(part.segment)}", signature
 
 
 def _text(segment: Segment | None) -> str:

@@ -27,11 +27,14 @@ class FrameSettings:
     size: int = 336
     quality: int = 90
     version: int = 2  # raise it when the same video and settings give other pixels
+    max_bad_frames: float = 0.1  # share of the frames of a clip that may be damaged
 
     @property
     def digest(self) -> str:
-        """Eight hex digits that differ between settings."""
-        return combine_digests([json.dumps(asdict(self), sort_keys=True)])[:8]
+        """Eight hex digits that differ where the pixels of an undamaged video do."""
+        settings = asdict(self)
+        del settings["max_bad_frames"]
+        return combine_digests([json.dumps(settings, sort_keys=True)])[:8]
 
 
 class VideoFile(NamedTuple):
@@ -47,7 +50,6 @@ class Task(NamedTuple):
     video: VideoFile
     clips: tuple[tuple[str, Segment | None], ...]  # name and segment
     settings: FrameSettings
-    max_bad_frames: float = 0.1
     digest: str = ""  # of the video; empty if it is not known yet
 
 
@@ -73,7 +75,8 @@ def decode(task: Task) -> tuple[str, list[Decoded]]:
         with local_file(task.video.uri) as path:
             digest = digest or _digest_once(str(path), task.video.stamp)
             index = _index_once(str(path), task.video.stamp)
-            return digest, [_decode_clip(path, segment, index, task) for _, segment in task.clips]
+            clips = [_decode_clip(path, part, index, task.settings) for _, part in task.clips]
+            return digest, clips
     except UserError as error:
         problem = _about_the_video(error, path)
     except OSError as error:
@@ -81,8 +84,9 @@ def decode(task: Task) -> tuple[str, list[Decoded]]:
     return digest, [Decoded(problem=problem)] * len(task.clips)
 
 
-def _decode_clip(path: Path, segment: Segment | None, index: VideoIndex, task: Task) -> Decoded:
-    settings = task.settings
+def _decode_clip(
+    path: Path, segment: Segment | None, index: VideoIndex, settings: FrameSettings
+) -> Decoded:
     if problem := _ends_after(segment, index):
         return Decoded(problem=problem)
     try:
@@ -91,7 +95,7 @@ def _decode_clip(path: Path, segment: Segment | None, index: VideoIndex, task: T
             settings.num_frames,
             side=settings.size,
             segment=segment,
-            max_bad_frames=task.max_bad_frames,
+            max_bad_frames=settings.max_bad_frames,
             index=index,
         )
     except UserError as error:

@@ -11,25 +11,18 @@ from k400tiny_lib.config import Config
 from k400tiny_lib.data.annotations import SPLITS, Annotations, Clip
 from k400tiny_lib.data.preparation import splits
 from k400tiny_lib.data.preparation.content_index import open_index
-from k400tiny_lib.data.preparation.report import data_report, frame_notes, official_split_notes
-from k400tiny_lib.data.preparation.selection import (
+from k400tiny_lib.data.preparation.rare_classes import (
     RareClass,
     describe_rare,
-    drop_contradicting_copies,
-    drop_rare,
     find_rare_classes,
     refusal,
 )
+from k400tiny_lib.data.preparation.report import data_report, frame_notes, official_split_notes
 from k400tiny_lib.data.preparation.validation import MISSING, ClipCheck, check_clips
 from k400tiny_lib.data.sources.base import Source
-from k400tiny_lib.data.sources.ground_truth import (
-    Dropped,
-    GroundTruth,
-    drop_rows,
-    refuse_if_most_are_missing,
-)
+from k400tiny_lib.data.sources.ground_truth import GroundTruth, refuse_if_most_are_missing
 from k400tiny_lib.data.sources.labels import categories_of
-from k400tiny_lib.errors import UserError
+from k400tiny_lib.errors import UserError, listed
 from k400tiny_lib.files import combine_named_digests
 
 _LISTED = 20  # clips in a message
@@ -71,105 +64,123 @@ def prepare(config: Config, source: Source) -> Prepared:
     """
     problems = source.bring()
     truth = source.ground_truth
-    reasons = [problems.get(name, "") for name in truth.table["folder_name"]]
-    table, not_brought = drop_rows(truth.table, reasons)
-    table, bad, notes = _keep_good(config, table, source.directory)
-    table, contradicting, note = drop_contradicting_copies(table)
-    dropped = sorted([*truth.dropped, *not_brought, *bad, *contradicting], key=lambda r: r.video)
-    truth = replace(truth, table=table, dropped=dropped, notes=[*truth.notes, *notes, *note])
+    truth = truth.drop(problems.get(name, "") for name in truth.table["folder_name"])
+    truth = _drop_bad(config, truth, source.directory)
+    truth = _drop_contradicting_copies(truth)
     _refuse_bad(config, truth)
+    truth, rare, train_only = _resolve_rare_classes(config, truth)
+    truth = _split(config, truth, train_only)
 
-    truth, rare, train_only = _settle_rare_classes(config, truth)
-    table, notes = truth.table, list(truth.notes)
-    table["split"], more = _split(table, config, train_only)
+    table = truth.table
     categories = categories_of(table["label"])
     table["target"] = table["label"].map(categories)
-
     digest = combine_named_digests(dict(zip(table["folder_name"], table["digest"], strict=True)))
     annotations = Annotations(categories, _clips_by_split(table), digest)
-    report = data_report(config, replace(truth, notes=[*notes, *more]), rare, digest)
-    return Prepared(annotations, table, report, source.directory)
+    return Prepared(annotations, table, data_report(config, truth, rare, digest), source.directory)
 
 
-def _keep_good(
-    config: Config, table: pd.DataFrame, directory: Path
-) -> tuple[pd.DataFrame, list[Dropped], list[str]]:
-    """Check the clips; add what is found to the rows of the good ones. Also returns notes."""
-    names = table["folder_name"]
+def _drop_bad(config: Config, truth: GroundTruth, directory: Path) -> GroundTruth:
+    """Check the clips; what is found becomes columns of the good ones."""
+    names = truth.table["folder_name"]
     checked = check_clips(directory, names, open_index(config))
     missing = [name for name in names if checked[name].problem == MISSING]
     refuse_if_most_are_missing("folders", missing, len(names), directory)
     columns = [field.name for field in fields(ClipCheck)]
-    checks = pd.DataFrame([astuple(checked[name]) for name in names], table.index, columns)
+    rows = [astuple(checked[name]) for name in names]
+    checks = pd.DataFrame(rows, truth.table.index, columns)
     checks = checks.rename(columns={"content_digest": "content"})
     problems = checks.pop("problem")
-    kept, bad = drop_rows(table.join(checks), problems)
-    return kept, bad, frame_notes(kept)
+    truth = replace(truth, table=truth.table.join(checks)).drop(problems)
+    return truth.note(*frame_notes(truth.table))
+
+
+def _drop_contradicting_copies(truth: GroundTruth) -> GroundTruth:
+    """Drop clips with the same frames under different labels, as rows that contradict one another.
+
+    Copies with one label stay.
+    """
+    table = truth.table
+    copies = table[table.duplicated("content", keep=False)].sort_values("folder_name")
+    reasons = pd.Series("", table.index)
+    num_copies = 0
+    for _, same in copies.groupby("content"):
+        if same["label"].nunique() == 1:
+            num_copies += len(same)
+            continue
+        for row in same.itertuples():
+            other = same[same["label"] != row.label].iloc[0]
+            reasons[row.Index] = (
+                f"the same frames as {other['folder_name']}, which has the label {other['label']!r}"
+            )
+    note = (
+        f"{num_copies} clips have the same frames as another clip of their label (identical_clips "
+        "in data_report.json): their sources count as one"
+    )
+    return truth.drop(reasons).note(*[note] if num_copies else [])
 
 
 def _refuse_bad(config: Config, truth: GroundTruth) -> None:
-    dropped, message = truth.dropped, ""
-    if dropped and config.on_bad_clip == "fail":
-        lines = [f"{clip.video}: {clip.reason}" for clip in dropped[:_LISTED]]
-        if (more := len(dropped) - _LISTED) > 0:
-            lines.append(f"and {more} more, see annotations/data_report.json of the run")
-        message = f"on_bad_clip: {len(dropped)} clips are bad: {'; '.join(lines)}."
-    elif truth.table.empty:
-        message = (
-            f"data_path: none of the {len(dropped)} clips can be used, first {dropped[0].video}: "
-            f"{dropped[0].reason}."
-        )
-    if message:
+    bad = [f"{clip.video}: {clip.reason}" for clip in truth.dropped]
+    if bad and config.on_bad_clip == "fail":
+        clips = listed(bad, _LISTED, "; ")
+        report = ", see annotations/data_report.json of the run" if len(bad) > _LISTED else ""
+        message = f"on_bad_clip: {len(bad)} clips are bad: {clips}{report}."
+        raise Refused(message, data_report(config, truth))
+    if truth.table.empty:
+        message = f"data_path: none of the {len(bad)} clips can be used, first {bad[0]}."
         raise Refused(message, data_report(config, truth))
 
 
-def _settle_rare_classes(
+def _resolve_rare_classes(
     config: Config, truth: GroundTruth
 ) -> tuple[GroundTruth, list[RareClass], set[str]]:
     """Unite the sources of copies, and do what `on_rare_class` says.
 
     Returns:
-        The ground truth with the clips that are left, the rare classes, and those that stay in
-        train.
+        The ground truth with the clips that are left, the rare classes, and all classes that must
+        stay in train.
     """
     table = truth.table
     table["own_group"] = table["group"]
     table["group"] = splits.unite_groups(table["group"], table["content"])
-    rare = find_rare_classes(table, truth.dropped)
+    rare = find_rare_classes(truth)
     if not rare:
         return truth, [], set()
     refused = Refused(refusal(rare, config, truth.sources_known), data_report(config, truth, rare))
     if config.on_rare_class == "fail":
         raise refused
+    train_only = set[str]()
     if config.on_rare_class == "drop":
-        table, dropped, note = drop_rare(table, rare)
-        dropped = sorted([*truth.dropped, *dropped], key=lambda row: row.video)
-        truth, train_only = replace(truth, table=table, dropped=dropped), set[str]()
+        text = "its class has {0.sources} source(s), too few for {0.needed} splits"
+        reasons = {one.label: text.format(one) for one in rare}
+        truth = truth.drop(reasons.get(label, "") for label in table["label"])
+        note = f"on_rare_class=drop: {len(rare)} class(es) are left out: {describe_rare(rare)}"
+        is_empty = truth.table.empty
     else:
         in_train = table[table["split"].isin(["train", ""])]
         train_only = splits.unsplittable_classes(in_train, rare[0].needed)
-        table = in_train[~in_train["label"].isin(train_only)]
-        also = sorted(train_only - {one.label for one in rare})
         note = f"on_rare_class=train: {len(rare)} class(es) stay in train: {describe_rare(rare)}"
-        note += f"; {', '.join(map(repr, also))} share their sources" if also else ""
-    if table.empty:
+        if also := sorted(train_only - {one.label for one in rare}):
+            note += f"; {', '.join(map(repr, also))} share their sources"
+        is_empty = in_train["label"].isin(train_only).all()
+    if is_empty:
         raise refused
-    return replace(truth, notes=[*truth.notes, note]), rare, train_only
+    return truth.note(note), rare, train_only
 
 
-def _split(
-    table: pd.DataFrame, config: Config, train_only: Collection[str]
-) -> tuple["pd.Series[str]", list[str]]:
-    """The split of each clip, the official ones where there are any, and notes about that."""
-    arguments = (config.val_fraction, config.test_fraction, config.seed, train_only)
+def _split(config: Config, truth: GroundTruth, train_only: Collection[str]) -> GroundTruth:
+    """Fill the column split; notes say which splits are the official ones."""
+    table = truth.table
+    split = splits.assign_splits(
+        table, config.val_fraction, config.test_fraction, config.seed, train_only
+    )
+    truth = replace(truth, table=table.assign(split=split))
     if not table["split"].any():
-        return splits.assign_splits(table, *arguments), []
-    split = splits.complete_official_splits(table, *arguments)
-    taken = sorted(set(split) - set(table["split"]))
+        return truth
     note = "the official splits are kept (use_official_splits=False draws new ones)"
-    if taken:
+    if taken := sorted(set(split) - set(table["split"])):
         note += f"; {' and '.join(taken)} is taken from train, the data has none"
-    return split, [note, *official_split_notes(table.assign(split=split))]
+    return truth.note(note, *official_split_notes(truth.table))
 
 
 def _clips_by_split(table: pd.DataFrame) -> dict[str, list[Clip]]:

@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import permutations
 from typing import Any
 
 import pandas as pd
 
 from k400tiny_lib.config import NONE, Config
 from k400tiny_lib.data.annotations import SPLITS
-from k400tiny_lib.data.preparation.selection import RareClass
+from k400tiny_lib.data.preparation.rare_classes import RareClass
 from k400tiny_lib.data.preparation.splits import random_split_leak, sources_in_several_splits
 from k400tiny_lib.data.sources.ground_truth import GroundTruth
+from k400tiny_lib.errors import listed
 
 _LISTED = 10  # names in a note
 
@@ -30,13 +32,14 @@ def data_report(
     """
     table = truth.table
     frames = table["num_frames"].agg(["min", "max"]).to_dict() if len(table) else None
+    dropped = sorted(truth.dropped, key=lambda row: row.video)
     left_out = zip(table["folder_name"], table["left_out"], strict=True)
-    report = {
+    return _of_splits(config, truth) | {
         "num_clips": len(table),
         "num_groups": int(table["group"].nunique()),
         "num_classes": int(table["label"].nunique()),
         "num_dropped": len(truth.dropped),
-        "dropped": [{"video": row.video, "reason": row.reason} for row in truth.dropped],
+        "dropped": [{"video": row.video, "reason": row.reason} for row in dropped],
         "num_left_out": len(truth.left_out),
         "left_out": dict(truth.left_out),
         "repaired_labels": truth.repaired,
@@ -51,38 +54,36 @@ def data_report(
         "rare_classes": {one.label: asdict(one) for one in rare},
         "data_digest": digest,
     }
-    is_split = len(table) > 0 and bool(table["split"].isin(SPLITS).all())
-    return report | _of_splits(config, truth, is_split)
 
 
-def _of_splits(config: Config, truth: GroundTruth, is_split: bool) -> dict[str, Any]:
+def _of_splits(config: Config, truth: GroundTruth) -> dict[str, Any]:
     """The part of the report that needs splits; null where it cannot be known."""
     table = truth.table
-    shared = leak = None
-    if is_split and truth.sources_known:
-        shared = len(sources_in_several_splits(table))
-        random_split = (config.val_fraction, config.test_fraction, config.seed)
-        leaked, held_out = random_split_leak(table, *random_split)
-        leak = {"clips": leaked, "of": held_out, "share": round(leaked / held_out, 4)}
-    if not is_split:
-        counts = table["label"].value_counts().sort_index()
-        return {
-            "split_fractions": None,
-            "sources_in_several_splits": None,
-            "random_split_would_leak": None,
-            "train_only_classes": None,
-            "clips_per_class": {str(label): int(count) for label, count in counts.items()},
-            "fractions_per_class": None,
+    of_sources: dict[str, Any] = {
+        "sources_in_several_splits": None,
+        "random_split_would_leak": None,
+    }
+    if table.empty or not table["split"].isin(SPLITS).all():
+        clips_per_class = table["label"].value_counts().sort_index().to_dict()
+        unknown = ("split_fractions", "train_only_classes", "fractions_per_class")
+        return {"clips_per_class": clips_per_class, **dict.fromkeys(unknown), **of_sources}
+    if truth.sources_known:
+        arguments = (config.val_fraction, config.test_fraction, config.seed)
+        leaked, held_out = random_split_leak(table, *arguments)
+        of_sources = {
+            "sources_in_several_splits": len(sources_in_several_splits(table)),
+            "random_split_would_leak": {
+                "clips": leaked,
+                "of": held_out,
+                "share": round(leaked / held_out, 4),
+            },
         }
     per_class = pd.crosstab(table["label"], table["split"]).reindex(columns=SPLITS, fill_value=0)
-    shares = per_class.div(per_class.sum(axis=1), axis=0).round(4)
     fractions = table["split"].value_counts(normalize=True).reindex(SPLITS, fill_value=0.0)
-    held_out_clips = per_class[["val", "test"]].sum(axis=1)
-    return {
+    shares = per_class.div(per_class.sum(axis=1), axis=0).round(4)
+    return of_sources | {
         "split_fractions": fractions.round(4).to_dict(),
-        "sources_in_several_splits": shared,
-        "random_split_would_leak": leak,
-        "train_only_classes": sorted(per_class.index[held_out_clips == 0]),
+        "train_only_classes": sorted(per_class.index[per_class["train"] == per_class.sum(axis=1)]),
         "clips_per_class": per_class.to_dict("index"),
         "fractions_per_class": shares.to_dict("index"),
     }
@@ -112,12 +113,11 @@ def frame_notes(table: pd.DataFrame) -> list[str]:
     mixed = table[table["patterns"].map(len) > 0]
     if len(mixed):
         first = mixed.iloc[0]
-        listed = [f"{count} x {pattern}" for pattern, count in first["patterns"].items()]
-        more = ", ..." if len(listed) > _LISTED else ""
+        patterns = [f"{count} x {pattern}" for pattern, count in first["patterns"].items()]
         notes.append(
             f"the frames of {len(mixed)} clip(s) have names of several patterns, all are used in "
             f"the order of their names: first {first['folder_name']} "
-            f"({', '.join(listed[:_LISTED])}{more})"
+            f"({listed(patterns, _LISTED)})"
         )
     return notes
 
@@ -130,20 +130,13 @@ def official_split_notes(table: pd.DataFrame) -> list[str]:
     """
     notes = []
     classes = {name: set(table.loc[table["split"] == name, "label"]) for name in SPLITS}
-    for split in SPLITS:
-        others = [name for name in SPLITS if name != split]
-        for label_set, where in ((classes[n] - classes[split], n) for n in others):
-            if label_set:
-                listed = _listed(sorted(label_set))
-                notes.append(f"{len(label_set)} class(es) are in {where}, not in {split}: {listed}")
+    for split, other in permutations(SPLITS, 2):
+        if labels := sorted(classes[other] - classes[split]):
+            names = listed(list(map(repr, labels)), _LISTED)
+            notes.append(f"{len(labels)} class(es) are in {other}, not in {split}: {names}")
     if shared := sources_in_several_splits(table):
         notes.append(
             f"the official splits divide {len(shared)} source(s), so the test is partly of what "
-            f"training has seen: {_listed(shared)}"
+            f"training has seen: {listed(list(map(repr, shared)), _LISTED)}"
         )
     return notes
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(map(repr, names[:_LISTED])) + more

@@ -77,14 +77,16 @@ def assign_splits(
 ) -> "pd.Series[str]":
     """Assign each clip to a split, grouped by source and stratified by class.
 
-    Every class is in all three splits. A source with several labels counts for its most frequent
-    one, unless some class needs more sources than it is the most frequent label of: then whole
-    sources are divided such that each split has all of their labels. Classes with few sources can
-    only approximate the fractions; the data report has the resulting ones.
+    Every class is in all splits that are drawn. A source with several labels counts for its most
+    frequent one, unless some class needs more sources than it is the most frequent label of: then
+    whole sources are divided such that each split has all of their labels. Classes with few sources
+    can only approximate the fractions; the data report has the resulting ones.
 
     Args:
-        table: columns `group` and `label`, one row per clip.
-        val_fraction, test_fraction: shares of the clips, in (0, 1).
+        table: columns group, label and split (the official one, empty where there are none), one
+            row per clip. Official splits are kept, and those that are missing taken from train.
+            Each class that is not in `train_only` has a source for each split to be drawn.
+        val_fraction, test_fraction: shares of the clips, or of the official train, in (0, 1).
         seed: the same seed gives the same splits.
         train_only: classes whose sources stay in train.
 
@@ -92,31 +94,10 @@ def assign_splits(
         train, val or test for each row.
 
     Raises:
-        UserError: if another class has fewer than three sources, or those of several classes
-            cannot be divided.
+        UserError: if there are no training clips, or the sources of several classes cannot be
+            divided.
     """
-    fractions = {"test": test_fraction, "val": val_fraction}
-    return _hold_out(table, fractions, seed, train_only)
-
-
-def complete_official_splits(
-    table: pd.DataFrame,
-    val_fraction: float,
-    test_fraction: float,
-    seed: int,
-    train_only: Collection[str] = (),
-) -> "pd.Series[str]":
-    """Keep the official splits of a data set; take a missing one from train.
-
-    Args:
-        table: columns `group`, `label` and `split`, one row per clip.
-        val_fraction, test_fraction: shares of the training clips, for a split that is missing.
-        seed, train_only: as for `assign_splits`, which has the same result.
-
-    Raises:
-        UserError: if there are no training clips, or too few sources to take a split from.
-    """
-    split = table["split"].copy()
+    split = table["split"].where(table["split"] != "", "train")
     train = table[split == "train"]
     if train.empty:
         raise UserError("gt_csv: its splits hold no training clips. Or use_official_splits=False.")
@@ -132,15 +113,8 @@ def _hold_out(
     """Take whole sources of each class out of train: a share of the clips for each split."""
     splits = pd.Series("train", table.index, dtype=object)
     table = _without_sources_of(table, train_only)
-    needed = len(fractions) + 1
-    for label, count in source_counts(table).items():
-        if count < needed:
-            raise UserError(
-                f"on_rare_class: class {label!r} has clips of {count} source(s) only, too few for "
-                f"{needed} splits. Needed: {needed} sources."
-            )
     main = _main_labels(table)
-    if set(table["label"]) - set(main) or main.value_counts().min() < needed:
+    if set(table["label"]) - set(main) or main.value_counts().min() <= len(fractions):
         splits.loc[table.index] = _divide_mixed(table, fractions, seed)
         return splits
     index, main_label = table.index, table["group"].map(main)
@@ -170,22 +144,22 @@ def _divide_mixed(table: pd.DataFrame, fractions: dict[str, float], seed: int) -
     np.add.at(clips, (groups, labels), 1)
     names = [*fractions, "train"]
     shares = np.array([*fractions.values(), 1 - sum(fractions.values())])
-    best, least = None, np.inf
-    for draw in range(_DRAWS):
-        division = _divide(clips, shares, np.random.RandomState([seed, draw]))
-        if division is None:
-            continue
-        sizes = [clips[division == split].sum() for split in range(len(names))]
-        distance = float(np.abs(np.array(sizes) / clips.sum() - shares).sum())
-        if distance < least:
-            best, least = division, distance
-    if best is None:
+    generators = [np.random.RandomState([seed, draw]) for draw in range(_DRAWS)]
+    draws = [_divide(clips, shares, generator) for generator in generators]
+    divisions = [division for division in draws if division is not None]
+    if not divisions:
         fewest = min(source_counts(table).items(), key=lambda item: item[1])
         raise UserError(
             f"gt_csv: the sources hold several classes each, and no division of them has every "
             f"class in {len(names)} splits. Needed: more sources, above all of class {fewest[0]!r} "
             f"({fewest[1]})."
         )
+
+    def distance(division: npt.NDArray[np.int64]) -> float:
+        sizes = np.bincount(division, clips.sum(1), len(shares))
+        return float(np.abs(sizes / clips.sum() - shares).sum())
+
+    best = min(divisions, key=distance)
     return [names[best[group]] for group in groups]
 
 
@@ -239,11 +213,6 @@ def _draw(
     shuffle = GroupShuffleSplit(_DRAWS, test_size=size, random_state=random)
     draws = [drawn for _, drawn in shuffle.split(groups, groups=groups)]
     return groups.index[min(draws, key=lambda drawn: abs(len(drawn) - max(num_clips, 1)))]
-
-
-def shared_sources(table: pd.DataFrame) -> int:
-    """How many groups have clips in more than one split (column `split`)."""
-    return len(sources_in_several_splits(table))
 
 
 def sources_in_several_splits(table: pd.DataFrame) -> list[str]:

@@ -118,7 +118,8 @@ def check_frame(content: bytes) -> tuple[tuple[int, int] | None, str]:
     if width * height > MAX_PIXELS:
         return None, f"has more than {MAX_PIXELS // 10**6} megapixels ({width}x{height})"
     # OpenCV fills missing rows with gray and reports no error.
-    if not (_png_ends(content) if content.startswith(_PNG_START) else _jpeg_ends(content)):
+    is_png = content.startswith(_PNG_START)
+    if not (content.rfind(b"IEND") > content.rfind(b"IDAT") if is_png else _jpeg_ends(content)):
         return None, "is truncated"
     image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     if image is None:
@@ -150,10 +151,6 @@ def _end_of_jpeg(content: bytes) -> int | None:
         # Segments begin with their length; a thumbnail within one has markers, too.
         position += int.from_bytes(content[position : position + 2])
     return None
-
-
-def _png_ends(content: bytes) -> bool:
-    return content.rfind(b"IEND") > content.rfind(b"IDAT")
 
 
 def _text(size: tuple[int, int] | None) -> str:

@@ -73,6 +73,15 @@ class GroundTruth:
     sources_known: bool = True
     left_out: Mapping[str, str] = field(default_factory=dict)
 
+    def drop(self, reasons: Iterable[str]) -> "GroundTruth":
+        """Without the rows that have a reason to be dropped (one per row, "" for none)."""
+        table, dropped = drop_rows(self.table, reasons)
+        return replace(self, table=table, dropped=[*self.dropped, *dropped])
+
+    def note(self, *notes: str) -> "GroundTruth":
+        """With more notes."""
+        return replace(self, notes=[*self.notes, *notes])
+
 
 def digest_csv(gt_csv: str) -> str:
     """Digest of a table that `read_table` has read; empty where folder names are the labels."""

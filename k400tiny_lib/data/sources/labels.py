@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from k400tiny_lib.errors import listed
+
 # In the order of the ids, as in the metadata of torchvision's weights; a test compares the two.
 # Importing torchvision takes seconds, which main would spend each time.
 _NAMES = Path(__file__).with_name("kinetics_400.txt")
@@ -89,7 +91,7 @@ def _merged(read: "pd.Series[str]", used: "pd.Series[str]") -> list[str]:
             merged.append(f"{_joined(spellings)} become {_quoted(str(label))}")
     if not merged:
         return []
-    return [f"spellings of one label are merged (rows of each): {_listed(merged, '; ')}"]
+    return [f"spellings of one label are merged (rows of each): {listed(merged, _LISTED, '; ')}"]
 
 
 def _look_alikes(labels: list[str]) -> list[str]:
@@ -100,7 +102,7 @@ def _look_alikes(labels: list[str]) -> list[str]:
     alike = [_joined(list(map(_spelled, same))) for same in by_look.values() if len(same) > 1]
     if not alike:
         return []
-    return [f"labels that look alike stay separate classes: {_listed(alike, '; ')}"]
+    return [f"labels that look alike stay separate classes: {listed(alike, _LISTED, '; ')}"]
 
 
 def _near_kinetics(labels: list[str]) -> list[str]:
@@ -113,10 +115,10 @@ def _near_kinetics(labels: list[str]) -> list[str]:
         near = difflib.get_close_matches(label.casefold().replace("_", " "), _KINETICS_BY_KEY, n=1)
         return f"{label!r}" + (f" (did you mean {_KINETICS_BY_KEY[near[0]]!r}?)" if near else "")
 
-    listed = _listed([described(label) for label in others[:_LISTED]], ", ", len(others))
+    names = listed([*map(described, others[:_LISTED]), *others[_LISTED:]], _LISTED)
     verb = "is" if len(others) == 1 else "are"
     return [
-        f"{known} of {len(labels)} labels are names of Kinetics-400; {listed} {verb} not, so the "
+        f"{known} of {len(labels)} labels are names of Kinetics-400; {names} {verb} not, so the "
         "class ids are not those of Kinetics-400 and its pretrained heads do not fit"
     ]
 
@@ -132,8 +134,3 @@ def _spelled(label: str) -> str:
 
 def _joined(words: list[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
-
-
-def _listed(items: list[str], separator: str, total: int = 0) -> str:
-    more = max(total, len(items)) - _LISTED
-    return separator.join(items[:_LISTED]) + (f" and {more} more" if more > 0 else "")

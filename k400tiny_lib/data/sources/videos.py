@@ -115,7 +115,8 @@ class Videos:
         }
 
     def _job(self) -> tuple[dict[str, VideoPart], Path, FrameSettings, ContentIndex]:
-        return self._clips, self.directory, FRAMES, open_index(self.config)
+        settings = replace(FRAMES, max_bad_frames=self.config.max_bad_frames)
+        return self._clips, self.directory, settings, open_index(self.config)
 
     def check(self) -> None:
         _ = self.ground_truth
@@ -123,17 +124,14 @@ class Videos:
     def is_ready(self) -> bool:
         if is_remote(self.config.data_path):
             return False
-        todo, _ = decoding.plan(*self._job(), self.config.max_bad_frames)
+        todo, _ = decoding.plan(*self._job())
         return not todo
 
     def bring(self) -> dict[str, str]:
         config = self.config
         own_output.mark(self.directory)
         decoded: Decodings = decoding.decode_videos(
-            *self._job(),
-            scheduler=config.dask_scheduler,
-            workers=config.decode_workers,
-            max_bad_frames=config.max_bad_frames,
+            *self._job(), scheduler=config.dask_scheduler, workers=config.decode_workers
         )
         self._damaged = decoded.notes
         if is_remote(config.output_dir):

@@ -44,7 +44,7 @@ class Names:
         self._files = set(files)
         self._missing = missing
         self._hints = _MAX_HINTS
-        self._indices: dict[Callable[[str], str], dict[str, list[str]]] = {}
+        self._indices: dict[tuple[Callable[[str], str], bool], dict[str, list[str]]] = {}
 
     def find(self, name: str) -> Match:
         """The file that a name means, or why there is none."""
@@ -58,29 +58,31 @@ class Names:
         for form in plain:
             if form in self._files:
                 return Match(form)
-        for key in (_same_text, _same_letters, _same_stem, _same_stem_letters):
+        keys = (_same_text, _same_letters, _same_stem, _same_stem_letters)
+        for key in keys:
             if match := self._unique(key, plain):
                 return match
         last = plain[-1]
-        if "/" not in last:
-            for key in (_leaf_text, _leaf_letters, _leaf_stem, _leaf_stem_letters):
-                if match := self._unique(key, [last]):
-                    return match
+        for key in keys if "/" not in last else ():
+            if match := self._unique(key, [last], in_any_folder=True):
+                return match
         return Match(last, self._missing + self._nearest(last))
 
     def find_all(self, names: Iterable[str]) -> dict[str, Match]:
         """Each distinct name -> what it means."""
         return {name: self.find(name) for name in dict.fromkeys(names)}
 
-    def _unique(self, key: Callable[[str], str], names: list[str]) -> Match | None:
+    def _unique(
+        self, key: Callable[[str], str], names: list[str], *, in_any_folder: bool = False
+    ) -> Match | None:
         """The only file with the same key; a problem if there are several, None for none."""
-        if key not in self._indices:
+        if (key, in_any_folder) not in self._indices:
             index = defaultdict(list)
             for file in sorted(self._files):
-                index[key(file)].append(file)
-            self._indices[key] = index
+                index[key(posixpath.basename(file) if in_any_folder else file)].append(file)
+            self._indices[key, in_any_folder] = index
         for name in names:
-            files = self._indices[key].get(key(name), [])
+            files = self._indices[key, in_any_folder].get(key(name), [])
             if len(files) == 1:
                 return Match(files[0], is_loose=True)
             if files:
@@ -172,22 +174,6 @@ def _same_stem(name: str) -> str:
 
 def _same_stem_letters(name: str) -> str:
     return _same_stem(name).casefold()
-
-
-def _leaf_text(name: str) -> str:
-    return _same_text(name.rpartition("/")[2])
-
-
-def _leaf_letters(name: str) -> str:
-    return _same_letters(name.rpartition("/")[2])
-
-
-def _leaf_stem(name: str) -> str:
-    return _same_stem(name.rpartition("/")[2])
-
-
-def _leaf_stem_letters(name: str) -> str:
-    return _same_stem_letters(name.rpartition("/")[2])
 
 
 def stem(name: str) -> str:

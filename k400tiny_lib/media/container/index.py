@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.media.container.ends import Facts
+from k400tiny_lib.media.container.expected_size import Facts
 from k400tiny_lib.media.container.opening import (
     Limits,
     choose_stream,

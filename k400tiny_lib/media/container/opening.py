@@ -1,6 +1,7 @@
 """Opening a video file with FFmpeg: what it may be, which stream, and why it is no video."""
 
 import io
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,33 +29,26 @@ VIDEO_SUFFIXES = (
     *(".mpg", ".mpeg", ".mpe", ".m1v", ".m2v", ".mp2v", ".m2p", ".vob", ".mod", ".vro"),
     *(".ts", ".mts", ".m2ts", ".m2t", ".tod", ".trp", ".mxf", ".rm", ".rmvb"),
 )
-# The first bytes, at an offset -> in words.
-_SIGNATURES = (
-    (0, b"\xff\xd8\xff", "a JPEG picture"),
-    (0, b"\x89PNG", "a PNG picture"),
-    (8, b"WEBP", "a WebP picture"),
-    (0, b"BM", "a BMP picture"),
-    (0, b"II*\0", "a TIFF picture"),
-    (0, b"MM\0*", "a TIFF picture"),
-    (8, b"WAVE", "a sound"),
-    (0, b"ID3", "a sound"),
-    (0, b"\xff\xfb", "a sound"),
-    (0, b"fLaC", "a sound"),
-    (0, b"%PDF", "a PDF document"),
-    (0, b"PK\3\4", "a ZIP archive"),
-    (0, b"\x1f\x8b", "a gzip archive"),
-    (0, b"Rar!", "a RAR archive"),
-    (257, b"ustar", "a tar archive"),
-    (0, b"#EXTM3U", "a list of other files"),
-    (0, b"ffconcat", "a list of other files"),
-    (0, b"version https://git-lfs", "a pointer of Git LFS (`git lfs pull` fetches the file)"),
-    (0, b"\0\0\0\1\x67", "raw H.264 without a container"),
-    (0, b"\0\0\1\x67", "raw H.264 without a container"),
-    (0, b"\0\0\0\1\x09", "raw H.264 without a container"),
-    (0, b"\0\0\0\1\x40", "raw HEVC without a container"),
-    (0, b"YUV4MPEG2", "raw YUV4MPEG2"),
-)
-_PAGES = (b"<!doctype html", b"<html", b"<?xml")
+# Files that are no videos -> their first bytes, as a pattern.
+_OTHER_FILES = {
+    "a JPEG picture": rb"\xff\xd8\xff",
+    "a PNG picture": rb"\x89PNG",
+    "a WebP picture": rb".{8}WEBP",
+    "a BMP picture": rb"BM",
+    "a TIFF picture": rb"II\*\0|MM\0\*",
+    "a sound": rb".{8}WAVE|ID3|\xff\xfb|fLaC",
+    "a PDF document": rb"%PDF",
+    "a ZIP archive": rb"PK\x03\x04",
+    "a gzip archive": rb"\x1f\x8b",
+    "a RAR archive": rb"Rar!",
+    "a tar archive": rb".{257}ustar",
+    "a list of other files": rb"#EXTM3U|ffconcat",
+    "a pointer of Git LFS (`git lfs pull` fetches the file)": rb"version https://git-lfs",
+    "a web page": rb"(?i:\s*<(!doctype html|html|\?xml))",
+    "raw H.264 without a container": rb"\0?\0\0\x01[\x67\x09]",
+    "raw HEVC without a container": rb"\0\0\0\x01\x40",
+    "raw YUV4MPEG2": rb"YUV4MPEG2",
+}
 _HEAD = 512  # bytes
 
 
@@ -101,7 +95,9 @@ def _unreadable(
     name = name_of(video)
     try:
         with file_of(video) as file:
-            kind = _kind_of(file.read(_HEAD))
+            head = file.read(_HEAD)
+            kinds = (n for n, p in _OTHER_FILES.items() if re.match(p, head, re.DOTALL))
+            kind = next(kinds, "")
             if not kind and is_cut(file):
                 return UserError(f"{name} is truncated: its index or most of it is missing.")
     except OSError:  # such as a directory: the first error tells
@@ -120,14 +116,6 @@ def _unreadable(
 
 def file_of(video: Path | bytes) -> BinaryIO:
     return io.BytesIO(video) if isinstance(video, bytes) else video.open("rb")
-
-
-def _kind_of(head: bytes) -> str:
-    """What a file is by its first bytes, in words; empty if they do not tell."""
-    if head.lstrip().lower().startswith(_PAGES):
-        return "a web page"
-    kinds = (kind for at, mark, kind in _SIGNATURES if head.startswith(mark, at))
-    return next(kinds, "")
 
 
 def choose_stream(video: Path | bytes, container: Any) -> Any:

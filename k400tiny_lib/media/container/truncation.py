@@ -7,7 +7,7 @@ theirs. A live recording states neither, and is taken as it is.
 import io
 from typing import BinaryIO
 
-from k400tiny_lib.media.container.ends import (
+from k400tiny_lib.media.container.expected_size import (
     ENDS,
     MP4_BOXES,
     Facts,
@@ -40,7 +40,7 @@ def find_truncation(file: BinaryIO, kind: str, facts: Facts) -> str:
     end = max(measured or 0, facts.index_end)
     if end > size or (facts.is_cut and name != "flv"):
         return _share(facts) or f"{size:,} of {max(end, size + 1):,} bytes are there"
-    if kind == "mpegvideo":  # has no container; some zeros may stand between frames
+    if kind == "mpegvideo":  # has no container; some zeros may be between frames
         hollow = zeros < size - max(1024, size // 20)
     else:
         few = _FEW if name != "mpegts" else _FEWEST

@@ -15,13 +15,13 @@ from k400tiny_lib.data.annotations import Annotations, Clip
 from k400tiny_lib.data.loading.dataset import ClipDataset, ClipTable
 from k400tiny_lib.data.loading.loader import batches, make_loader, worker_count
 from k400tiny_lib.data.loading.readers import ImageFiles, read_frames
-from k400tiny_lib.data.loading.transforms import resize_and_crop
 from k400tiny_lib.distributed.process import Process
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.media.sampling import uniform_indices
 from k400tiny_lib.training.loop import train_epoch
 from k400tiny_lib.training.worker import make_train_state
 from tests.conftest import NUM_FRAMES, write_clip
+from tests.helpers.frames import resize_and_crop
 
 NUM_CLIPS = 6
 

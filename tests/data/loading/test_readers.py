@@ -11,10 +11,11 @@ from torchvision.io import decode_image
 
 from k400tiny_lib.data.annotations import Clip
 from k400tiny_lib.data.loading.readers import ImageFiles, read_frames
-from k400tiny_lib.data.loading.transforms import resize_and_crop, resize_short_side
+from k400tiny_lib.data.loading.transforms import resize_short_side
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.models.weights import build_model, model_input
 from tests.conftest import REAL_DATA, write_clip
+from tests.helpers.frames import resize_and_crop
 
 IMAGES = REAL_DATA / "k400tiny_images"
 needs_real_data = pytest.mark.skipif(not IMAGES.is_dir(), reason="the real clips are not here")

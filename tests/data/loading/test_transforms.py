@@ -5,8 +5,9 @@ import torch
 from torchvision.models.video import R2Plus1D_18_Weights
 from torchvision.transforms.v2 import functional as F
 
-from k400tiny_lib.data.loading.transforms import normalize, resize_and_crop, resize_short_side
+from k400tiny_lib.data.loading.transforms import normalize, resize_short_side
 from k400tiny_lib.models.architectures import ARCHITECTURES
+from tests.helpers.frames import resize_and_crop
 
 
 @pytest.mark.parametrize("size", [(128, 171), (171, 128), (336, 336), (64, 64)])

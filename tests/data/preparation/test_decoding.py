@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -148,15 +149,10 @@ def test_another_share_of_bad_frames_takes_effect(tmp_path: Path) -> None:
 
 
 def decode_into(tmp_path: Path, max_bad_frames: float) -> Decodings:
-    return decode_videos(
-        clips_of(tmp_path / "in"),
-        tmp_path / "frames",
-        SMALL,
-        ContentIndex(tmp_path / "index.sqlite"),
-        scheduler="none",
-        workers=1,
-        max_bad_frames=max_bad_frames,
-    )
+    settings = replace(SMALL, max_bad_frames=max_bad_frames)
+    index = ContentIndex(tmp_path / "index.sqlite")
+    clips, target = clips_of(tmp_path / "in"), tmp_path / "frames"
+    return decode_videos(clips, target, settings, index, scheduler="none", workers=1)
 
 
 def test_a_bad_video_takes_only_its_own_frames_with_it(tmp_path: Path) -> None:

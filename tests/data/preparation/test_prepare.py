@@ -17,11 +17,11 @@ from k400tiny_lib.data.sources.base import open_source
 from k400tiny_lib.data.sources.drawing import CLASSES
 from k400tiny_lib.data.sources.rendered import RenderedSample, render_sample
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.media.frames import data_digest
 from k400tiny_lib.tracking.runs import local_copy
 from k400tiny_lib.workflow.command import parse_arguments
 from tests.conftest import write_clip, write_data
 from tests.helpers.damages import DAMAGES
+from tests.helpers.frames import data_digest
 from tests.helpers.videos import write_video
 
 

@@ -8,9 +8,8 @@ import pytest
 from k400tiny_lib.data.annotations import SPLITS
 from k400tiny_lib.data.preparation.splits import (
     assign_splits,
-    complete_official_splits,
     random_split_leak,
-    shared_sources,
+    sources_in_several_splits,
     unite_groups,
 )
 from k400tiny_lib.errors import UserError
@@ -24,7 +23,7 @@ def made_up_clips(seed: int) -> pd.DataFrame:
         for source in range(rng.integers(8, 25)):
             name = f"{label}{source}"
             rows += [(name, label, f"{name}-{clip}") for clip in range(rng.integers(1, 7))]
-    table = pd.DataFrame(rows, columns=["youtube_id", "label", "content"])
+    table = pd.DataFrame(rows, columns=["youtube_id", "label", "content"]).assign(split="")
     copies = rng.choice(len(table), len(table) // 10, replace=False)
     # Copies stay within their class, as re-uploads do.
     for copy in copies:
@@ -41,7 +40,7 @@ def test_no_source_and_no_content_stands_in_two_splits(seed: int) -> None:
     for column in ("youtube_id", "content", "group"):
         assert table.groupby(column)["split"].nunique().max() == 1
     assert (pd.crosstab(table["label"], table["split"])[list(SPLITS)] > 0).all(axis=None)
-    assert shared_sources(table) == 0
+    assert sources_in_several_splits(table) == []
 
 
 def test_same_seed_same_splits_whatever_the_index() -> None:
@@ -68,27 +67,23 @@ def test_united_groups_are_the_connected_components_that_networkx_finds() -> Non
 
 
 def test_shares_come_near_the_wanted_ones() -> None:
-    table = pd.DataFrame({"group": [f"{i}" for i in range(1000)], "label": list("ab") * 500})
+    table = pd.DataFrame(
+        {"group": [f"{i}" for i in range(1000)], "label": list("ab") * 500}
+    ).assign(split="")
     shares = assign_splits(table, 0.1, 0.2, 0).value_counts(normalize=True)
     # Sources of one clip each: whole clips per class can be had, 500 * 0.1 and 500 * 0.2.
     assert shares[list(SPLITS)].tolist() == [0.7, 0.1, 0.2]
-
-
-def test_too_few_sources_name_the_class() -> None:
-    table = pd.DataFrame({"group": list("abcde"), "label": ["x", "x", "x", "y", "y"]})
-    with pytest.raises(UserError, match="class 'y' has clips of 2 source"):
-        assign_splits(table, 0.1, 0.1, 0)
 
 
 def test_official_splits_stay_and_a_missing_one_is_taken_from_train() -> None:
     table = made_up_clips(1).rename(columns={"youtube_id": "group"})
     official = table["group"].str[-1].isin(list("0369")).map({True: "val", False: "train"})
     table["split"] = official
-    split = complete_official_splits(table, 0.1, 0.2, 0)
+    split = assign_splits(table, 0.1, 0.2, 0)
     assert (split[official == "val"] == "val").all()
     assert set(split[official == "train"]) == {"train", "test"}
     full = table.assign(split=split)
-    assert complete_official_splits(full, 0.1, 0.2, 1).tolist() == split.tolist()
+    assert assign_splits(full, 0.1, 0.2, 1).tolist() == split.tolist()
 
 
 def test_a_random_split_of_pairs_leaks_and_one_of_single_clips_does_not() -> None:
@@ -113,7 +108,7 @@ def test_sources_with_several_labels_are_divided_with_every_class_in_each_split(
     # `rare` is the most frequent label of no source.
     rows += [(f"f{source}", "rare") for source in (0, 1, 2, 3)]
     rows += [(f"f{source}", "a") for source in (0, 1, 2, 3) for _ in range(5)]
-    table = pd.DataFrame(rows, columns=["group", "label"])
+    table = pd.DataFrame(rows, columns=["group", "label"]).assign(split="")
     splits = assign_splits(table, 0.1, 0.1, seed=3)
     assert splits.groupby(table["group"]).nunique().eq(1).all()
     assert pd.crosstab(table["label"], splits).gt(0).all(axis=None)
@@ -126,6 +121,6 @@ def test_sources_that_cannot_be_divided_are_refused_in_one_line() -> None:
     # Each class has three sources, but two classes share one of them with all others.
     rows = [("f0", "a"), ("f0", "b"), ("f1", "a"), ("f1", "c"), ("f2", "b"), ("f2", "c")]
     rows += [("f3", "a"), ("f3", "b"), ("f3", "c")]
-    table = pd.DataFrame(rows, columns=["group", "label"])
+    table = pd.DataFrame(rows, columns=["group", "label"]).assign(split="")
     with pytest.raises(UserError, match=r"^gt_csv: the sources hold several classes each"):
         assign_splits(table, 0.1, 0.1, seed=0)

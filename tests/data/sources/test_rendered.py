@@ -17,8 +17,8 @@ from k400tiny_lib.data.sources.rendered import (
     RenderedSample,
     render_sample,
 )
-from k400tiny_lib.media.frames import data_digest
 from tests.conftest import REPOSITORY
+from tests.helpers.frames import data_digest
 
 # Mean gray levels of the first and the last frame, per FORMAT.
 MEANS = {

@@ -1,4 +1,4 @@
-"""docs/data-tables.md: each recipe turns an export of its tool into a table that is understood."""
+"""docs/data.md: its recipes turn the export of a tool into a table; its lists are complete."""
 
 import json
 import re
@@ -8,9 +8,10 @@ import pytest
 
 from k400tiny_lib.data.tables.reading import read_table
 from k400tiny_lib.data.tables.segments import add_times, unit_of
+from k400tiny_lib.media.video import VIDEO_SUFFIXES
 from tests.conftest import REPOSITORY
 
-PAGE = (REPOSITORY / "docs" / "data-tables.md").read_text()
+PAGE = (REPOSITORY / "docs" / "data.md").read_text()
 RECIPES = dict(
     re.findall(r"^### From (.+?)\n.*?```python\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE)
 )
@@ -64,6 +65,11 @@ EXPORTS = {
     "BORIS": ("events.tsv", BORIS),
     "VIA": ("via.csv", VIA),
 }
+
+
+def test_the_page_lists_the_suffixes_of_videos() -> None:
+    [listed] = re.findall(r"\*\*Which files\.\*\* `(.*?)`", PAGE, re.DOTALL)
+    assert sorted(listed.split()) == sorted(VIDEO_SUFFIXES)
 
 
 def test_every_recipe_has_its_export() -> None:

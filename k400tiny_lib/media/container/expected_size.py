@@ -1,4 +1,4 @@
-"""How long a video file should be, by what stands in its own first bytes or blocks."""
+"""The size that a video file should have, by its first bytes or by its blocks."""
 
 import io
 from collections.abc import Callable, Iterator

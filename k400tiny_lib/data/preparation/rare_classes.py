@@ -1,14 +1,13 @@
-"""Clips that cannot stay as they are: copies under two labels, and classes with few sources."""
+"""Classes that have fewer sources than there are splits."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pandas as pd
-
 from k400tiny_lib.config import Config
-from k400tiny_lib.data.preparation import splits
-from k400tiny_lib.data.sources.ground_truth import Dropped, drop_rows
+from k400tiny_lib.data.preparation.splits import source_counts, splits_to_draw
+from k400tiny_lib.data.sources.ground_truth import Dropped, GroundTruth
 from k400tiny_lib.data.sources.labels import label_key
+from k400tiny_lib.errors import listed
 
 _LISTED, _DROPPED_LISTED = 20, 3  # classes in a message, dropped clips of each
 
@@ -38,67 +37,30 @@ class RareClass:
         if not self.sources:
             text = f"class {self.label!r} is not the main label of any source"
         if self.dropped:
-            more = len(self.dropped) - _DROPPED_LISTED
-            listed = "; ".join(self.dropped[:_DROPPED_LISTED])
-            listed += f"; and {more} more" if more > 0 else ""
-            return f"{text} ({self.sources_before} before {len(self.dropped)} dropped: {listed})"
+            clips = listed(self.dropped, _DROPPED_LISTED, "; ")
+            return f"{text} ({self.sources_before} before {len(self.dropped)} dropped: {clips})"
         if self.sources_before > self.sources:
             return f"{text} ({self.sources_before}, but some show the same or have other labels)"
         return text
 
 
-def drop_contradicting_copies(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Dropped], list[str]]:
-    """Drop clips with the same frames under different labels, as rows that contradict one another.
-
-    Args:
-        table: folder_name, label and content, one row per clip.
-
-    Returns:
-        The other clips, the dropped ones, and a note about copies with one label, which stay.
-    """
-    copies = table[table.duplicated("content", keep=False)].sort_values("folder_name")
-    reasons = pd.Series("", table.index)
-    num_copies = 0
-    for _, same in copies.groupby("content"):
-        if same["label"].nunique() == 1:
-            num_copies += len(same)
-            continue
-        for row in same.itertuples():
-            other = same[same["label"] != row.label].iloc[0]
-            reasons[row.Index] = (
-                f"the same frames as {other['folder_name']}, which has the label {other['label']!r}"
-            )
-    kept, dropped = drop_rows(table, reasons)
-    if not num_copies:
-        return kept, dropped, []
-    return (
-        kept,
-        dropped,
-        [
-            f"{num_copies} clips have the same frames as another clip of their label "
-            "(identical_clips in data_report.json): their sources count as one"
-        ],
-    )
-
-
-def find_rare_classes(table: pd.DataFrame, dropped: Iterable[Dropped]) -> list[RareClass]:
+def find_rare_classes(truth: GroundTruth) -> list[RareClass]:
     """The classes with too few sources for the splits that are to be drawn.
 
     Args:
-        table: the clips: folder_name, youtube_id, label, split, and group, in which copies are
-            united.
-        dropped: the clips that are not in the table.
+        truth: its table has the columns folder_name, label, split, own_group, and group, in which
+            the sources of copies are united.
     """
-    needed = len(splits.splits_to_draw(table)) + 1
+    needed = len(splits_to_draw(truth.table)) + 1
     if needed == 1:
         return []
-    table = table[table["split"].isin(["train", ""])]
+    table = truth.table[truth.table["split"].isin(["train", ""])]
     losses: dict[str, list[Dropped]] = {}
-    for clip in dropped:
+    for clip in truth.dropped:
         for label in clip.labels:
             losses.setdefault(_key(label), []).append(clip)
     rare = []
-    for label, count in splits.source_counts(table).items():
+    for label, count in source_counts(table).items():
         if count >= needed:
             continue
         clips, lost = table[table["label"] == label], losses.get(_key(label), [])
@@ -115,8 +77,7 @@ def _key(label: str) -> str:
 
 def describe_rare(rare: Sequence[RareClass]) -> str:
     """The rare classes in one line, at most 20."""
-    more = f"; and {len(rare) - _LISTED} more" if len(rare) > _LISTED else ""
-    return "; ".join(map(str, rare[:_LISTED])) + more
+    return listed(list(map(str, rare)), _LISTED, "; ")
 
 
 def refusal(rare: Sequence[RareClass], config: Config, sources_known: bool) -> str:
@@ -134,16 +95,3 @@ def refusal(rare: Sequence[RareClass], config: Config, sources_known: bool) -> s
         f"{describe_rare(rare)}.{left} Needed: {', or '.join(remedies)}. The run has "
         "annotations/data_report.json with all of them."
     )
-
-
-def drop_rare(
-    table: pd.DataFrame, rare: Sequence[RareClass]
-) -> tuple[pd.DataFrame, list[Dropped], str]:
-    """Leave out the clips of rare classes; also returns a note."""
-    reasons = {
-        one.label: f"its class has {one.sources} source(s), too few for {one.needed} splits"
-        for one in rare
-    }
-    kept, dropped = drop_rows(table, [reasons.get(label, "") for label in table["label"]])
-    note = f"on_rare_class=drop: {len(rare)} class(es) are left out: {describe_rare(rare)}"
-    return kept, dropped, note
