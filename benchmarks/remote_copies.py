@@ -19,7 +19,7 @@ from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from benchmarks.common import write_result
-from k400tiny_lib.files import fetch, upload
+from k400tiny_lib.remote_files import fetch, upload
 from k400tiny_lib.system import available_cores, cpu_name
 
 _FILES_PER_FOLDER = 40

@@ -14,7 +14,8 @@ from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.files import fetch, list_files, local_path, upload
+from k400tiny_lib.files import local_path
+from k400tiny_lib.remote_files import fetch, list_files, upload
 
 SECONDS_PER_CALL = 0.02
 NUM_FILES = 400

@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import REPOSITORY
 
 LIBRARY = "k400tiny_lib"
-GROUND = {"errors", "system", "files", "metrics_log", "plots"}
+GROUND = {"errors", "system", "files", "remote_files", "metrics_log", "plots"}
 # The table of architectures is data without torch: `config` takes the choices of `model` from it.
 # Its functions import what they build when they are called.
 TABLE = "models.architectures"
@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "errors": set(),
     "system": set(),
     "files": {"errors", "system"},
+    "remote_files": {"errors", "files"},
     "metrics_log": {"errors", "files"},
     "plots": {"metrics_log"},
     TABLE: set(),

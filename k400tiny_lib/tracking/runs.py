@@ -16,7 +16,8 @@ from mlflow.exceptions import MlflowException
 
 from k400tiny_lib.config import AUTO, NONE, STEPS, Config, parameters_of
 from k400tiny_lib.errors import UserError, hide_passwords, one_line
-from k400tiny_lib.files import fetch, problem_of
+from k400tiny_lib.files import problem_of
+from k400tiny_lib.remote_files import fetch
 from k400tiny_lib.tracking.naming import NOTE_TAG, initial_name, name_run
 from k400tiny_lib.tracking.server import move_password_to_environment, shown_server
 from k400tiny_lib.tracking.uploader import fail_fast, is_unreachable

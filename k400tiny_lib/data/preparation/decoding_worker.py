@@ -15,8 +15,9 @@ from typing import NamedTuple
 import cv2
 
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.files import combine_digests, fetch_file, file_digest, is_remote
+from k400tiny_lib.files import combine_digests, file_digest, is_remote
 from k400tiny_lib.media.video import Image, Segment, VideoIndex, index_video, sample_video
+from k400tiny_lib.remote_files import fetch_file
 
 
 @dataclass(frozen=True)

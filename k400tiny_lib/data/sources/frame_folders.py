@@ -21,8 +21,9 @@ from k400tiny_lib.data.sources.ground_truth import (
 )
 from k400tiny_lib.data.sources.left_out import account_for, list_data
 from k400tiny_lib.data.tables.names import Match, Names, leaves, note_loose, plain_forms
-from k400tiny_lib.files import combine_digests, fetch, is_remote, local_path
+from k400tiny_lib.files import combine_digests, is_remote, local_path
 from k400tiny_lib.media.listing import Listing
+from k400tiny_lib.remote_files import fetch
 
 
 class FrameFolders:

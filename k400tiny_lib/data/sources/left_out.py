@@ -6,9 +6,10 @@ from dataclasses import replace
 
 from k400tiny_lib.config import NONE, Config
 from k400tiny_lib.data.sources.ground_truth import Dropped, GroundTruth, drop_rows
-from k400tiny_lib.files import is_remote, list_files, local_path
+from k400tiny_lib.files import is_remote, local_path
 from k400tiny_lib.media.frames import is_frame
 from k400tiny_lib.media.listing import Listing, list_directory, list_stamps
+from k400tiny_lib.remote_files import list_files
 
 NO_ROW = "no row of gt_csv names it"
 

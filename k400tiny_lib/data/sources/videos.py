@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from k400tiny_lib import files
+from k400tiny_lib import files, remote_files
 from k400tiny_lib.config import NONE, Config
 from k400tiny_lib.data.preparation import decoding
 from k400tiny_lib.data.preparation.content_index import ContentIndex, open_index
@@ -136,7 +136,7 @@ class Videos:
         self._damaged = decoded.notes
         if is_remote(config.output_dir):
             uri = f"{files.absolute(config.output_dir)}/{self.directory.name}"
-            files.upload(self.directory, uri, "output_dir")
+            remote_files.upload(self.directory, uri, "output_dir")
         return decoded.bad
 
     def digest(self) -> str:
@@ -165,7 +165,7 @@ def list_videos(data_path: str, listing: Listing | None = None) -> dict[str, Vid
     """
     videos = (listing or list_data(data_path)).videos
     base = files.absolute(data_path)
-    return {n: VideoFile(files.remote_uri(base, n), stamp) for n, stamp in videos.items()}
+    return {n: VideoFile(remote_files.remote_uri(base, n), stamp) for n, stamp in videos.items()}
 
 
 def _find_files(

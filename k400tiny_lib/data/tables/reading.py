@@ -23,8 +23,8 @@ from k400tiny_lib.data.tables.columns import (
     names_clips,
 )
 from k400tiny_lib.errors import UserError, one_line
-from k400tiny_lib.files import fetch
 from k400tiny_lib.media.video import is_video
+from k400tiny_lib.remote_files import fetch
 
 _NEEDED = "a CSV with one row per clip"
 _SEPARATORS = (",", ";", "\t", "|", " ")

@@ -13,7 +13,8 @@ from k400tiny_lib.config import Config
 from k400tiny_lib.data.preparation.prepare import prepare
 from k400tiny_lib.data.sources.base import open_source
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.files import fetch, list_files, local_path
+from k400tiny_lib.files import local_path
+from k400tiny_lib.remote_files import fetch, list_files
 from tests.conftest import write_clip
 from tests.helpers.videos import write_video
 
