@@ -248,6 +248,6 @@ def test_weights_that_cannot_be_downloaded_are_one_line(
 def test_a_checkpoint_and_weights_at_once_are_refused() -> None:
     inputs = {"data_path": "frames", "annotations": "annotations.json"}
     both = {"checkpoint": "best.pt", "weights": "R2Plus1D_18_Weights.KINETICS400_V1"}
-    for arguments in ({}, both):
+    for arguments in ({"checkpoint": "none"}, both):
         with pytest.raises(UserError, match=r"^checkpoint: evaluate needs either"):
             resolve("evaluate", inputs | arguments)
