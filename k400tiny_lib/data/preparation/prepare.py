@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from k400tiny_lib.config import Config
+from k400tiny_lib.config import NONE, Config
 from k400tiny_lib.data.annotations import SPLITS, Annotations, Clip
 from k400tiny_lib.data.preparation import splits
 from k400tiny_lib.data.preparation.content_index import open_index
@@ -83,6 +83,10 @@ def prepare(config: Config, source: Source) -> Prepared:
     table, notes = truth.table, list(truth.notes)
     table["split"], more = _split(table, config, train_only)
     categories = categories_of(table["label"])
+    if table["label"].nunique() == 1:
+        more.append(f"all clips have the label {table['label'].iloc[0]!r}: nothing can be learned")
+        if config.gt_csv == NONE:
+            more[-1] += ". The folders directly in data_path are the classes"
     table["target"] = table["label"].map(categories)
 
     digest = combine_named_digests(dict(zip(table["folder_name"], table["digest"], strict=True)))
