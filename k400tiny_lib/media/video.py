@@ -37,7 +37,6 @@ __all__ = [
     "sample_video",
 ]
 
-
 # Frames. For shorter videos decoding everything takes about as long as seeking.
 _SEEK_BEYOND = 3000
 _MOST_KEPT = 32 << 20  # bytes of packets that wait for decoding

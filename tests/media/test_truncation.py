@@ -83,7 +83,12 @@ def test_a_whole_video_passes_whatever_follows_it(contents: dict[str, bytes], na
 def test_a_part_is_refused(contents: dict[str, bytes], name: str, share: float) -> None:
     content = contents[name]
     # Not between two packets: such a part of a live recording cannot be told from a whole one.
-    part = content[: int(share * len(content)) + 50]
+    cut = int(share * len(content)) + 50
+    if (
+        name == "ogv"
+    ):  # the encoder gives other sizes each time; cut 100 bytes behind a page's start
+        cut = content.rfind(b"OggS", 0, cut) + 100
+    part = content[:cut]
     zeros = bytes(len(content) - len(part))
     # The last twentieth of ASF is its index, and zeros that fill a packet up.
     is_content = (name, share) != ("wmv", 0.95)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from k400tiny_lib.config import Config
+from k400tiny_lib.config import NONE, Config
 from k400tiny_lib.data.annotations import SPLITS, Annotations, Clip
 from k400tiny_lib.data.preparation import splits
 from k400tiny_lib.data.preparation.content_index import open_index
@@ -73,6 +73,12 @@ def prepare(config: Config, source: Source) -> Prepared:
 
     table = truth.table
     categories = categories_of(table["label"])
+    if table["label"].nunique() == 1:
+        hint = (
+            ". The folders directly in data_path are the classes" if config.gt_csv == NONE else ""
+        )
+        label = table["label"].iloc[0]
+        truth = truth.note(f"all clips have the label {label!r}: nothing can be learned{hint}")
     table["target"] = table["label"].map(categories)
     digest = combine_named_digests(dict(zip(table["folder_name"], table["digest"], strict=True)))
     annotations = Annotations(categories, _clips_by_split(table), digest)

@@ -18,6 +18,7 @@ from k400tiny_lib.data.sources.rendered import RenderedSample
 from k400tiny_lib.data.sources.videos import Videos
 from k400tiny_lib.data.tables.names import plain_forms
 from k400tiny_lib.data.tables.reading import Table, read_table
+from k400tiny_lib.data.tables.segments import FRAMES, SECONDS
 from k400tiny_lib.errors import UserError, is_utf8, printable
 from k400tiny_lib.files import absolute, is_remote
 from k400tiny_lib.media.video import is_video
@@ -82,6 +83,7 @@ CSV_LAYOUTS = (
     Layout("Kinetics videos", ("label", "youtube_id", "time_start", "time_end"), Videos, "split"),
 )
 _LOOKED_AT = 50  # names that decide between videos and frame folders
+_NO_SEGMENTS = "gt_csv: its times of segments are not used, since each frame folder is one clip"
 
 
 def open_source(config: Config) -> Source:
@@ -124,29 +126,32 @@ def _open_clips(config: Config, table: Table, layout: Layout) -> Source:
     folders = sum(local and any((root / form).is_dir() for form in found) for found in forms)
     videos = sum(is_video(name) for name in names)
     of_folders = rows.assign(folder_name=rows[column])
+    notes = [*table.notes, _NO_SEGMENTS] if {*SECONDS, *FRAMES} & {*rows.columns} else table.notes
     if 2 * folders > len(names) or (column == "folder_name" and 2 * videos <= len(names)):
-        return FrameFolders(config, of_folders, notes=table.notes)
+        return FrameFolders(config, of_folders, notes=notes)
     of_videos = rows.assign(file=rows[column]).drop(columns="folder_name", errors="ignore")
     source = Videos(config, of_videos, notes=table.notes)
     if source.is_empty and not videos:
-        return FrameFolders(config, of_folders, notes=table.notes)
+        return FrameFolders(config, of_folders, notes=notes)
     return source
 
 
 def _unknown_layout(gt_csv: str, table: Table) -> UserError:
     """Name the first column that the most similar layout has and the table has not."""
-    columns = list(table.rows.columns)
-    nearest = max(CSV_LAYOUTS, key=lambda layout: len(set(columns) & set(layout.columns)))
-    missing = next(name for name in nearest.columns if name not in columns)
+    known, header = set(table.rows.columns), table.header
+    nearest = max(CSV_LAYOUTS, key=lambda layout: len(known & set(layout.columns)))
+    missing = repr(next(name for name in nearest.columns if name not in known))
+    if not known & {"file", "folder_name", "youtube_id"}:
+        missing = "'folder_name' or 'file'"
     row = table.first_line and f"; {table.first_line}"
-    marks = re.sub(r"[\w\s.,;|/\\'\"-]", "", columns[0])
     hint = ""
-    if len(columns) == 1:
-        hint = f" Separated by {marks[0]!r}?" if marks else " Has it no header?"
+    if len(header) == 1 and (marks := re.sub(r"[\w\s.,;|/\\'\"-]", "", header[0])):
+        hint = f" Separated by {marks[0]!r}?"
+    elif not known & {"label", "file", "folder_name", "youtube_id"}:
+        hint = " Has it no header?"
     return UserError(
-        f"gt_csv: no column {missing!r} in {Path(gt_csv).name} (found: {', '.join(columns)}{row})."
-        f"{hint} Needed: {', '.join(nearest.columns)}, separated by commas. The layouts are "
-        f"{_layouts()}."
+        f"gt_csv: no column {missing} in {Path(gt_csv).name} (found: {', '.join(header)}{row})."
+        f"{hint} Needed: one of the layouts {_layouts()}."
     )
 
 

@@ -15,7 +15,8 @@ from k400tiny_lib.media.listing import Listing
 
 _NEEDED = "gt_csv, or one folder per class with clip folders or videos inside"
 _NO_CLASS = "in no class folder"
-# More of the other kind than that are no strays: somebody means them.
+_NO_SPLIT = "in no folder of a split"
+# More clips of another kind, or outside of the splits, are no strays: somebody means them.
 _MOST_STRAYS = 0.25
 
 
@@ -42,36 +43,47 @@ def list_class_folders(data_path: str) -> ClassFolders:
         UserError: if the directory is missing, has another layout, or mixes both kinds.
     """
     listing = list_data(data_path, _NEEDED)
-    has_splits = _has_splits(listing.clips)
-    depth = 2 if has_splits else 1  # folders above a clip
-    labeled = [clip for clip in listing.clips if clip.count("/") >= depth]
-    outside = [clip for clip in listing.clips if clip.count("/") < depth]
+    in_splits = _in_splits(data_path, listing.clips)
+    depth = 2 if in_splits else 1  # folders above a clip
+    inside = in_splits or listing.clips
+    labeled = [clip for clip in inside if clip.count("/") >= depth]
+    outside = [clip for clip in inside if clip.count("/") < depth]
     if len(outside) > len(labeled) or not labeled:
-        raise _no_classes(data_path, listing, outside, has_splits)
+        raise _no_classes(data_path, listing, outside, has_splits=bool(in_splits))
     clips, strays = _majority(data_path, listing, labeled)
-    left_out = dict.fromkeys(outside, _NO_CLASS) | strays
+    left_out = dict.fromkeys({*listing.clips} - {*inside}, _NO_SPLIT)
+    left_out |= dict.fromkeys(outside, _NO_CLASS) | strays
     listing = replace(
         listing, clips=tuple(clips), left_out=dict(sorted({**listing.left_out, **left_out}.items()))
     )
     holds_videos = clips[0] in listing.videos
     rows = [(clip.split("/")[depth - 1], clip) for clip in clips]
     table = pd.DataFrame(rows, columns=["label", "file" if holds_videos else "folder_name"])
-    if has_splits:
+    if in_splits:
         table["split"] = [clip.partition("/")[0] for clip in clips]
     return ClassFolders(table, holds_videos, listing)
 
 
-def _has_splits(clips: Sequence[str]) -> bool:
-    """Whether the first folders are splits: all of them have the name of one.
+def _in_splits(data_path: str, clips: Sequence[str]) -> list[str]:
+    """The clips in folders with the names of splits; none where these are classes.
 
-    A single one such as `train` may be a class, unless there are folders in it.
+    A single one such as `train` may be a class, unless there are folders in it and no others.
+
+    Raises:
+        UserError: if there are several, and too many clips in other folders.
     """
-    nested = [clip for clip in clips if "/" in clip]
-    folders = {clip.partition("/")[0] for clip in (nested or clips)}
-    splits = {SPLIT_BY_WORD.get(folder.casefold()) for folder in folders}
-    if None in splits or not folders:
-        return False
-    return len(splits) > 1 or all(clip.count("/") > 1 for clip in nested)
+    nested = [clip for clip in clips if "/" in clip] or clips
+    splits = {clip: SPLIT_BY_WORD.get(clip.partition("/")[0].casefold()) for clip in nested}
+    others = [clip for clip, split in splits.items() if split is None]
+    num_splits = len({*splits.values()} - {None})
+    if num_splits > 1 and len(others) > _MOST_STRAYS * len(nested):
+        raise UserError(
+            f"data_path: {data_path} holds folders of splits (train, val, test) and others, first "
+            f"{printable(others[0])!r}. Needed: splits only, or classes only."
+        )
+    if num_splits > 1 or (not others and all(clip.count("/") > 1 for clip in nested)):
+        return [clip for clip in nested if splits[clip]]
+    return []
 
 
 def _majority(
@@ -92,7 +104,7 @@ def _majority(
 
 
 def _no_classes(
-    data_path: str, listing: Listing, outside: Sequence[str], has_splits: bool
+    data_path: str, listing: Listing, outside: Sequence[str], *, has_splits: bool
 ) -> UserError:
     """The error for a directory without class folders, with what it holds instead."""
     if has_splits and outside:

@@ -19,7 +19,7 @@ from k400tiny_lib.data.sources.ground_truth import (
     make_ground_truth,
     refuse_if_most_are_missing,
 )
-from k400tiny_lib.data.sources.left_out import account_for, list_data
+from k400tiny_lib.data.sources.left_out import account_for, digest_left_out, list_data
 from k400tiny_lib.data.tables.names import Match, Names, leaves, note_loose, plain_forms
 from k400tiny_lib.files import combine_digests, is_remote, local_path
 from k400tiny_lib.media.listing import Listing
@@ -102,6 +102,6 @@ class FrameFolders:
         return {}
 
     def digest(self) -> str:
-        names = self.ground_truth.table["folder_name"]
-        clips = digest_clips(self.directory, names, open_index(self.config))
-        return combine_digests([clips, digest_csv(self.config.gt_csv)])
+        truth = self.ground_truth
+        clips = digest_clips(self.directory, truth.table["folder_name"], open_index(self.config))
+        return combine_digests([clips, digest_csv(self.config.gt_csv), digest_left_out(truth)])

@@ -207,9 +207,11 @@ def _sources_from_names(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         for pattern, count in counts.items()
     ]
     if others := len(table) - int(counts.sum()):
+        # Where all are unknown, the summary of prepare_data says what follows.
+        leak = ". Clips cut from one video may be in two splits." if others < len(table) else ""
         notes.append(
             f"no column youtube_id: each of {others} files or folders is its own source, since "
-            "their names do not tell. Clips cut from one video may be in two splits."
+            f"their names do not tell{leak}"
         )
     return table.assign(youtube_id=pd.Series(ids, table.index, dtype=object)), notes
 

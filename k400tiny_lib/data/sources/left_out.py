@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from k400tiny_lib.config import NONE, Config
 from k400tiny_lib.data.sources.ground_truth import Dropped, GroundTruth, drop_rows
-from k400tiny_lib.files import is_remote, local_path
+from k400tiny_lib.files import combine_named_digests, is_remote, local_path
 from k400tiny_lib.media.frames import is_frame
-from k400tiny_lib.media.listing import Listing, list_directory, list_stamps
+from k400tiny_lib.media.listing import Listing, list_directory, list_stamps, may_be_clips
 from k400tiny_lib.remote_files import list_files
 
 NO_ROW = "no row of gt_csv names it"
@@ -48,7 +48,9 @@ def account_for(
     left_out = {clip: NO_ROW for clip in listing.clips if clip not in known}
     unusable = {path: why for path, why in listing.unusable.items() if path not in known}
     if config.gt_csv == NONE:
-        dropped += [Dropped(path, why) for path, why in unusable.items()]
+        for path, why in unusable.items():
+            folders = posixpath.dirname(path).split("/")[:2]  # split and class, or class
+            dropped.append(Dropped(path, why, tuple(filter(None, folders))))
     else:
         left_out |= unusable
     for path, why in listing.left_out.items():
@@ -56,6 +58,12 @@ def account_for(
         if path not in known and not is_of_clip:
             left_out[path] = why
     return replace(truth, table=table, dropped=dropped, left_out=left_out)
+
+
+def digest_left_out(truth: GroundTruth) -> str:
+    """Digest of what somebody could miss: a run that is used again would not tell of it."""
+    missed = may_be_clips(truth.left_out)
+    return combine_named_digests({path: truth.left_out[path] for path in missed})
 
 
 def _path_of_csv(config: Config) -> str:

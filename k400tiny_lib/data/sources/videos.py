@@ -4,7 +4,7 @@ A row of the table is a whole file, a segment of a longer one, or a clip of the 
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from k400tiny_lib.data.sources.ground_truth import (
     make_ground_truth,
     refuse_if_most_are_missing,
 )
-from k400tiny_lib.data.sources.left_out import account_for, list_data
+from k400tiny_lib.data.sources.left_out import account_for, digest_left_out, list_data
 from k400tiny_lib.data.tables import segments
 from k400tiny_lib.data.tables.names import Match, Names, name_clips, note_loose, separate, stem
 from k400tiny_lib.files import is_remote
@@ -80,6 +80,8 @@ class Videos:
     @cached_property
     def _truth(self) -> GroundTruth:
         table, notes, total = self._table, list(self._notes), len(self._table)
+        if "file" not in table.columns and _are_whole(table, self._listed):
+            table = table.assign(file=table["youtube_id"])
         if "file" in table.columns:
             matches = Names(self.config.data_path, self._listed, _MISSING).find_all(table["file"])
             notes += note_loose(matches)
@@ -147,6 +149,7 @@ class Videos:
             digest_clips(self.directory, self._clips, index),
             files.combine_named_digests({video.uri: digest for video, digest in videos.items()}),
             str(self.directory),  # later steps read the frames there
+            digest_left_out(self._truth),
         ]
         for row in self._truth.dropped:  # depends on which videos exist
             parts += [row.video, row.reason]
@@ -180,6 +183,20 @@ def _find_files(
     return table.drop(columns="folder_name"), dropped
 
 
+def _are_whole(table: pd.DataFrame, videos: Iterable[str]) -> bool:
+    """Whether the ids of a list of Kinetics are names of videos, which it cuts into segments."""
+    names = {stem(name).rpartition("/")[2] for name in videos}
+    return bool(table["youtube_id"].isin(names).any() and not _cut_names(table).isin(names).any())
+
+
+def _cut_names(table: pd.DataFrame) -> "pd.Series[str]":
+    """The names that clips of Kinetics have, `<id>_<start>_<end>`; the id where that is no time."""
+    start, end = (pd.to_numeric(table[c], errors="coerce") for c in ("time_start", "time_end"))
+    ids = table["youtube_id"].str.strip()
+    times = [f"_{s:06.0f}_{e:06.0f}" for s, e in zip(start, end, strict=True)]
+    return ids.where(~(np.isfinite(start) & np.isfinite(end)), ids + times)
+
+
 def _find_kinetics_files(
     table: pd.DataFrame, videos: Mapping[str, VideoFile], notes: list[str]
 ) -> tuple[pd.DataFrame, list[Dropped]]:
@@ -187,11 +204,8 @@ def _find_kinetics_files(
     by_stem = defaultdict[str, list[str]](list)
     for name in videos:
         by_stem[stem(name).rpartition("/")[2]].append(name)
-    start, end = (pd.to_numeric(table[c], errors="coerce") for c in ("time_start", "time_end"))
-    has_times = np.isfinite(start) & np.isfinite(end)
-    ids = table["youtube_id"].str.strip()
-    times = [f"_{s:06.0f}_{e:06.0f}" for s, e in zip(start, end, strict=True)]
-    names = ids.where(~has_times, ids + times)
+    names = _cut_names(table)
+    has_times = names != table["youtube_id"].str.strip()
     best = {n: min(by_stem[n], key=lambda file: _rank(file, videos)) for n in names if n in by_stem}
     if several := sorted(name for name in best if len(by_stem[name]) > 1):
         first = best[several[0]]
@@ -212,7 +226,7 @@ def _rank(file: str, videos: Mapping[str, VideoFile]) -> tuple[bool, bool, str]:
 
 
 def _cut(table: pd.DataFrame, unit: segments.Unit) -> tuple[pd.DataFrame, list[Dropped]]:
-    """Make each row a clip of its own, named after its file and times; drop those without.
+    """Make each row one clip, named after its file and times; drop those without.
 
     Returns:
         The table with the columns start, end, segment (None for a file that is the segment
@@ -220,11 +234,11 @@ def _cut(table: pd.DataFrame, unit: segments.Unit) -> tuple[pd.DataFrame, list[D
     """
     table = segments.add_times(table, unit)
     sources, names, parts = [], [], []
-    rows = table[["file", "folder_name", "start", "end"]].itertuples(index=False)
-    for file, name, start, end in rows:
+    rows = table[["file", "folder_name", "start", "end", "problem"]].itertuples(index=False)
+    for file, name, start, end, problem in rows:
         cut = segments.source_of_cut_file(file, start, end) if unit == "seconds" else ""
         sources.append(cut or name)
-        names.append(name if cut else segments.clip_name(name, start, end, unit))
+        names.append(name if cut or problem else segments.clip_name(name, start, end, unit))
         parts.append(None if cut else Segment(start, end, unit))
     names = separate(names)
     table = table.assign(folder_name=names, segment=pd.Series(parts, table.index, dtype=object))

@@ -2,11 +2,8 @@
 
 import re
 from collections.abc import Sequence
-from pathlib import PurePosixPath
 
 import pandas as pd
-
-from k400tiny_lib.errors import UserError
 
 _START, _END = "(start|begin|onset|from)", "(end|stop|finish|offset|to)"
 # Units that annotation tools write into the header, as `Start (s)` or `Begin Time - ss.msec`.
@@ -45,7 +42,8 @@ _NAMES = {
     "frame_end": (f"frame{_END}", f"({_END}|last)frame{_NUMBER}"),
 }
 _PATTERNS = {name: [re.compile(p) for p in patterns] for name, patterns in _NAMES.items()}
-_ID = re.compile("(video|clip)?id")  # of a file, or of the source where another column has the file
+# Of a file, or of its source where another column has the file; there, `id` may count the rows.
+_ID, _SOURCE_ID = re.compile("(video|clip)?id"), re.compile("videoid")
 _PUNCTUATION = re.compile(r"[\W_]+")
 _TEMPLATE = "template"  # Something-Something: the class; its `label` is one description of it
 
@@ -59,8 +57,9 @@ def known_columns(columns: Sequence[str]) -> dict[str, str]:
         name = wanted if wanted in keys else next(matching, None)
         if name is not None:
             known[wanted] = name
-    an_id = next((name for name, key in keys.items() if _ID.fullmatch(key)), None)
     has_name = "file" in known or "folder_name" in known
+    pattern = _SOURCE_ID if has_name else _ID
+    an_id = next((name for name, key in keys.items() if pattern.fullmatch(key)), None)
     is_source = has_name or ("time_start" in known and "time_end" in known)
     if an_id is not None:
         known.setdefault("youtube_id" if is_source else "file", an_id)
@@ -79,18 +78,15 @@ def names_clips(columns: Sequence[str]) -> bool:
 
 
 def add_known_columns(table: pd.DataFrame, name: str) -> tuple[pd.DataFrame, list[str]]:
-    """Add the columns that the sources know, beside those that the file has.
+    """Add the columns that the sources know, in addition to those of the file.
 
     Args:
         table: text columns with the names of the file.
         name: of the file, for messages.
 
     Returns:
-        The table with the columns of `_NAMES` that it has (times in milliseconds as seconds), and
-        notes about renamed columns.
-
-    Raises:
-        UserError: if times in milliseconds are no numbers.
+        The table with the columns of `_NAMES` that it has (times in milliseconds as seconds, what
+        is no number as it is), and notes about renamed columns.
     """
     known = known_columns(list(table.columns))
     table = table.assign(**{wanted: table[column] for wanted, column in known.items()})
@@ -101,21 +97,6 @@ def add_known_columns(table: pd.DataFrame, name: str) -> tuple[pd.DataFrame, lis
     for end in ("start", "end"):
         if f"ms_{end}" in table.columns and f"time_{end}" not in table.columns:
             seconds = pd.to_numeric(table[f"ms_{end}"], errors="coerce") / 1000
-            if seconds.isna().any():
-                bad = table.loc[seconds.isna(), known[f"ms_{end}"]].iloc[0]
-                raise UserError(f"gt_csv: {bad!r} in {name} is no number of milliseconds.")
-            table[f"time_{end}"] = seconds.map("{:.3f}".format)
+            text = seconds.map("{:.3f}".format)
+            table[f"time_{end}"] = text.where(seconds.notna(), table[f"ms_{end}"])
     return table, notes
-
-
-def label_by_folder(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
-    """Labels of a list without any (UCF101's test lists), or with ids that only number folders."""
-    folders = table["file"].map(lambda name: PurePosixPath(name).parent.name)
-    if "label" in table.columns:
-        pairs = set(zip(table["label"], folders, strict=True))
-        is_number = len(pairs) == table["label"].nunique() == folders.nunique() > 1
-        is_ucf = table["file"].map(lambda name: PurePosixPath(name).name.startswith("v_")).all()
-        if not (is_ucf and is_number and all(folders)):
-            return table
-        notes.append("gt_csv: its numbers are one per folder; the labels are the folders' names")
-    return table.assign(label=folders)

@@ -3,19 +3,22 @@
 import difflib
 import os
 import posixpath
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
+from urllib.parse import unquote
 
-from k400tiny_lib.files import bytes_digest, is_remote
+from k400tiny_lib.files import bytes_digest, expand, is_remote
 from k400tiny_lib.media.video import is_video
 
 ESCAPES_DATA_PATH = "its name leaves data_path"
 _MAX_COMPARED = 5000  # files that a name without a file is compared with, to find the nearest
 _MAX_HINTS = 50
 _LONGEST = 255  # bytes of a folder's name
+_ABSOLUTE = re.compile("/|[A-Za-z]:/")
 
 
 class Match(NamedTuple):
@@ -30,8 +33,9 @@ class Names:
     """The files (or clip folders) below a directory, to be found by the names that tables use.
 
     The exact name has priority. Then come absolute paths below the directory, names that begin with
-    the end of its path, backslashes, `.` and `..`; after these Unicode form, case, and the suffix.
-    A name without a folder may mean a file in any. A name that means several files means none.
+    the end of its path, backslashes, `%20`, `.` and `..`; then absolute paths of another machine,
+    by their end; after these Unicode form, case, and the suffix. A name without a folder may mean a
+    file in any. A name that means several files means none.
 
     Args:
         base: absolute path or URI of the directory.
@@ -53,6 +57,8 @@ class Names:
         plain = plain_forms(name, self._base)
         if not plain and (inside := self._by_real_path(name)):
             plain = [inside]
+        if moved := self._by_end(name):
+            return Match(moved, is_loose=True)
         if not plain:
             return Match(posixpath.normpath(name.strip()), ESCAPES_DATA_PATH)
         for form in plain:
@@ -62,11 +68,11 @@ class Names:
         for key in keys:
             if match := self._unique(key, plain):
                 return match
-        last = plain[-1]
-        for key in keys if "/" not in last else ():
-            if match := self._unique(key, [last], in_any_folder=True):
+        leaves_only = [form for form in plain if "/" not in form]
+        for key in keys:
+            if match := self._unique(key, leaves_only, in_any_folder=True):
                 return match
-        return Match(last, self._missing + self._nearest(last))
+        return Match(plain[-1], self._missing + self._nearest(plain[-1]))
 
     def find_all(self, names: Iterable[str]) -> dict[str, Match]:
         """Each distinct name -> what it means."""
@@ -102,6 +108,15 @@ class Names:
                 return file
         return ""
 
+    def _by_end(self, name: str) -> str:
+        """The file that the end of an absolute path of another machine means; "" for none."""
+        path = posixpath.normpath(expand(name.strip()).replace("\\", "/"))
+        if not _ABSOLUTE.match(path) or "\0" in path or os.path.lexists(path):  # it means that file
+            return ""
+        parts = path.split("/")
+        ends = ("/".join(parts[start:]) for start in range(1, len(parts)))  # the longest first
+        return next((end for end in ends if end in self._files), "")
+
     def _nearest(self, name: str) -> str:
         if not self._hints or len(self._files) > _MAX_COMPARED:
             return ""
@@ -117,8 +132,8 @@ def note_loose(matches: Mapping[str, Match]) -> list[str]:
         return []
     name, file = loose[0]
     return [
-        f"{len(loose)} names in gt_csv are not quite those below data_path (case, suffix, folder), "
-        f"first {name!r}, which is {file!r}"
+        f"{len(loose)} name(s) in gt_csv are not quite those below data_path (case, suffix, "
+        f"folder), first {name!r}, which is {file!r}"
     ]
 
 
@@ -131,8 +146,9 @@ def plain_forms(name: str, base: str) -> list[str]:
     """
     if "\0" in name or not name.strip():
         return []
-    forms = dict.fromkeys(_relative(text, base) for text in (name, name.strip()))
+    forms = dict.fromkeys(_relative(text, base) for text in (name, expand(name.strip())))
     forms |= dict.fromkeys(_relative(form.replace("\\", "/"), base) for form in list(forms))
+    forms |= dict.fromkeys(_relative(unquote(form), base) for form in list(forms))
     found = {form: None for form in forms if form and not leaves(form)}
     tail = base.strip("/").split("/")
     for form in list(found):
@@ -192,7 +208,7 @@ def name_clips(files: Iterable[str]) -> dict[str, str]:
     """Name the clip folder of each video: its path without the suffix, where that is unambiguous.
 
     No two names are equal, on file systems without case either, and none is a folder above another:
-    `a.mp4` keeps its suffix beside `a.avi` and beside a folder `a` with videos. The names depend on
+    `a.mp4` keeps its suffix next to `a.avi` or to a folder `a` with videos. The names depend on
     the set of files alone.
     """
     levels: list[Callable[[str], str]] = [

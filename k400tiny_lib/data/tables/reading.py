@@ -16,20 +16,15 @@ from typing import Any, NamedTuple
 import fsspec
 import pandas as pd
 
-from k400tiny_lib.data.tables.columns import (
-    add_known_columns,
-    known_columns,
-    label_by_folder,
-    names_clips,
-)
-from k400tiny_lib.errors import UserError, one_line
-from k400tiny_lib.media.video import is_video
+from k400tiny_lib.data.tables import lists
+from k400tiny_lib.data.tables.columns import add_known_columns, known_columns, names_clips
+from k400tiny_lib.errors import UserError, is_utf8, one_line, printable
+from k400tiny_lib.files import problem_of
 from k400tiny_lib.remote_files import fetch
 
 _NEEDED = "a CSV with one row per clip"
 _SEPARATORS = (",", ";", "\t", "|", " ")
 _SEPARATOR_LINE = re.compile(r"sep=(.)\s*", re.IGNORECASE)  # Excel's first line
-_VIDEO_FIRST = re.compile(r"(?P<file>.+?\.\w{2,4})\s+(?P<rest>\S.*)")  # `path label`, unquoted
 _SAMPLE = 200  # lines that decide about the separator
 _SHOWN = 60  # characters of a line in a message
 _BINARY = {
@@ -37,7 +32,9 @@ _BINARY = {
     b"\xd0\xcf\x11\xe0": "an old Excel workbook",
     b"PAR1": "a Parquet file",
 }
-_BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+
+
+csv.field_size_limit(2**31 - 1)  # cells may hold long JSON; by default 128 KiB
 
 
 class _Line(NamedTuple):
@@ -52,11 +49,13 @@ class Table:
     Attributes:
         rows: text columns, as the file names them, and those that the sources know (see
             `columns.add_known_columns`); never empty.
+        header: the names in the file.
         notes: remarks for the user, one line each.
         first_line: number and text of the first row, for messages; "" for JSON.
     """
 
     rows: pd.DataFrame
+    header: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     first_line: str = ""
 
@@ -74,23 +73,20 @@ def read_table(gt_csv: str, needed: str = _NEEDED) -> Table:
     path = fetch(gt_csv, "gt_csv")
     notes: list[str] = []
     text = _decode(path, _read(path, needed), needed, notes)
-    if text.lstrip().startswith(("[", "{")):
-        table = Table(_read_json(path, text), notes)
-    else:
-        table = _read_lines(path, text, notes)
-    if table.rows.empty:
+    is_json = text.lstrip().startswith(("[", "{"))
+    rows, first_line = (_read_json(path, text), "") if is_json else _read_lines(path, text, notes)
+    if rows.empty:
         raise UserError(f"gt_csv: {path} has no rows. Needed: one row per clip.")
-    rows, more = add_known_columns(table.rows, path.name)
-    return Table(rows, [*table.notes, *more], table.first_line)
+    known, more = add_known_columns(rows, path.name)
+    return Table(known, list(rows.columns), [*notes, *more], first_line)
 
 
 def _read(path: Path, needed: str) -> bytes:
-    if path.is_dir():
-        raise UserError(f"gt_csv: {path} is a directory. Needed: {needed}.")
-    if not path.exists():
-        raise UserError(f"gt_csv: {path} does not exist. Needed: {needed}.")
-    if not path.is_file():
-        raise UserError(f"gt_csv: {path} is no regular file. Needed: {needed}.")
+    problem = problem_of(path)
+    if not problem and not path.is_file():
+        problem = "is a directory" if path.is_dir() else "is no regular file"
+    if problem:
+        raise UserError(f"gt_csv: {path} {problem}. Needed: {needed}.")
     try:
         with fsspec.open(str(path), "rb", compression="infer") as file:  # also .gz, .zip, .xz
             content: bytes = file.read()
@@ -106,10 +102,13 @@ def _decode(path: Path, content: bytes, needed: str, notes: list[str]) -> str:
     for start, kind in _BINARY.items():
         if content.startswith(start):
             raise UserError(f"gt_csv: {path} is {kind}. Needed: save it as CSV (UTF-8).")
-    encodings = [e for mark, e in _BYTE_ORDER_MARKS.items() if content.startswith(mark)]
-    if not encodings and b"\0" in content[:4000]:  # UTF-16 without a mark has a zero in each letter
+    content = content.removeprefix(b"\xef\xbb\xbf")
+    encodings = ["utf-8", "cp1252", "latin-1"]
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        encodings = ["utf-16"]
+    elif b"\0" in content[:4000]:  # UTF-16 without a mark has a zero in each letter
         encodings = ["utf-16-le" if content[1:2] == b"\0" else "utf-16-be"]
-    for encoding in encodings or ("utf-8", "cp1252", "latin-1"):
+    for encoding in encodings:
         try:
             text = content.decode(encoding)
             break
@@ -119,7 +118,7 @@ def _decode(path: Path, content: bytes, needed: str, notes: list[str]) -> str:
         raise UserError(f"gt_csv: {path} is not {encodings[0].upper()}. Needed: CSV in UTF-8.")
     if any(letter < " " and letter not in "\t\n\r\f\v\x1a\x1c\x1d\x1e\x1f" for letter in set(text)):
         raise UserError(f"gt_csv: {path} is no text but binary data. Needed: {needed}.")
-    if encoding not in ("utf-8", "utf-8-sig"):
+    if encoding != "utf-8":
         notes.append(
             f"gt_csv: {path.name} is not UTF-8 and was read as {encoding}. If labels look wrong, "
             "save it as UTF-8."
@@ -137,20 +136,29 @@ def _read_json(path: Path, text: str) -> pd.DataFrame:
             records = [json.loads(line, parse_int=str, parse_float=str) for line in lines]
     except (ValueError, RecursionError) as error:
         raise UserError(f"gt_csv: {path} is no JSON: {one_line(error)}.") from None
-    records = [records] if isinstance(records, dict) else records
-    if not all(isinstance(record, dict) for record in records):
-        raise UserError(f"gt_csv: {path} is JSON, but no list of objects. Needed: one per clip.")
-    rows = [{str(k): _json_text(v) for k, v in record.items()} for record in records]
+    if isinstance(records, dict) and names_clips(list(records)):
+        records = [records]  # one clip
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        problem = "no list of objects"
+        if isinstance(records, dict):  # for example that of ActivityNet
+            problem = f"a single object with the keys {_show(', '.join(records))}"
+        raise UserError(
+            f"gt_csv: {path} is JSON, but {problem}. Needed: a list with one object per clip, with "
+            "its file and label. The nested JSON of ActivityNet and Kinetics is not read."
+        )
+    rows = [{_json_text(k): _json_text(v) for k, v in record.items()} for record in records]
     return pd.DataFrame(rows, dtype=object).fillna("")
 
 
 def _json_text(value: Any) -> str:
     if value is None:
         return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if is_utf8(text) else printable(text)  # half of a surrogate pair
 
 
-def _read_lines(path: Path, text: str, notes: list[str]) -> Table:
+def _read_lines(path: Path, text: str, notes: list[str]) -> tuple[pd.DataFrame, str]:
+    """The table, and number and text of its first row."""
     separators: Sequence[str] = _SEPARATORS
     lines = text.split("\n")
     first = 0
@@ -173,7 +181,7 @@ def _read_lines(path: Path, text: str, notes: list[str]) -> Table:
         notes.append(f"gt_csv: {comments} line(s) of {path.name} that begin with # are comments")
     first_line = f"line {kept[0].number}: {_show(lines[kept[0].number - 1])}" if kept else ""
     table = _frame(path, head, kept)
-    return Table(table if has_header else label_by_folder(table, notes), notes, first_line)
+    return (table if has_header else lists.add_labels(path, table, notes)), first_line
 
 
 def _is_comment(line: str) -> bool:
@@ -203,41 +211,17 @@ def _choose(lines: list[str], separators: Sequence[str]) -> tuple[list[str], str
         return [], max(usable, key=lambda s: len(header[s]) if s != " " else 0)
     filled = [line for line in lines if line.strip()]
     for separator in separators:
-        if columns := _columns_without_header([_fields(line, separator) for line in filled]):
+        if columns := lists.columns_of([_fields(line, separator) for line in filled]):
             return columns, separator
     visible = [s for s in separators if s != " "] or list(separators)
     return [], max(visible, key=lambda s: len(header[s]))
 
 
-def _columns_without_header(rows: list[list[str]]) -> list[str]:
-    """The columns of rows that are data from the first on; none where that is not certain."""
-    width = len(rows[0])
-    rows = [row for row in rows if not row[0].startswith("#")]
-    if not all(len(row) == width for row in rows) or width > 3:
-        return []
-    has_videos = all(is_video(row[0]) for row in rows)
-    if width == 1:
-        return ["file"] if has_videos and all("/" in row[0] for row in rows) else []
-    numbers = all(row[-1].strip().isdecimal() for row in rows)
-    if not has_videos and not numbers:
-        return []
-    if width == 2:
-        return ["file", "label"]
-    return (
-        ["file", "num_frames", "label"] if all(row[1].strip().isdecimal() for row in rows) else []
-    )
-
-
 def _fields(line: str, separator: str) -> list[str]:
-    """The fields of one line; in a list `path label` both may hold spaces."""
-    match = _VIDEO_FIRST.fullmatch(line.strip()) if separator == " " and '"' not in line else None
-    if match and is_video(match["file"]):
-        number, _, label = match["rest"].partition(" ")
-        if number.isdecimal() and label.strip():
-            return [match["file"], number, label.strip()]
-        return [match["file"], match["rest"]]
-    line = " ".join(line.split()) if separator == " " else line
-    return _cut(line, separator)
+    """The fields of one line of a list."""
+    if separator != " ":
+        return _cut(line, separator)
+    return lists.split_at_spaces(line) or _cut(" ".join(line.split()), separator)
 
 
 def _split(path: Path, lines: list[str], first: int, separator: str) -> list[_Line]:

@@ -8,6 +8,7 @@ from typing import Literal
 import pandas as pd
 
 from k400tiny_lib.data.tables.names import stem
+from k400tiny_lib.errors import UserError
 
 Unit = Literal["seconds", "frames"]
 SECONDS = ("time_start", "time_end")
@@ -18,10 +19,24 @@ _CUT_ALREADY = re.compile(r"(.+)_(\d{6})_(\d{6})")
 
 
 def unit_of(table: pd.DataFrame) -> Unit | None:
-    """`seconds` or `frames`, for a table with the columns of segments; else None."""
-    if set(SECONDS) <= set(table.columns):
+    """`seconds` or `frames`, for a table with the columns of segments; else None.
+
+    Raises:
+        UserError: if it has the start or the end only.
+    """
+    columns = set(table.columns)
+    if set(SECONDS) <= columns:
         return "seconds"
-    return "frames" if set(FRAMES) <= set(table.columns) else None
+    if set(FRAMES) <= columns:
+        return "frames"
+    for first, last in (SECONDS, FRAMES):
+        if len(columns & {first, last}) == 1:
+            has, lacks = (first, last) if first in columns else (last, first)
+            raise UserError(
+                f"gt_csv: it has a column {has} (by this or a similar name), but no {lacks}. "
+                "Needed: both for segments, none of them for whole videos."
+            )
+    return None
 
 
 def read_time(text: str) -> float:

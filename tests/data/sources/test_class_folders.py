@@ -73,6 +73,19 @@ def test_folders_of_splits_are_official_splits(
     assert {split for _, _, split in rows(truth_of(source, use_official_splits=False))} == {""}
 
 
+def test_a_few_clips_next_to_splits_are_left_out_and_more_are_refused(tmp_path: Path) -> None:
+    clips = [f"{split}/{label}/0.mp4" for split in ("train", "val", "test") for label in "xy"]
+    root = touch(tmp_path, *clips, "docs/howto.mp4", "intro.mp4")
+    truth = truth_of(root)
+    assert len(truth.table) == 6
+    assert set(truth.table["split"]) == set(SPLITS)
+    reason = "in no folder of a split"
+    assert truth.left_out == {"docs/howto.mp4": reason, "intro.mp4": reason}
+    touch(root, "extra/x/1.mp4", "extra/y/1.mp4")
+    with pytest.raises(UserError, match=r"folders of splits .* others, first 'docs/howto.mp4'"):
+        truth_of(root)
+
+
 def test_classes_with_names_of_splits_among_others_are_classes(tmp_path: Path) -> None:
     root = touch(tmp_path, "train/0.mp4", "plane/0.mp4", "plane/deep/1.mp4")
     assert {label for _, label, _ in rows(truth_of(root))} == {"train", "plane"}
@@ -127,9 +140,9 @@ def test_clips_that_cannot_be_read_are_dropped_and_the_others_kept(tmp_path: Pat
     Path(os.fsdecode(os.fsencode(root) + b"/y/caf\xe9.mp4")).touch()
     truth = truth_of(root)
     assert [name for name, *_ in rows(truth)] == ["x/0", "x/1", "y/0"]
-    assert {row.video: row.reason for row in truth.dropped} == {
-        "y/1.mp4": "no regular file but a named pipe",
-        r"y/caf\xe9.mp4": NOT_UTF8,
+    assert {row.video: (row.reason, row.labels) for row in truth.dropped} == {
+        "y/1.mp4": ("no regular file but a named pipe", ("y",)),
+        r"y/caf\xe9.mp4": (NOT_UTF8, ("y",)),
     }
     # A CSV may be meant for a part of the directory, so there they are left out.
     gt = tmp_path / "gt.csv"
@@ -197,6 +210,9 @@ def test_the_second_run_reads_the_same_clips_wherever_the_output_goes(
     assert second.report["num_left_out"] == second.report["num_dropped"] == 0
     touch(tmp_path / data_path, "x/notes.txt")  # changes no result
     assert open_source(config).digest() == digest
+    # A run that is used again would not tell that this is left out.
+    touch(tmp_path / data_path, "x/film.xyz")
+    assert open_source(config).digest() != digest
     write_video(tmp_path / data_path / "y/new.avi", 20)
     assert not open_source(config).is_ready()
     assert prepare_once(config).report["num_clips"] == 7
@@ -253,3 +269,11 @@ def test_an_output_dir_that_cannot_be_written_is_one_line(tmp_path: Path) -> Non
         prepare_once(Config(data_path=str(root), output_dir=str(tmp_path / "file")))
     with pytest.raises(UserError, match=r"^output_dir: .*file"):
         open_source(Config(data_path="sample", output_dir=str(tmp_path / "file"))).bring()
+
+
+def test_a_single_class_is_noted_with_the_likely_cause(tmp_path: Path) -> None:
+    for number in range(3):
+        write_clip(tmp_path / "in" / "unzipped" / "xyz"[number] / "c", seed=number)
+    prepared = prepare_once(Config(data_path=str(tmp_path / "in"), output_dir=str(tmp_path)))
+    note = "all clips have the label 'unzipped': nothing can be learned. The folders directly in "
+    assert any(line.startswith(note) for line in prepared.report["notes"])

@@ -12,7 +12,9 @@ from k400tiny_lib.data.preparation.prepare import prepare
 from k400tiny_lib.data.sources.base import open_source
 from k400tiny_lib.data.sources.videos import Videos
 from k400tiny_lib.data.tables.segments import read_time
+from k400tiny_lib.errors import UserError
 from k400tiny_lib.media.frames import frame_files
+from tests.conftest import write_clip
 from tests.helpers.videos import write_video
 
 FPS = 12  # of write_video, whose frame k is gray at 20 * k modulo 256
@@ -109,6 +111,7 @@ def test_impossible_segments_are_dropped_with_their_reasons(tmp_path: Path) -> N
     source = opened(config)
     bad = source.bring()
     reasons = [row.reason for row in source.ground_truth.dropped]
+    assert not any("nan" in row.video for row in source.ground_truth.dropped)
     assert sorted(reasons + list(bad.values())) == sorted(rows.values())
     assert len(source.ground_truth.table) - len(bad) == len(good)
 
@@ -222,3 +225,30 @@ def test_too_few_files_for_the_splits_are_one_line(tmp_path: Path) -> None:
     config = config_of(tmp_path, "file,label,time_start,time_end", *rows)
     with pytest.raises(Exception, match="Needed: 3 sources"):
         prepare(config, open_source(config))
+
+
+@pytest.mark.parametrize("column", ["time_start", "end", "Start (s)", "first_frame", "frame_end"])
+def test_a_start_without_an_end_is_refused(tmp_path: Path, column: str) -> None:
+    write_video(tmp_path / "in" / "a.mp4", 60)
+    with pytest.raises(UserError, match=r"^gt_csv: it has a column .*, but no .*Needed: both"):
+        _ = opened(config_of(tmp_path, f"file,label,{column}", "a.mp4,x,1")).ground_truth
+
+
+def test_times_beside_frame_folders_are_noted(tmp_path: Path) -> None:
+    write_clip(tmp_path / "in" / "a", seed=0)
+    lines = ("folder_name,label,time_start,time_end", "a,x,10,20")
+    truth = open_source(config_of(tmp_path, *lines)).ground_truth
+    assert len(truth.table) == 1
+    assert any("times of segments are not used" in note for note in truth.notes)
+
+
+def test_the_list_of_kinetics_cuts_whole_videos_named_by_their_ids(tmp_path: Path) -> None:
+    write_video(tmp_path / "in" / "train" / "abcdefghijk.mp4", 60)
+    lines = ("label,youtube_id,time_start,time_end", "x,abcdefghijk,1,2", "y,abcdefghijk,2,3")
+    table = opened(config_of(tmp_path, *lines, "x,lostlostlos,0,9")).ground_truth.table
+    names = [f"train/abcdefghijk_{start:010.3f}_{start + 1:010.3f}" for start in (1, 2)]
+    assert table["folder_name"].tolist() == names
+    # As soon as one clip has been cut, the list is that of the clips.
+    write_video(tmp_path / "in" / "abcdefghijk_000001_000002.mp4", 12)
+    table = opened(config_of(tmp_path, *lines)).ground_truth.table
+    assert table["folder_name"].tolist() == ["abcdefghijk_000001_000002"]

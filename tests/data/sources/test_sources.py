@@ -156,7 +156,7 @@ def test_a_video_outside_data_path_is_dropped(tmp_path: Path) -> None:
     [
         (
             "film,label,c",
-            "no column 'folder_name' in gt.csv .found: film, label, c; line 2: 'a,b,c'",
+            "no column 'folder_name' or 'file' in gt.csv .found: film, label, c; line 2: 'a,b,c'",
         ),
         ("folder_name,sort,c", "no column 'label' in gt.csv .found: folder_name, sort, c"),
         ("file,sort,c", "no column 'label' in gt.csv .found: file, sort, c"),

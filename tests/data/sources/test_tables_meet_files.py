@@ -72,7 +72,7 @@ def test_names_that_are_not_quite_right_are_noted_and_others_dropped_with_a_hint
         "dd": "no such video (the nearest is 'd.mp4')",
         "e": "no such video; 'x/e.mp4' and 'y/e.mp4' are both like it",
     }
-    assert any("2 names in gt_csv are not quite" in note for note in source.ground_truth.notes)
+    assert any("2 name(s) in gt_csv are not quite" in note for note in source.ground_truth.notes)
 
 
 def test_two_rows_of_one_video_are_one_clip(tmp_path: Path) -> None:
@@ -107,8 +107,19 @@ def test_an_unknown_header_is_refused_with_the_line_and_the_likely_cause(tmp_pat
     message = r"no column .* \(found: file\^label; line 2: 'a.mp4\^x'\). Separated by '\^'\?"
     with pytest.raises(UserError, match=message):
         opened(tmp_path, "file^label", "a.mp4^x")
-    with pytest.raises(UserError, match=r"found: first; line 2: 'second'\). Has it no header\?"):
+    no_header = r"no column 'folder_name' or 'file' in gt.csv \(found: {}\). Has it no header\?"
+    with pytest.raises(UserError, match=no_header.format("first; line 2: 'second'")):
         opened(tmp_path, "first", "second")
+    # Several labels per video, and names that need not be those of videos.
+    with pytest.raises(UserError, match=no_header.format("a.mp4 1 3 5; line 2: 'a.mp4 1 3 5'")):
+        opened(tmp_path, "a.mp4 1 3 5", "a.mp4 1 3 5")
+    with pytest.raises(UserError, match=no_header.format("7, Swiping Left; line 2: '8;Stop'")):
+        opened(tmp_path, "7;Swiping Left", "8;Stop")
+    with pytest.raises(UserError, match=no_header.format(r"a.mp4, x y, 3; line 2: 'a.mp4\\t.*")):
+        opened(tmp_path, "a.mp4\tx y\t3", "a.mp4\tx y\t3")
+    # The columns are those of the file, without the names that we give them.
+    with pytest.raises(UserError, match=r"no column 'label' in gt.csv \(found: filename, run; "):
+        opened(tmp_path, "filename,run", "a.mp4,1")
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -22,6 +22,7 @@ FILES = [
     "twice.mp4.mkv",
     "x/same.mp4",
     "y/same.mp4",
+    "100%.mp4",
     "both.mp4",
     "both.avi",
     " led.mp4",
@@ -44,6 +45,14 @@ FILES = [
         ("data/in/run/a.mp4", "run/a.mp4"),
         ("in/deep.mp4", "in/deep.mp4"),
         ("in/in/deep.mp4", "in/deep.mp4"),
+        ("run%2Fa.mp4", "run/a.mp4"),
+        ("file:///data/in/run/a.mp4", "run/a.mp4"),
+        ("file:///data/in/Mixed/Case%2Emkv", "Mixed/Case.mkv"),
+        ("/home/me/videos/run/a.mp4", "run/a.mp4"),
+        ("C:\\videos\\run\\a.mp4", "run/a.mp4"),
+        ("\\\\nas\\in\\78687.webm", "78687.webm"),
+        ("100%.mp4", "100%.mp4"),
+        ("c%2Emp4", "run/c.mp4"),
         ("run/a", "run/a.mp4"),
         ("run/a.avi", "run/a.mp4"),
         ("78687", "78687.webm"),
@@ -98,6 +107,14 @@ def test_absolute_names_lead_through_links_in_both_directions(tmp_path: Path) ->
     names = Names(str(tmp_path / "in"), ["linked/a.mp4"], "no such video")
     assert names.find(str(store / "run" / "a.mp4")).file == "linked/a.mp4"
     assert names.find(str(store / "run" / "b.mp4")).problem == ESCAPES_DATA_PATH
+
+
+def test_a_file_of_this_machine_outside_is_not_taken_for_one_of_another(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").touch()
+    names = Names("/data/in", ["a.mp4"], "missing")
+    assert names.find(str(tmp_path / "a.mp4")).problem == ESCAPES_DATA_PATH
+    (tmp_path / "a.mp4").unlink()
+    assert names.find(str(tmp_path / "a.mp4")) == ("a.mp4", "", True)
 
 
 def test_names_below_a_bucket_may_have_its_address() -> None:

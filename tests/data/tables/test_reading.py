@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -94,8 +95,33 @@ def test_a_column_is_taken_for_what_it_is(
 
 
 def test_times_in_milliseconds_become_seconds(tmp_path: Path) -> None:
-    rows = read_table(write(tmp_path, "file,label,start_ms,end_ms\na.mp4,x,1500,62000\n")).rows
-    assert rows[["time_start", "time_end"]].to_numpy().tolist() == [["1.500", "62.000"]]
+    content = "file,label,start_ms,end_ms\na.mp4,x,1500,62000\nb.mp4,y,soon,2\n"
+    rows = read_table(write(tmp_path, content)).rows
+    times = rows[["time_start", "time_end"]].to_numpy().tolist()
+    assert times == [["1.500", "62.000"], ["soon", "0.002"]]  # which drops the row later
+
+
+@pytest.mark.parametrize("id_column", ["id", "clip_id"])
+def test_numbers_of_rows_are_no_sources(tmp_path: Path, id_column: str) -> None:
+    rows = read_table(write(tmp_path, f"{id_column},file,label\n0,a.mp4,x\n1,b.mp4,y\n")).rows
+    assert "youtube_id" not in rows.columns
+
+
+def test_labels_stay_text_whatever_they_look_like(tmp_path: Path) -> None:
+    labels = ["NA", "None", "null", "nan", "True", "N/A", "1", "1.0", "007", "1e3", "-", "inf"]
+    content = "".join(f"{number}.mp4,{label}\n" for number, label in enumerate(labels))
+    assert read_table(write(tmp_path, "file,label\n" + content)).rows["label"].tolist() == labels
+
+
+def test_a_cell_may_be_as_long_as_it_likes(tmp_path: Path) -> None:
+    cell = "z" * 200_000
+    rows = read_table(write(tmp_path, f"file,label,boxes\na.mp4,x,{cell}\n")).rows
+    assert rows.to_numpy().tolist() == [["a.mp4", "x", cell]]
+
+
+def test_half_a_surrogate_pair_in_json_is_escaped(tmp_path: Path) -> None:
+    table = read_table(write(tmp_path, r'[{"file": "caf\udce9.mp4", "label": "\ud83d\ude00"}]'))
+    assert pairs(table) == [(r"caf\xe9.mp4", "\N{GRINNING FACE}")]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
@@ -112,6 +138,10 @@ def test_other_encodings_are_read_as_those_of_windows_and_a_note_says_so(tmp_pat
     assert "read as cp1252" in table.notes[0]
     table = read_table(write(tmp_path, b"file,label\na.mp4,\x81\xe9\n"))
     assert "read as latin-1" in table.notes[0]
+    # Two files in one, say: the mark of UTF-8 and then something else.
+    table = read_table(write(tmp_path, b"\xef\xbb\xbf" + "file;label\na.mp4;é\n".encode("cp1252")))
+    assert pairs(table) == [("a.mp4", "é")]
+    assert "read as cp1252" in table.notes[0]
 
 
 def test_ucf101_labels_are_folders_with_ids_and_without(tmp_path: Path) -> None:
@@ -173,8 +203,16 @@ def test_compressed_tables_are_read(tmp_path: Path) -> None:
         (b"PAR1rest", "Parquet file.*save it as CSV"),
         (bytes(range(1, 256)), "no text but binary data"),
         ('["a", "b"]', "JSON, but no list of objects"),
+        ('[["a.mp4", "run"]]', "JSON, but no list of objects"),
+        (
+            '{"version": "1.3", "database": {"v_1": {}}}',
+            "JSON, but a single object with the keys 'version, database'.*ActivityNet",
+        ),
+        (
+            "April_09_brush_hair_u_nm_np1_ba_goo_0.avi 1 \nA_sit_h_cm_np1_fr_med_3.avi 2 \n",
+            "gt.csv is a list of HMDB51, whose numbers are no labels: 1 is train",
+        ),
         ('[{"file": ', "is no JSON"),
-        ("file,label,start_ms,end_ms\na.mp4,x,soon,2\n", "'soon' .* no number of milliseconds"),
     ],
 )
 def test_what_cannot_be_read_is_one_line_with_the_place(
@@ -185,6 +223,10 @@ def test_what_cannot_be_read_is_one_line_with_the_place(
     assert "\n" not in str(error.value)
 
 
-def test_a_directory_is_no_table(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is a directory"):
-        read_table(str(tmp_path))
+def test_what_is_no_file_is_no_table(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    places = {"": "is a directory", "no.csv": "does not exist", "pipe": "is no regular file"}
+    # As for a file in a folder without permission, which would be readable for root.
+    for name, problem in (places | {"x" * 300: "cannot be read: File name too long"}).items():
+        with pytest.raises(UserError, match=f"^gt_csv: .* {problem}. Needed: "):
+            read_table(str(tmp_path / name))
