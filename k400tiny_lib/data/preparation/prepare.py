@@ -74,11 +74,10 @@ def prepare(config: Config, source: Source) -> Prepared:
     table = truth.table
     categories = categories_of(table["label"])
     if table["label"].nunique() == 1:
-        hint = (
-            ". The folders directly in data_path are the classes" if config.gt_csv == NONE else ""
-        )
-        label = table["label"].iloc[0]
-        truth = truth.note(f"all clips have the label {label!r}: nothing can be learned{hint}")
+        note = f"all clips have the label {table['label'].iloc[0]!r}: nothing can be learned"
+        if config.gt_csv == NONE:
+            note += ". The folders directly in data_path are the classes"
+        truth = truth.note(note)
     table["target"] = table["label"].map(categories)
     digest = combine_named_digests(dict(zip(table["folder_name"], table["digest"], strict=True)))
     annotations = Annotations(categories, _clips_by_split(table), digest)

@@ -100,11 +100,11 @@ class Names:
         """The file that an absolute path means through a link in the directory; "" for none."""
         if is_remote(self._base) or not name.strip().startswith("/"):
             return ""
-        wanted = os.path.realpath(name.strip())
+        target = os.path.realpath(name.strip())
         folder = cache(os.path.realpath)  # of each folder once
         for file in self._files:
             above, leaf = posixpath.split(f"{self._base}/{file}")
-            if f"{folder(above)}/{leaf}" == wanted:
+            if f"{folder(above)}/{leaf}" == target:
                 return file
         return ""
 
@@ -149,14 +149,14 @@ def plain_forms(name: str, base: str) -> list[str]:
     forms = dict.fromkeys(_relative(text, base) for text in (name, expand(name.strip())))
     forms |= dict.fromkeys(_relative(form.replace("\\", "/"), base) for form in list(forms))
     forms |= dict.fromkeys(_relative(unquote(form), base) for form in list(forms))
-    found = {form: None for form in forms if form and not leaves(form)}
+    relative = {form: None for form in forms if form and not leaves(form)}
     tail = base.strip("/").split("/")
-    for form in list(found):
+    for form in list(relative):
         for start in range(1, len(tail) + 1):  # the longest end of the path first
             prefix = "/".join(tail[start - 1 :]) + "/"
             if form.startswith(prefix) and form != prefix:
-                found[form.removeprefix(prefix)] = None
-    return list(found)
+                relative[form.removeprefix(prefix)] = None
+    return list(relative)
 
 
 def leaves(name: str) -> bool:
