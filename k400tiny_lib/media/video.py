@@ -104,8 +104,7 @@ def sample_video(
     part = request.part(index)
     wanted = request.choose(index, part)
     if decoded is None and (segment or len(index.times) > _SEEK_BEYOND):
-        images = _seek(request, index, wanted) if not len(index.lost) else {}
-        if images:
+        if images := _seek(request, index, wanted):
             return SampledVideo(_stack(images, wanted), 0, len(part), "")
     if decoded is None:
         decoded = _decode_file(request, index, wanted, last=max(wanted) if segment else None)
@@ -274,10 +273,10 @@ def _frames_there(
 def _seek(request: _Request, index: VideoIndex, wanted: Collection[int]) -> dict[int, Image]:
     """Decode each frame from the key frame before it; nothing if times do not tell the frames."""
     keys = index.keys.tolist()
-    if not index.is_exact or not keys or keys[0] > index.times[0]:
+    if len(index.lost) or not index.is_exact or not keys or keys[0] > index.times[0]:
         return {}
     images: dict[int, Image] = {}
-    with opened(request.video) as container, suppress(av.FFmpegError):
+    with opened(request.video) as container, suppress(av.FFmpegError, StopIteration):
         stream = container.streams[index.stream]
         prepare_stream(request.video, stream, request.limits)
         first = next(container.decode(stream))

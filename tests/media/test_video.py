@@ -1,5 +1,6 @@
 """Frames of video files: the right ones, sought or decoded in order, or one line of refusal."""
 
+import gc
 import pickle
 from fractions import Fraction
 from pathlib import Path
@@ -231,3 +232,14 @@ def test_an_index_can_be_sent_to_another_process(videos: Path) -> None:
     index = pickle.loads(pickle.dumps(index_video(videos / "v4.mp4")))
     frames = sample_video(videos / "v4.mp4", 5, index=index).frames
     np.testing.assert_array_equal(frames, read_video(videos / "v4.mp4", 5))
+
+
+def test_no_frame_stays_in_memory(videos: Path) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        sample_video(videos / "v0.mp4", 2)
+        kept = [thing for thing in gc.get_objects() if isinstance(thing, av.VideoFrame)]
+    finally:
+        gc.enable()
+    assert kept == []
