@@ -14,10 +14,10 @@ from k400tiny_lib.data.preparation.content_index import open_index
 from k400tiny_lib.data.preparation.report import data_report, frame_notes, official_split_notes
 from k400tiny_lib.data.preparation.selection import (
     RareClass,
-    describe_rare,
     drop_contradicting_copies,
     drop_rare,
     find_rare_classes,
+    list_rare,
     refusal,
 )
 from k400tiny_lib.data.preparation.validation import MISSING, ClipCheck, check_clips
@@ -154,7 +154,8 @@ def _settle_rare_classes(
         train_only = splits.unsplittable_classes(in_train, rare[0].needed)
         table = in_train[~in_train["label"].isin(train_only)]
         also = sorted(train_only - {one.label for one in rare})
-        note = f"on_rare_class=train: {len(rare)} class(es) stay in train: {describe_rare(rare)}"
+        listed = list_rare(one.short for one in rare)
+        note = f"on_rare_class=train: {len(rare)} class(es) stay in train: {listed}"
         note += f"; {', '.join(map(repr, also))} share their sources" if also else ""
     if table.empty:
         raise refused

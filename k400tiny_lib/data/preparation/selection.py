@@ -33,6 +33,11 @@ class RareClass:
     clips_before: int
     dropped: tuple[str, ...]
 
+    @property
+    def short(self) -> str:
+        """Where the console names the dropped clips anyway."""
+        return f"{self.label!r} ({self.sources} source(s) of {self.needed})"
+
     def __str__(self) -> str:
         text = f"class {self.label!r} has clips of {self.sources} source(s)"
         if not self.sources:
@@ -113,10 +118,11 @@ def _key(label: str) -> str:
     return label_key(label).replace("_", " ")  # as in names of class folders
 
 
-def describe_rare(rare: Sequence[RareClass]) -> str:
-    """The rare classes in one line, at most 20."""
-    more = f"; and {len(rare) - _LISTED} more" if len(rare) > _LISTED else ""
-    return "; ".join(map(str, rare[:_LISTED])) + more
+def list_rare(texts: Iterable[str]) -> str:
+    """Texts about the rare classes in one line, at most 20."""
+    texts = list(texts)
+    more = f"; and {len(texts) - _LISTED} more" if len(texts) > _LISTED else ""
+    return "; ".join(texts[:_LISTED]) + more
 
 
 def refusal(rare: Sequence[RareClass], config: Config, sources_known: bool) -> str:
@@ -131,7 +137,7 @@ def refusal(rare: Sequence[RareClass], config: Config, sources_known: bool) -> s
     left = "" if config.on_rare_class == "fail" else " No other class is left."
     return (
         f"on_rare_class: {len(rare)} class(es) have too few sources for {needed} splits: "
-        f"{describe_rare(rare)}.{left} Needed: {', or '.join(remedies)}. The run has "
+        f"{list_rare(map(str, rare))}.{left} Needed: {', or '.join(remedies)}. The run has "
         "annotations/data_report.json with all of them."
     )
 
@@ -145,5 +151,5 @@ def drop_rare(
         for one in rare
     }
     kept, dropped = drop_rows(table, [reasons.get(label, "") for label in table["label"]])
-    note = f"on_rare_class=drop: {len(rare)} class(es) are left out: {describe_rare(rare)}"
-    return kept, dropped, note
+    listed = list_rare(one.short for one in rare)
+    return kept, dropped, f"on_rare_class=drop: {len(rare)} class(es) are left out: {listed}"
