@@ -224,9 +224,7 @@ class _Walk:
             path = _text(posixpath.join(folder, name))
             if is_frame(name):
                 continue
-            if name.casefold() in _SYSTEM_NAMES:
-                self._left_out[path] = SYSTEM
-            elif reason == CIRCLE:
+            if reason == CIRCLE:
                 self._left_out[path] = CIRCLE
             elif is_video(name) or not (reason.startswith(SPECIAL) or _is_by_product(name)):
                 self._unusable[path] = reason
