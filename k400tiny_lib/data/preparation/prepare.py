@@ -13,8 +13,8 @@ from k400tiny_lib.data.preparation import splits
 from k400tiny_lib.data.preparation.content_index import open_index
 from k400tiny_lib.data.preparation.rare_classes import (
     RareClass,
-    describe_rare,
     find_rare_classes,
+    list_rare,
     refusal,
 )
 from k400tiny_lib.data.preparation.report import data_report, frame_notes, official_split_notes
@@ -154,17 +154,17 @@ def _resolve_rare_classes(
     refused = Refused(refusal(rare, config, truth.sources_known), data_report(config, truth, rare))
     if config.on_rare_class == "fail":
         raise refused
-    train_only = set[str]()
+    names, train_only = list_rare(one.short for one in rare), set[str]()
     if config.on_rare_class == "drop":
         text = "its class has {0.sources} source(s), too few for {0.needed} splits"
         reasons = {one.label: text.format(one) for one in rare}
         truth = truth.drop(reasons.get(label, "") for label in table["label"])
-        note = f"on_rare_class=drop: {len(rare)} class(es) are left out: {describe_rare(rare)}"
+        note = f"on_rare_class=drop: {len(rare)} class(es) are left out: {names}"
         is_empty = truth.table.empty
     else:
         in_train = table[table["split"].isin(["train", ""])]
         train_only = splits.unsplittable_classes(in_train, rare[0].needed)
-        note = f"on_rare_class=train: {len(rare)} class(es) stay in train: {describe_rare(rare)}"
+        note = f"on_rare_class=train: {len(rare)} class(es) stay in train: {names}"
         if also := sorted(train_only - {one.label for one in rare}):
             note += f"; {', '.join(map(repr, also))} share their sources"
         is_empty = in_train["label"].isin(train_only).all()
