@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import av
+from av.video.frame import PictureType
 
 from k400tiny_lib.media.container.index import VideoIndex
 from k400tiny_lib.media.container.opening import Limits, opened, prepare_stream
@@ -51,8 +52,8 @@ def seek_frames(
                 container.seek(key, stream=stream)
                 frames, last_key = container.decode(stream), key
                 frame = next(f for f in frames if f.pts is None or f.pts >= key)
-                # A stream may come to be whole picture by picture, without key frames.
-                if frame.pts != key or not frame.key_frame:
+                # The picture of some streams becomes whole step by step, without such a frame.
+                if frame.pts != key or frame.pict_type > PictureType.I:
                     break
             if frame.pts != time:
                 frame = next(f for f in frames if f.pts is None or f.pts >= time)
