@@ -12,6 +12,7 @@ import av
 import cv2
 import numpy as np
 import numpy.typing as npt
+from av.sidedata.sidedata import SideDataContainer
 from av.video.reformatter import Interpolation, VideoReformatter
 
 Image = npt.NDArray[np.uint8]
@@ -22,6 +23,7 @@ SIDE = 336  # of the square; the short side of K400-Tiny's frames
 _SCALING = Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
 # Formats with two rows and columns of luma to one of color -> the same with one.
 _HALF_COLORS = {"yuv420p": "yuv444p", "yuvj420p": "yuvj444p"}
+_side_data: Any = SideDataContainer  # PyAV declares no arguments
 _WIDEST = 4  # long side / short side; beyond it the middle is cut out before scaling
 _ODDEST = 16  # pixels more than so many times as wide as high, or the reverse, are a mistake
 
@@ -38,7 +40,8 @@ def orientation(frame: Any) -> Orientation:
 
     The matrix is that of the container, or of the stream where only that has one (H.264 SEI).
     """
-    data = frame.side_data.get("DISPLAYMATRIX")
+    # `frame.side_data` would keep the frame, 12 MB of a 4K one, until the garbage collector runs.
+    data = _side_data(frame).get("DISPLAYMATRIX")
     if data is None:
         return Orientation()
     # A point (x, y), y downwards, is shown at (a x + c y, b x + d y).

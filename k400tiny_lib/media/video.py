@@ -1,9 +1,7 @@
 """Video files, decoded with PyAV and without PyTorch, so that a served model starts quickly."""
 
-from bisect import bisect_right
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +21,7 @@ from k400tiny_lib.media.container.opening import (
 )
 from k400tiny_lib.media.picture import SIDE, Image, Squarer, orientation
 from k400tiny_lib.media.sampling import Segment, segment_range, view_indices
+from k400tiny_lib.media.seeking import seek_frames
 
 __all__ = [
     "SIDE",
@@ -102,10 +101,9 @@ def sample_video(
                 decoded = _decode(packets[0].stream, packets, wanted, side)
     part = request.part(index)
     wanted = request.choose(index, part)
-    if decoded is None and (segment or len(index.times) > _SEEK_BEYOND):
-        images = _seek(request, index, wanted) if not len(index.lost) else {}
-        if images:
-            return SampledVideo(_stack(images, wanted), 0, len(part), "")
+    is_long = decoded is None and (segment or len(index.times) > _SEEK_BEYOND)
+    if is_long and (images := seek_frames(video, index, wanted, side, limits)):
+        return SampledVideo(_stack(images, wanted), 0, len(part), "")
     if decoded is None:
         decoded = _decode_file(request, index, wanted, last=max(wanted) if segment else None)
     if decoded.agrees(index):
@@ -268,32 +266,6 @@ def _frames_there(
         first, last = index.times[promised[0]], index.times[promised[-1]]
         return numbers, num_bad + int(((index.lost >= first) & (index.lost <= last)).sum())
     return numbers, num_bad + len(index.lost)
-
-
-def _seek(request: _Request, index: VideoIndex, wanted: Collection[int]) -> dict[int, Image]:
-    """Decode each frame from the key frame before it; nothing if times do not tell the frames."""
-    keys = index.keys.tolist()
-    if not index.is_exact or not keys or keys[0] > index.times[0]:
-        return {}
-    images: dict[int, Image] = {}
-    with opened(request.video) as container, suppress(av.FFmpegError):
-        stream = container.streams[index.stream]
-        prepare_stream(request.video, stream, request.limits)
-        first = next(container.decode(stream))
-        square = Squarer(request.side, stream.sample_aspect_ratio, orientation(first))
-        frames: Iterator[Any] = iter(())
-        last_key = None
-        for number in sorted(set(wanted)):
-            time = int(index.times[number])
-            key = keys[bisect_right(keys, time) - 1]
-            if key != last_key:
-                container.seek(key, stream=stream)
-                frames, last_key = container.decode(stream), key
-            frame = next((f for f in frames if f.pts is None or f.pts >= time), None)
-            if frame is None or frame.pts != time or frame.is_corrupt:
-                break
-            images[number] = square(frame)
-    return images if images.keys() >= set(wanted) else {}
 
 
 def _stack(images: dict[int, Image], wanted: Sequence[int]) -> Image:

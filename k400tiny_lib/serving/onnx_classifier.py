@@ -18,6 +18,7 @@ from k400tiny_lib.errors import UserError, one_line
 from k400tiny_lib.system import available_cores
 
 AUTO = "auto"
+_M_MMAP_THRESHOLD, _LARGE_BLOCK = -3, 1 << 20  # glibc's number of the parameter, and bytes
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 
@@ -61,7 +62,10 @@ class OnnxClassifier:
                 f"frames: {frames.dtype} of shape {frames.shape}. Needed: uint8 of shape "
                 f"(N, {clip_len}, H, W, 3), none of them 0."
             )
-        [probabilities] = self.session.run(None, {graph_input.name: frames})
+        options = onnxruntime.RunOptions()
+        # 100 MB, which the next video needs for its decoding. Takes a twentieth of the time.
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        [probabilities] = self.session.run(None, {graph_input.name: frames}, options)
         return cast(npt.NDArray[np.float32], probabilities)
 
     def best(self, probabilities: npt.NDArray[np.float32], top_k: int) -> list[tuple[str, float]]:
@@ -84,6 +88,7 @@ def open_classifier(
     Raises:
         UserError: if the file was not exported by export_onnx, or `cuda` is not available.
     """
+    _return_freed_memory()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = available_cores() if num_threads == AUTO else int(num_threads)
@@ -103,16 +108,19 @@ def open_classifier(
         raise UserError(f"{parameter}: {what}.") from None
     except Exception as error:  # ONNX Runtime has an exception class for each status
         raise UserError(f"{parameter}: {path} cannot be opened: {one_line(error)}.") from None
-    release_freed_memory()  # ONNX Runtime has copied the weights several times: about 200 MB
     if device == "cuda" and _CUDA not in session.get_providers():
         raise UserError("device: CUDA cannot be used on this machine. Needed: device=cpu.")
     return OnnxClassifier(session, class_names, clip_len, views)
 
 
-def release_freed_memory() -> None:
-    """Give memory that was freed back to the system, where the C library keeps it (glibc)."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+def _return_freed_memory() -> None:
+    """From now on, large blocks that are freed go back to the system at once.
+
+    By default glibc keeps most of them: 100 MB of copies of the weights when a model is opened, and
+    the large frames of a video while the model takes its own memory.
+    """
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
 
 
 def execution_providers(device: str) -> list[Any]:

@@ -16,7 +16,7 @@ from k400tiny_lib.errors import UserError, listed, printable
 from k400tiny_lib.media.frames import list_frames, read_images
 from k400tiny_lib.media.sampling import view_indices
 from k400tiny_lib.media.video import sample_video
-from k400tiny_lib.serving.onnx_classifier import OnnxClassifier, release_freed_memory
+from k400tiny_lib.serving.onnx_classifier import OnnxClassifier
 
 Frames = npt.NDArray[np.uint8]
 
@@ -68,7 +68,6 @@ def read_clip(path: Path, clip_len: int, views: int = 1, max_bad_frames: float =
         pictures = [f"{name} is left out ({kind})" for name, kind in names.left_out.items()]
         return Clip(read_images(path, indices.tolist()), listed(pictures, _MAX_NAMES))
     sampled = sample_video(path, clip_len, views=views, max_bad_frames=max_bad_frames)
-    release_freed_memory()  # large frames, before the model takes its own
     return Clip(sampled.frames, sampled.note)
 
 

@@ -18,11 +18,7 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.media.video import Limits, sample_video
-from k400tiny_lib.serving.onnx_classifier import (
-    OnnxClassifier,
-    open_classifier,
-    release_freed_memory,
-)
+from k400tiny_lib.serving.onnx_classifier import OnnxClassifier, open_classifier
 
 # The defaults of model_config. load_model(..., model_config={...}) overrides them and, for a served
 # model, the environment variable SERVING_MODEL_CONFIG with the same as JSON.
@@ -105,7 +101,6 @@ class VideoClassifier(PythonModel):
                     limits=limits,
                     max_bad_frames=float(self.config["max_bad_frames"]),
                 )
-                release_freed_memory()  # large frames, before the model takes its own
                 return self.model.best(self.model.predict(sampled.frames[None])[0], top_k)
         except UserError as error:
             raise UserError(f"video {number}: {error}") from None

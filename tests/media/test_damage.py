@@ -65,6 +65,18 @@ def test_a_hole_in_a_container_without_an_index_counts(tmp_path: Path) -> None:
         sample_video(content[:start] + bytes(end - start) + content[end:], 4)
 
 
+def test_a_segment_of_a_video_that_shows_no_frame_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.webm"
+    encode(path, moving(30), "libvpx", codec_options={"deadline": "realtime", "cpu-used": "8"})
+    content = path.read_bytes()
+    with av.open(str(path)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    for data in packets:  # a bit of VP8 says whether the frame is shown
+        content = content.replace(data, bytes([data[0] & ~0x10]) + data[1:])
+    with pytest.raises(UserError, match=r"is damaged|has no frames"):
+        sample_video(content, 4, segment=Segment(0, 1))
+
+
 def test_a_segment_is_judged_by_its_own_frames(tmp_path: Path) -> None:
     path = tmp_path / "x.mp4"
     encode(path, moving(60), "libx264", codec_options={"bf": "0"})

@@ -290,10 +290,15 @@ def test_folders_of_the_user_with_similar_names_are_not_ours(tmp_path: Path) -> 
 def test_our_uploads_are_passed_over_in_a_bucket(tmp_path: Path) -> None:
     files = [f"frames-0a1b2c3d/x/a/frame{n:02d}.jpg" for n in range(40)]
     dated = [f"frames-20240101/a/frame{n:02d}.jpg" for n in range(40)]
-    other = frames("frames-0a1b2c3e/a")
-    listing = list_stamps(dict.fromkeys([*files, *dated, *other, "x/a.mp4"], "1"))
-    assert listing.own == ("frames-0a1b2c3d",)
-    assert listing.clips == ("frames-0a1b2c3e/a", "frames-20240101/a", "x/a.mp4")
+    other = [*frames("frames-0a1b2c3e/a"), "checkpoints/a.mp4", "sample-v1-seed1/a.mp4"]
+    sample = ["sample-v1-seed0/k400tiny_images/c/frame00.jpg", "mlruns/0/image.png"]
+    names = [*files, *dated, *other, *sample, "x/checkpoints/r/best.pt", "x/a.mp4"]
+    listing = list_stamps(dict.fromkeys(names, "1"))
+    assert listing.own == ("frames-0a1b2c3d", "mlruns", "sample-v1-seed0", "x/checkpoints")
+    assert listing.clips == (
+        *("checkpoints/a.mp4", "frames-0a1b2c3e/a", "frames-20240101/a"),
+        *("sample-v1-seed1/a.mp4", "x/a.mp4"),
+    )
 
 
 def test_a_bucket_is_arranged_as_a_directory_is(tmp_path: Path) -> None:

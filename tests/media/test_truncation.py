@@ -51,6 +51,7 @@ KINDS = {
     "ogv": Kind(".ogv", "libvpx", {"codec_options": _FAST}),
     "mxf": Kind(".mxf", "mpeg2video"),
     "gif": Kind(".gif", "gif", {"pix_fmt": "rgb8"}),
+    "rm": Kind(".rm", "rv20"),
 }
 _UNSEEKABLE_FORMATS = {".avi": "avi", ".mkv": "matroska", ".flv": "flv"}
 
@@ -109,6 +110,31 @@ def test_a_part_that_ends_between_two_packets_is_refused(
     for damaged in (part, part + bytes(len(content) - len(part))):
         with pytest.raises(UserError, match="is truncated"):
             sample_video(damaged, 2, side=16)
+
+
+def test_the_end_of_a_short_video_is_missed(tmp_path: Path) -> None:
+    encode(tmp_path / "x.flv", moving(25), "libx264", codec_options={"bf": "0"})
+    content = (tmp_path / "x.flv").read_bytes()
+    with av.open(io.BytesIO(content)) as container:
+        starts = [packet.pos for packet in container.demux(video=0) if packet.size]
+    for number in (10, 16):
+        with pytest.raises(UserError, match=r"is truncated: 0\.\d of 1\.0 s are there"):
+            sample_video(content[: starts[number]], 2, side=16)
+
+
+@pytest.mark.parametrize(("name", "block"), [("ts", 188), ("m2ts", 192), ("mpg", 2048)])
+def test_zeros_after_a_whole_block_are_no_video(
+    contents: dict[str, bytes], name: str, block: int
+) -> None:
+    content = contents[name]
+    part = content[: len(content) // 2 // block * block]
+    with pytest.raises(UserError, match="is truncated"):
+        sample_video(part + bytes(len(content) - len(part)), 2, side=16)
+
+
+def test_a_file_that_was_reserved_and_never_filled_is_truncated() -> None:
+    with pytest.raises(UserError, match="is truncated: its index or most of it is missing"):
+        sample_video(bytes(100_000), 2)
 
 
 def test_zeros_that_are_marked_as_filling_are_no_truncation(contents: dict[str, bytes]) -> None:

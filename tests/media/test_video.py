@@ -1,5 +1,6 @@
 """Frames of video files: the right ones, sought or decoded in order, or one line of refusal."""
 
+import gc
 import pickle
 from fractions import Fraction
 from pathlib import Path
@@ -215,6 +216,16 @@ def test_a_segment_has_the_frames_whose_times_are_in_it(
     np.testing.assert_array_equal(sampled.frames, everything[10 + uniform_indices(10, 3)])
 
 
+def test_a_segment_of_a_stream_without_key_frames_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "x.mkv"
+    options = {"x264-params": "intra-refresh=1:keyint=20", "preset": "ultrafast"}
+    encode(path, moving(300, (32, 32)), "libx264", codec_options=options)
+    everything = bare_decode(path)
+    for start in range(0, 290, 10):
+        sampled = sample_video(path, 8, segment=Segment(start, start + 7, "frames"))
+        np.testing.assert_array_equal(sampled.frames, everything[start : start + 8])
+
+
 def test_a_segment_that_is_not_in_the_video_is_refused_with_the_length(videos: Path) -> None:
     path = videos / "v4.mp4"  # 11 frames at 12 a second
     for segment, found in (
@@ -231,3 +242,14 @@ def test_an_index_can_be_sent_to_another_process(videos: Path) -> None:
     index = pickle.loads(pickle.dumps(index_video(videos / "v4.mp4")))
     frames = sample_video(videos / "v4.mp4", 5, index=index).frames
     np.testing.assert_array_equal(frames, read_video(videos / "v4.mp4", 5))
+
+
+def test_no_frame_stays_in_memory(videos: Path) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        sample_video(videos / "v0.mp4", 2)
+        kept = [thing for thing in gc.get_objects() if isinstance(thing, av.VideoFrame)]
+    finally:
+        gc.enable()
+    assert kept == []

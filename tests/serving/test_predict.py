@@ -75,7 +75,7 @@ def test_inputs_are_labeled_in_order_and_the_unreadable_reported(
     assert list(table["input"]) == ["clip2"] * 2 + ["clip6.mp4"] * 2 + ["clip10"] * 2
     assert list(table["rank"]) == [1, 2] * 3
     assert [reason.partition(str(tmp_path))[2].partition(" ")[2] for reason in failures] == [
-        "cannot be decoded: Invalid data found when processing input.",
+        "cannot be decoded: no video is found in it.",
         "is empty.",
         "is no image. Run prepare_data again, or mend the file.",
     ]

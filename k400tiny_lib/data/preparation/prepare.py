@@ -13,8 +13,8 @@ from k400tiny_lib.data.preparation import splits
 from k400tiny_lib.data.preparation.content_index import open_index
 from k400tiny_lib.data.preparation.rare_classes import (
     RareClass,
-    describe_rare,
     find_rare_classes,
+    list_rare,
     refusal,
 )
 from k400tiny_lib.data.preparation.report import data_report, frame_notes, official_split_notes
@@ -74,11 +74,10 @@ def prepare(config: Config, source: Source) -> Prepared:
     table = truth.table
     categories = categories_of(table["label"])
     if table["label"].nunique() == 1:
-        hint = (
-            ". The folders directly in data_path are the classes" if config.gt_csv == NONE else ""
-        )
-        label = table["label"].iloc[0]
-        truth = truth.note(f"all clips have the label {label!r}: nothing can be learned{hint}")
+        note = f"all clips have the label {table['label'].iloc[0]!r}: nothing can be learned"
+        if config.gt_csv == NONE:
+            note += ". The folders directly in data_path are the classes"
+        truth = truth.note(note)
     table["target"] = table["label"].map(categories)
     digest = combine_named_digests(dict(zip(table["folder_name"], table["digest"], strict=True)))
     annotations = Annotations(categories, _clips_by_split(table), digest)
@@ -155,17 +154,17 @@ def _resolve_rare_classes(
     refused = Refused(refusal(rare, config, truth.sources_known), data_report(config, truth, rare))
     if config.on_rare_class == "fail":
         raise refused
-    train_only = set[str]()
+    names, train_only = list_rare(one.short for one in rare), set[str]()
     if config.on_rare_class == "drop":
         text = "its class has {0.sources} source(s), too few for {0.needed} splits"
         reasons = {one.label: text.format(one) for one in rare}
         truth = truth.drop(reasons.get(label, "") for label in table["label"])
-        note = f"on_rare_class=drop: {len(rare)} class(es) are left out: {describe_rare(rare)}"
+        note = f"on_rare_class=drop: {len(rare)} class(es) are left out: {names}"
         is_empty = truth.table.empty
     else:
         in_train = table[table["split"].isin(["train", ""])]
         train_only = splits.unsplittable_classes(in_train, rare[0].needed)
-        note = f"on_rare_class=train: {len(rare)} class(es) stay in train: {describe_rare(rare)}"
+        note = f"on_rare_class=train: {len(rare)} class(es) stay in train: {names}"
         if also := sorted(train_only - {one.label for one in rare}):
             note += f"; {', '.join(map(repr, also))} share their sources"
         is_empty = in_train["label"].isin(train_only).all()

@@ -1,6 +1,6 @@
 """Classes that have fewer sources than there are splits."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from k400tiny_lib.config import Config
@@ -31,6 +31,11 @@ class RareClass:
     sources_before: int
     clips_before: int
     dropped: tuple[str, ...]
+
+    @property
+    def short(self) -> str:
+        """Where the console names the dropped clips anyway."""
+        return f"{self.label!r} ({self.sources} source(s) of {self.needed})"
 
     def __str__(self) -> str:
         text = f"class {self.label!r} has clips of {self.sources} source(s)"
@@ -75,9 +80,9 @@ def _key(label: str) -> str:
     return label_key(label).replace("_", " ")  # as in names of class folders
 
 
-def describe_rare(rare: Sequence[RareClass]) -> str:
-    """The rare classes in one line, at most 20."""
-    return listed(list(map(str, rare)), _LISTED, "; ")
+def list_rare(texts: Iterable[str]) -> str:
+    """Texts about the rare classes in one line, at most 20."""
+    return listed(list(texts), _LISTED, "; ")
 
 
 def refusal(rare: Sequence[RareClass], config: Config, sources_known: bool) -> str:
@@ -92,6 +97,6 @@ def refusal(rare: Sequence[RareClass], config: Config, sources_known: bool) -> s
     left = "" if config.on_rare_class == "fail" else " No other class is left."
     return (
         f"on_rare_class: {len(rare)} class(es) have too few sources for {needed} splits: "
-        f"{describe_rare(rare)}.{left} Needed: {', or '.join(remedies)}. The run has "
+        f"{list_rare(map(str, rare))}.{left} Needed: {', or '.join(remedies)}. The run has "
         "annotations/data_report.json with all of them."
     )

@@ -123,7 +123,7 @@ def _open_clips(config: Config, table: Table, layout: Layout) -> Source:
     forms = [plain_forms(name, config.data_path) for name in names]
     root = Path(config.data_path)
     local = not is_remote(config.data_path)
-    folders = sum(local and any((root / form).is_dir() for form in found) for found in forms)
+    folders = sum(local and any((root / form).is_dir() for form in ways) for ways in forms)
     videos = sum(is_video(name) for name in names)
     of_folders = rows.assign(folder_name=rows[column])
     notes = [*table.notes, _NO_SEGMENTS] if {*SECONDS, *FRAMES} & {*rows.columns} else table.notes

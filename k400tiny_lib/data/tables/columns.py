@@ -52,11 +52,11 @@ def known_columns(columns: Sequence[str]) -> dict[str, str]:
     """The columns that the sources know -> the names of these columns in a table."""
     keys = {name: _PUNCTUATION.sub("", name.casefold()) for name in columns}
     known: dict[str, str] = {}
-    for wanted, patterns in _PATTERNS.items():
+    for column, patterns in _PATTERNS.items():
         matching = (n for p in patterns for n, key in keys.items() if p.fullmatch(key))
-        name = wanted if wanted in keys else next(matching, None)
+        name = column if column in keys else next(matching, None)
         if name is not None:
-            known[wanted] = name
+            known[column] = name
     has_name = "file" in known or "folder_name" in known
     pattern = _SOURCE_ID if has_name else _ID
     an_id = next((name for name, key in keys.items() if pattern.fullmatch(key)), None)
@@ -89,7 +89,7 @@ def add_known_columns(table: pd.DataFrame, name: str) -> tuple[pd.DataFrame, lis
         is no number as it is), and notes about renamed columns.
     """
     known = known_columns(list(table.columns))
-    table = table.assign(**{wanted: table[column] for wanted, column in known.items()})
+    table = table.assign(**{column: table[name] for column, name in known.items()})
     notes = []
     if known.get("label", "").casefold() == _TEMPLATE:
         table["label"] = table["label"].str.replace(r"[\[\]]", "", regex=True)

@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, cached_property
 from typing import NamedTuple
 from urllib.parse import unquote
 
@@ -48,6 +48,7 @@ class Names:
         self._files = set(files)
         self._missing = missing
         self._hints = _MAX_HINTS
+        self._moved: set[str] = set()  # directories of another machine in place of `base`
         self._indices: dict[tuple[Callable[[str], str], bool], dict[str, list[str]]] = {}
 
     def find(self, name: str) -> Match:
@@ -57,13 +58,13 @@ class Names:
         plain = plain_forms(name, self._base)
         if not plain and (inside := self._by_real_path(name)):
             plain = [inside]
+        for form in plain:
+            if form in self._files:
+                return Match(form)
         if moved := self._by_end(name):
             return Match(moved, is_loose=True)
         if not plain:
             return Match(posixpath.normpath(name.strip()), ESCAPES_DATA_PATH)
-        for form in plain:
-            if form in self._files:
-                return Match(form)
         keys = (_same_text, _same_letters, _same_stem, _same_stem_letters)
         for key in keys:
             if match := self._unique(key, plain):
@@ -100,13 +101,14 @@ class Names:
         """The file that an absolute path means through a link in the directory; "" for none."""
         if is_remote(self._base) or not name.strip().startswith("/"):
             return ""
-        wanted = os.path.realpath(name.strip())
-        folder = cache(os.path.realpath)  # of each folder once
-        for file in self._files:
-            above, leaf = posixpath.split(f"{self._base}/{file}")
-            if f"{folder(above)}/{leaf}" == wanted:
-                return file
-        return ""
+        return self._real_paths.get(os.path.realpath(name.strip()), "")
+
+    @cached_property
+    def _real_paths(self) -> dict[str, str]:
+        """Each file by its path without links."""
+        folder = cache(os.path.realpath)
+        split = ((file, *posixpath.split(f"{self._base}/{file}")) for file in self._files)
+        return {f"{folder(above)}/{leaf}": file for file, above, leaf in split}
 
     def _by_end(self, name: str) -> str:
         """The file that the end of an absolute path of another machine means; "" for none."""
@@ -115,7 +117,18 @@ class Names:
             return ""
         parts = path.split("/")
         ends = ("/".join(parts[start:]) for start in range(1, len(parts)))  # the longest first
-        return next((end for end in ends if end in self._files), "")
+        end = next((end for end in ends if end in self._files), "")
+        start = path.removesuffix(end)
+        # Where /videos/ is data_path, /videos/run/a.mp4 is not its a.mp4.
+        if not end or start.startswith(f"{self._base}/") or self._nests(start):
+            return ""
+        self._moved.add(start)
+        return end
+
+    def _nests(self, start: str) -> bool:
+        """Whether a directory is in another one that took the place of data_path, or around it."""
+        others = self._moved - {start}
+        return any(start.startswith(other) or other.startswith(start) for other in others)
 
     def _nearest(self, name: str) -> str:
         if not self._hints or len(self._files) > _MAX_COMPARED:
@@ -149,14 +162,14 @@ def plain_forms(name: str, base: str) -> list[str]:
     forms = dict.fromkeys(_relative(text, base) for text in (name, expand(name.strip())))
     forms |= dict.fromkeys(_relative(form.replace("\\", "/"), base) for form in list(forms))
     forms |= dict.fromkeys(_relative(unquote(form), base) for form in list(forms))
-    found = {form: None for form in forms if form and not leaves(form)}
+    relative = {form: None for form in forms if form and not leaves(form)}
     tail = base.strip("/").split("/")
-    for form in list(found):
+    for form in list(relative):
         for start in range(1, len(tail) + 1):  # the longest end of the path first
             prefix = "/".join(tail[start - 1 :]) + "/"
             if form.startswith(prefix) and form != prefix:
-                found[form.removeprefix(prefix)] = None
-    return list(found)
+                relative[form.removeprefix(prefix)] = None
+    return list(relative)
 
 
 def leaves(name: str) -> bool:

@@ -136,8 +136,6 @@ def _read_json(path: Path, text: str) -> pd.DataFrame:
             records = [json.loads(line, parse_int=str, parse_float=str) for line in lines]
     except (ValueError, RecursionError) as error:
         raise UserError(f"gt_csv: {path} is no JSON: {one_line(error)}.") from None
-    if isinstance(records, dict) and names_clips(list(records)):
-        records = [records]  # one clip
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         problem = "no list of objects"
         if isinstance(records, dict):  # for example that of ActivityNet
@@ -235,15 +233,9 @@ def _split(path: Path, lines: list[str], first: int, separator: str) -> list[_Li
         skipinitialspace=True,
     )
     rows, begin = [], first
-    try:
-        for fields in reader:
-            rows.append(_Line(begin + 1, fields))
-            begin = first + reader.line_num
-    except csv.Error as error:
-        raise UserError(
-            f"gt_csv: line {begin + 1} of {path.name}: {one_line(error)}. Needed: an even number "
-            'of quotes (") in each row.'
-        ) from None
+    for fields in reader:
+        rows.append(_Line(begin + 1, fields))
+        begin = first + reader.line_num
     last = rows[-1]
     if begin > last.number and "".join(lines[last.number - 1 : begin]).count('"') % 2:
         raise UserError(

@@ -9,6 +9,7 @@ _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 _ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
 _MXF_HEADER = bytes.fromhex("060e2b34020501010d0102010102")
 _SEGMENT, _CLUSTER = bytes.fromhex("18538067"), bytes.fromhex("1f43b675")  # of Matroska
+_RM_BLOCKS = (b".RMF", b"PROP", b"CONT", b"MDPR", b"DATA", b"INDX", b"RJMD", b"RMJE")
 _FLV_TAGS = (b"\x08", b"\x09", b"\x12")
 _LIVE_SIZES = (0, 0x7FFFFFFF, 0xFFFFFFFF)  # what recorders write before they know better
 MP4_BOXES = (
@@ -55,7 +56,7 @@ def _little(data: bytes) -> int:
     return int.from_bytes(data, "little")
 
 
-def avi_end(file: BinaryIO, size: int, zeros: int, facts: Facts) -> int | None:
+def _avi_end(file: BinaryIO, size: int, zeros: int, facts: Facts) -> int | None:
     end = 0
     while (head := read_at(file, end, 8))[:4] == b"RIFF":
         length = _little(head[4:])
@@ -95,7 +96,7 @@ def ebml_length(data: bytes, position: int) -> tuple[int | None, int]:
     return (None if value == (1 << 7 * width) - 1 else value), position + width
 
 
-def matroska_end(file: BinaryIO, size: int, zeros: int, facts: Facts) -> int | None:
+def _matroska_end(file: BinaryIO, size: int, zeros: int, facts: Facts) -> int | None:
     head = read_at(file, 0, 4096)
     length, position = ebml_length(head, 4)  # after the four bytes that name the header
     segment = position + (length or 0)
@@ -225,12 +226,20 @@ def _mxf_end(file: BinaryIO, size: int, zeros: int, facts: Facts) -> int | None:
     return None
 
 
+def _rm_end(file: BinaryIO, size: int, zeros: int, facts: Facts) -> int | None:
+    """The end of the last block; each states its length, to which FFmpeg adds ten bytes."""
+    end = 0
+    while (head := read_at(file, end, 8))[:4] in _RM_BLOCKS:
+        end += max(8, _big(head[4:]))
+    return max(0, end - 10)
+
+
 # FFmpeg's name of a container -> where the file, given its size, the start of the zeros at its end
 # and the facts, should end; None where the container does not say.
 ENDS: dict[str, Callable[[BinaryIO, int, int, Facts], int | None]] = {
-    "avi": avi_end,
+    "avi": _avi_end,
     "mov": _mp4_end,
-    "matroska": matroska_end,
+    "matroska": _matroska_end,
     "asf": _asf_end,
     "flv": _flv_end,
     "mpegts": _ts_end,
@@ -238,4 +247,5 @@ ENDS: dict[str, Callable[[BinaryIO, int, int, Facts], int | None]] = {
     "ogg": _ogg_end,
     "gif": _gif_end,
     "mxf": _mxf_end,
+    "rm": _rm_end,
 }

@@ -21,7 +21,7 @@ _CONTAINERS = (
 )
 _MARGIN = 1 << 18  # pixels
 # FFmpeg's own choice, but each thread holds frames: not more than take so many pixels together.
-_MOST_THREADS, _MOST_PIXELS = 16, 64 << 20
+_MOST_THREADS, _MOST_PIXELS = 16, 32 << 20
 
 VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3gpp", ".3g2", ".mj2", ".f4v", ".ismv"),
@@ -106,7 +106,8 @@ def _unreadable(
         return UserError(f"{name} is {kind}. Needed: a video.")
     if error is None:
         return UserError(f"{name} {reason}.")
-    if isinstance(error, BlockingIOError):  # FFmpeg waits for more bytes
+    # FFmpeg knows nothing of the kind in it, or waits for more bytes.
+    if isinstance(error, (av.InvalidDataError, av.EOFError, BlockingIOError)):
         return UserError(f"{name} cannot be decoded: no video is found in it.")
     if isinstance(error, av.ArgumentError):  # the format is not among _CONTAINERS
         return UserError(f"{name} is no video in a format that is read here.")

@@ -11,9 +11,7 @@ from k400tiny_lib.media.container.expected_size import (
     ENDS,
     MP4_BOXES,
     Facts,
-    avi_end,
     ebml_length,
-    matroska_end,
     mp4_boxes,
     read_at,
 )
@@ -23,6 +21,7 @@ _FEWEST = 4  # the same for blocks of 188 bytes
 _BLOCK = 1 << 20
 _HOLE = bytes(128)
 _EBML_VOID = 0xEC
+_UNMEASURED = ("mpegvideo", "mpegts", "mpeg", "ogg")  # where blocks follow without a stated end
 
 
 def find_truncation(file: BinaryIO, kind: str, facts: Facts) -> str:
@@ -40,18 +39,17 @@ def find_truncation(file: BinaryIO, kind: str, facts: Facts) -> str:
     end = max(measured or 0, facts.index_end)
     if end > size or (facts.is_cut and name != "flv"):
         return _share(facts) or f"{size:,} of {max(end, size + 1):,} bytes are there"
-    if kind == "mpegvideo":  # has no container; some zeros may be between frames
-        hollow = zeros < size - max(1024, size // 20)
-    else:
-        few = _FEW if name != "mpegts" else _FEWEST
-        behind = zeros + few < end and facts.packets_end + few < end
-        hollow = facts.is_empty or zeros + few < facts.video_end or behind
-        hollow = hollow and not _is_padding(file, zeros, end)
-    if hollow:
+    few = _FEW if name != "mpegts" else _FEWEST
+    behind = zeros + few < end and facts.packets_end + few < end
+    hollow = facts.is_empty or zeros + few < facts.video_end or behind
+    # Raw streams may have some zeros between frames.
+    hollow = hollow and kind != "mpegvideo" and not _is_padding(file, zeros, end)
+    if hollow or (kind in _UNMEASURED and _ends_hollow(size, zeros)):
         return _share(facts) or "it ends in zeros"
-    if not measured and (name in ("flv", "matroska") or kind == "rm"):
+    if not measured and name in ("flv", "matroska", "rm"):
         # Stated durations are a little off. A tail of zeros needs no other doubt.
-        tolerance = 0.25 if zeros + _FEW < size else max(1.0, 0.1 * facts.stated)
+        tolerance = max(0.1 * facts.stated, min(1.0, 0.25 * facts.stated))
+        tolerance = 0.25 if zeros + _FEW < size else tolerance
         if facts.stated - facts.seconds > tolerance:
             return _share(facts)
     return ""
@@ -76,8 +74,15 @@ def is_cut(file: BinaryIO) -> bool:
     if head[4:] in MP4_BOXES:
         boxes = list(mp4_boxes(file))
         return boxes[-1][1] > zeros + _FEW or b"moov" not in dict(boxes)
-    measure = avi_end if head[:4] == b"RIFF" else matroska_end
-    return (measure(file, size, zeros, nothing) or 0) > zeros + _FEW
+    if _ends_hollow(size, zeros):
+        return True
+    name = {b"RIFF": "avi", b".RMF": "rm"}.get(head[:4], "matroska")
+    return (ENDS[name](file, size, zeros, nothing) or 0) > zeros + _FEW
+
+
+def _ends_hollow(size: int, zeros: int) -> bool:
+    """Whether a file ends in more zeros than blocks are filled up with."""
+    return zeros < size - max(1024, size // 20)
 
 
 def _share(facts: Facts) -> str:

@@ -117,6 +117,16 @@ def test_a_file_of_this_machine_outside_is_not_taken_for_one_of_another(tmp_path
     assert names.find(str(tmp_path / "a.mp4")) == ("a.mp4", "", True)
 
 
+def test_another_machine_has_one_directory_in_place_of_data_path() -> None:
+    names = Names("/data/in", ["a.mp4", "run/b.mp4", "jump/a.mp4"], "missing")
+    assert names.find("/home/me/run/b.mp4").file == "run/b.mp4"
+    assert names.find("/home/me/run/a.mp4").problem == ESCAPES_DATA_PATH  # is missing
+    assert names.find("/home/me/jump/a.mp4").file == "jump/a.mp4"
+    assert names.find("/mnt/a.mp4").file == "a.mp4"
+    assert names.find("/mnt/run/a.mp4").problem == ESCAPES_DATA_PATH
+    assert names.find("/data/in/run/a.mp4").problem.startswith("missing")
+
+
 def test_names_below_a_bucket_may_have_its_address() -> None:
     names = Names("s3://bucket/videos", ["run/a.mp4"], "no such video")
     assert names.find("s3://bucket/videos/run/a.mp4").file == "run/a.mp4"

@@ -33,6 +33,7 @@ def pairs(table: Table) -> list[tuple[str, str]]:
         "file|label\na.mp4|run\nsub/b.mp4|jump, high\n",
         "sep=;\nfile;label\na.mp4;run\nsub/b.mp4;jump, high\n",
         '# from the camera\n\nfile,label\na.mp4,run\n# then, a, break\nsub/b.mp4,"jump, high"\n\n',
+        'file,label\na.mp4,run\n#c.mp4\n#d.mp4,"x",y\nsub/b.mp4,"jump, high"\n',
         'file, label\na.mp4, run\nsub/b.mp4, "jump, high"\n',
         'file,label\ra.mp4,run\rsub/b.mp4,"jump, high"\r',
         'file,label\r\na.mp4,run\r\nsub/b.mp4,"jump, high"\r\n\x1a',
@@ -42,6 +43,8 @@ def pairs(table: Table) -> list[tuple[str, str]]:
         '"file","label"\n"1","a.mp4","run"\n"2","sub/b.mp4","jump, high"\n',
         "a.mp4;run\nsub/b.mp4;jump, high\n",
         "a.mp4 run\nsub/b.mp4 jump, high\n",
+        "a.mp4;run\n#c.mp4\nsub/b.mp4;jump, high\n",
+        '"a.mp4" run\n"sub/b.mp4" "jump, high"\n',
         "a.mp4 40 run\nsub/b.mp4 8 jump, high\n",
         "path label\na.mp4 run\nsub/b.mp4   jump, high\n",
         json.dumps([dict(zip(("file", "label"), pair, strict=True)) for pair in PAIRS]),
@@ -154,6 +157,19 @@ def test_ucf101_labels_are_folders_with_ids_and_without(tmp_path: Path) -> None:
     # Other numbers than one per folder mean something else.
     table = read_table(write(tmp_path, f"{names[0]} 1\n{names[1]} 1\n"))
     assert [label for _, label in pairs(table)] == ["1", "1"]
+    table = read_table(write(tmp_path, "x/a.mp4 1\ny/b.mp4 2\n"))
+    assert pairs(table) == [("x/a.mp4", "1"), ("y/b.mp4", "2")]
+
+
+def test_names_of_hmdb51_with_labels_are_a_list_like_any_other(tmp_path: Path) -> None:
+    name = "April_09_brush_hair_u_nm_np1_ba_goo_0.avi"
+    assert pairs(read_table(write(tmp_path, f"{name} brush_hair\n"))) == [(name, "brush_hair")]
+    assert pairs(read_table(write(tmp_path, f"brush_hair/{name} 1\n")))[0][1] == "1"
+
+
+@pytest.mark.parametrize("lines", ["a.mp4\nb.mp4\n", "a.mp4 8 1\nb.mp4 1\n", "a.mp4;x;y\n"])
+def test_lists_that_could_mean_anything_are_not_guessed(tmp_path: Path, lines: str) -> None:
+    assert "label" not in read_table(write(tmp_path, lines + lines)).rows.columns
 
 
 def test_frame_lists_without_a_header_have_the_count_in_the_middle(tmp_path: Path) -> None:
@@ -177,14 +193,23 @@ def test_numbers_of_json_stay_the_text_that_they_are(tmp_path: Path) -> None:
 def test_plain_tables_are_those_of_pandas(tmp_path: Path) -> None:
     content = 'file,label,x\na.mp4,"a ""b"", c",NA\n"b\n.mp4",,3.10\n'
     path = write(tmp_path, content)
+    table = read_table(path)
+    assert table.notes == []
     pd.testing.assert_frame_equal(
-        read_table(path).rows, pd.read_csv(path, dtype=object, keep_default_na=False)
+        table.rows, pd.read_csv(path, dtype=object, keep_default_na=False)
     )
+
+
+def test_of_two_other_columns_with_one_name_the_first_is_kept(tmp_path: Path) -> None:
+    rows = read_table(write(tmp_path, "file,x,label,x\na.mp4,1,run,2\n")).rows
+    assert rows.to_dict("list") == {"file": ["a.mp4"], "x": ["1"], "label": ["run"]}
 
 
 def test_compressed_tables_are_read(tmp_path: Path) -> None:
     path = write(tmp_path, gzip.compress(b"file,label\na.mp4,run\n"), "gt.csv.gz")
     assert pairs(read_table(path)) == [("a.mp4", "run")]
+    with pytest.raises(UserError, match=r"^gt_csv: .* cannot be read: Not a gzipped file"):
+        read_table(write(tmp_path, "file,label\na.mp4,run\n", "gt.csv.gz"))
 
 
 @pytest.mark.parametrize(
@@ -201,6 +226,7 @@ def test_compressed_tables_are_read(tmp_path: Path) -> None:
         ("# nothing\n", "has no rows"),
         (b"PK\x03\x04rest", "Excel workbook.*save it as CSV"),
         (b"PAR1rest", "Parquet file.*save it as CSV"),
+        (b"\xff\xfef\0i\0l\0e", "is not UTF-16. Needed: CSV in UTF-8"),
         (bytes(range(1, 256)), "no text but binary data"),
         ('["a", "b"]', "JSON, but no list of objects"),
         ('[["a.mp4", "run"]]', "JSON, but no list of objects"),
