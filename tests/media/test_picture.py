@@ -228,6 +228,14 @@ def test_a_later_size_is_limited_too(tmp_path: Path) -> None:
         sample_video(path, 2, limits=Limits(100, 4095))
 
 
+def test_a_frame_size_that_no_camera_has_is_refused_before_decoding(tmp_path: Path) -> None:
+    encode(tmp_path / "x.gif", moving(3, (32, 32)), "gif", pix_fmt="rgb8")
+    content = (tmp_path / "x.gif").read_bytes()
+    claimed = content[:6] + struct.pack("<HH", 16000, 16000) + content[10:]
+    with pytest.raises(UserError, match=r"frames of 16000x16000\. Needed: at most 67108864 pixels"):
+        sample_video(claimed, 2)
+
+
 def test_the_same_bytes_whatever_the_number_of_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

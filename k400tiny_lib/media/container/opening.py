@@ -19,6 +19,7 @@ from k400tiny_lib.system import available_cores
 _CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,mxf,rm"
 )
+_LARGEST = 8192 * 8192  # pixels of a frame; a file of 2 kB may claim to have more
 _MARGIN = 1 << 18  # pixels
 # FFmpeg's own choice, but each thread holds frames: not more than take so many pixels together.
 _MOST_THREADS, _MOST_PIXELS = 16, 32 << 20
@@ -155,14 +156,12 @@ def prepare_stream(
     context = stream.codec_context
     if context is None:
         raise _unreadable(video, None, "has a codec that this FFmpeg does not know")
-    if limits:
-        if context.width * context.height > limits.pixels:
-            size = f"{context.width}x{context.height}"
-            raise UserError(
-                f"{name_of(video)} has frames of {size}. Needed: at most {limits.pixels} pixels."
-            )
-        # The frame size may change later in the stream; the decoder, which adds a margin, refuses.
-        context.options = {"max_pixels": str(2 * limits.pixels + _MARGIN)}
+    most = limits.pixels if limits else _LARGEST
+    if context.width * context.height > most:
+        size = f"{context.width}x{context.height}"
+        raise UserError(f"{name_of(video)} has frames of {size}. Needed: at most {most} pixels.")
+    # The frame size may change later in the stream; the decoder, which adds a margin, refuses.
+    context.options = {"max_pixels": str(2 * most + _MARGIN)}
     stream.thread_type = "AUTO"
     affordable = max(2, _MOST_PIXELS // max(1, context.width * context.height))
     context.thread_count = num_threads or min(available_cores() + 1, _MOST_THREADS, affordable)
