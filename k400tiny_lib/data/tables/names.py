@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, cached_property
 from typing import NamedTuple
 from urllib.parse import unquote
 
@@ -98,13 +98,13 @@ class Names:
         """The file that an absolute path means through a link in the directory; "" for none."""
         if is_remote(self._base) or not name.strip().startswith("/"):
             return ""
-        wanted = os.path.realpath(name.strip())
+        return self._real_paths.get(os.path.realpath(name.strip()), "")
+
+    @cached_property
+    def _real_paths(self) -> dict[str, str]:
         folder = cache(os.path.realpath)  # of each folder once
-        for file in self._files:
-            above, leaf = posixpath.split(f"{self._base}/{file}")
-            if f"{folder(above)}/{leaf}" == wanted:
-                return file
-        return ""
+        paths = {file: posixpath.split(f"{self._base}/{file}") for file in self._files}
+        return {f"{folder(above)}/{leaf}": file for file, (above, leaf) in paths.items()}
 
     def _by_end(self, name: str) -> str:
         """The file that the end of an absolute path of another machine means; "" for none."""
