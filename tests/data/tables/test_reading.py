@@ -73,6 +73,7 @@ def test_usual_names_of_columns_are_understood(
         ("id,label", "file", "id"),
         ("youtube_id,label", "file", "youtube_id"),
         ("file,video_id,label", "youtube_id", "video_id"),
+        ("path,file,label", "file", "file"),
         ("file,YTID,label", "youtube_id", "YTID"),
         ("video_id,label,start,end", "youtube_id", "video_id"),
         ("file,label,Subset", "split", "Subset"),
