@@ -1,15 +1,16 @@
 """Frames of a long video, without decoding all that come before them."""
 
 from bisect import bisect_right
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import av
 from av.video.frame import PictureType
 
 from k400tiny_lib.media.container.index import VideoIndex
-from k400tiny_lib.media.container.opening import Limits, opened, prepare_stream
+from k400tiny_lib.media.container.opening import Limits, demux, opened, prepare_stream
 from k400tiny_lib.media.picture import Image, Squarer, orientation
 
 
@@ -42,7 +43,7 @@ def seek_frames(
     with opened(video) as container, suppress(av.FFmpegError, StopIteration):
         stream = container.streams[index.stream]
         prepare_stream(video, stream, limits)
-        frames, last_key = container.decode(stream), None
+        frames, last_key = _frames(container, stream), None
         frame = next(frames)
         square = Squarer(side, stream.sample_aspect_ratio, orientation(frame))
         for number in sorted(set(wanted)):
@@ -50,7 +51,7 @@ def seek_frames(
             key = keys[bisect_right(keys, time) - 1]
             if key != last_key:
                 container.seek(key, stream=stream)
-                frames, last_key = container.decode(stream), key
+                frames, last_key = _frames(container, stream), key
                 frame = next(f for f in frames if f.pts is None or f.pts >= key)
                 # The picture of some streams becomes whole step by step, without such a frame.
                 if frame.pts != key or frame.pict_type > PictureType.I:
@@ -61,3 +62,8 @@ def seek_frames(
                 break
             images[number] = square(frame)
     return images if images.keys() >= set(wanted) else {}
+
+
+def _frames(container: Any, stream: Any) -> Iterator[Any]:
+    for packet in demux(container, stream):
+        yield from packet.decode()

@@ -14,6 +14,7 @@ from k400tiny_lib.media.container.index import VideoIndex, index_video, read_pac
 from k400tiny_lib.media.container.opening import (
     VIDEO_SUFFIXES,
     Limits,
+    demux,
     is_video,
     name_of,
     opened,
@@ -176,7 +177,7 @@ def _decode_file(
     with opened(request.video) as container:
         stream = container.streams[index.stream]
         prepare_stream(request.video, stream, request.limits, num_threads)
-        return _decode(stream, container.demux(stream), wanted, request.side, last)
+        return _decode(stream, demux(container, stream), wanted, request.side, last)
 
 
 def _decode(

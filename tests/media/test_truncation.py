@@ -132,6 +132,14 @@ def test_zeros_after_a_whole_block_are_no_video(
         sample_video(part + bytes(len(content) - len(part)), 2, side=16)
 
 
+def test_an_impossible_length_is_one_of_a_file_that_is_cut(contents: dict[str, bytes]) -> None:
+    content = contents["mxf"]
+    at = content.index(bytes.fromhex("060e2b34020501010d0102010102")) + 16  # the partition's length
+    footer = at + 1 + (content[at] & 0x7F) + 24
+    with pytest.raises(UserError, match="is truncated"):
+        sample_video(content[:footer] + b"\xff" * 8 + content[footer + 8 :], 2)
+
+
 def test_a_file_that_was_reserved_and_never_filled_is_truncated() -> None:
     with pytest.raises(UserError, match="is truncated: its index or most of it is missing"):
         sample_video(bytes(100_000), 2)

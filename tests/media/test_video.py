@@ -2,6 +2,7 @@
 
 import gc
 import pickle
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from k400tiny_lib.errors import UserError
+from k400tiny_lib.media.container.opening import demux
 from k400tiny_lib.media.sampling import uniform_indices
 from k400tiny_lib.media.video import (
     VIDEO_SUFFIXES,
@@ -253,3 +255,12 @@ def test_no_frame_stays_in_memory(videos: Path) -> None:
     finally:
         gc.enable()
     assert kept == []
+
+
+def test_a_stream_that_appears_on_the_way_is_no_error() -> None:
+    class Container:
+        def demux(self, *streams: object) -> Iterator[str]:
+            yield "packet"
+            raise IndexError("list index out of range")  # as PyAV does at the end
+
+    assert list(demux(Container())) == ["packet"]

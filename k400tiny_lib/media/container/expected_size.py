@@ -44,7 +44,10 @@ class Facts(NamedTuple):
 
 def read_at(file: BinaryIO, position: int, count: int) -> bytes:
     """The bytes from a position on, at most `count`."""
-    file.seek(position)
+    try:
+        file.seek(position)
+    except (OSError, OverflowError):  # no file is so large
+        return b""
     return file.read(count)
 
 

@@ -16,6 +16,7 @@ from k400tiny_lib.media.container.expected_size import Facts
 from k400tiny_lib.media.container.opening import (
     Limits,
     choose_stream,
+    demux,
     file_of,
     moving_streams,
     name_of,
@@ -115,7 +116,7 @@ def read_packets(
     rows: dict[int, list[_Row]] = {s.index: [] for s in container.streams.video}
     packets, num_kept, ending = [], 0, _Ending(container)
     # All streams: a file whose sound is longer than its pictures is whole.
-    for packet in container.demux():
+    for packet in demux(container):
         if packet.size:
             ending.add(packet)
         number = packet.stream.index  # the last, empty one has no stream_index
@@ -137,7 +138,7 @@ def read_packets(
     if missing:
         raise UserError(f"{name_of(video)} is truncated: {missing}.")
     if len(rows[stream.index]) < 2:  # a picture that is not marked as one
-        others = [s for s in moving_streams(container) if len(rows[s.index]) > 1]
+        others = [s for s in moving_streams(container) if len(rows.get(s.index, ())) > 1]
         if others:
             stream, packets = max(others, key=lambda s: len(rows[s.index])), []
             prepare_stream(video, stream, limits)

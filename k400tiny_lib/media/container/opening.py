@@ -3,7 +3,7 @@
 import io
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -143,6 +143,13 @@ def moving_streams(container: Any) -> list[Any]:
             streams.append(stream)
     known = [stream for stream in streams if stream.codec_context is not None]
     return known or streams
+
+
+def demux(container: Any, *streams: Any) -> Iterator[Any]:
+    """The packets of some streams, or of all."""
+    # PyAV may trip at the end over streams that appeared on the way (MPEG-TS).
+    with suppress(IndexError):
+        yield from container.demux(*streams)
 
 
 def prepare_stream(
