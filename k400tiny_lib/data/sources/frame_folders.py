@@ -1,6 +1,5 @@
 """Frame folders: a directory or a bucket with one folder of images per clip."""
 
-import os
 import posixpath
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,9 +18,9 @@ from k400tiny_lib.data.sources.ground_truth import (
     make_ground_truth,
     refuse_if_most_are_missing,
 )
-from k400tiny_lib.data.sources.left_out import account_for, digest_left_out, list_data
+from k400tiny_lib.data.sources.left_out import account_for, digest_left_out, explain, list_data
 from k400tiny_lib.data.tables.names import Match, Names, leaves, note_loose, plain_forms
-from k400tiny_lib.files import combine_digests, is_remote, local_path
+from k400tiny_lib.files import combine_digests, is_folder, is_remote, local_path
 from k400tiny_lib.media.listing import Listing
 from k400tiny_lib.remote_files import fetch
 
@@ -81,11 +80,10 @@ class FrameFolders:
         folders = set(self._listing.frame_folders)
         if not is_remote(self.config.data_path):
             plain = {posixpath.normpath(name) for name in names if name.strip()} - folders
-            # Folders without frames are dropped for that. Path.is_dir would raise below a folder
-            # without permission.
-            exist = (n for n in plain if os.path.isdir(self.directory / n))  # noqa: PTH112
-            folders |= {name for name in exist if not leaves(name)}
-        return Names(self.config.data_path, folders, MISSING).find_all(names)
+            # Folders without frames are dropped for that.
+            folders |= {n for n in plain if is_folder(self.directory / n) and not leaves(n)}
+        matches = Names(self.config.data_path, folders, MISSING).find_all(names)
+        return explain(matches, self._listing)
 
     def check(self) -> None:
         _ = self.ground_truth

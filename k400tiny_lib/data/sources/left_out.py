@@ -1,11 +1,13 @@
 """What lies below data_path and does not become a clip: it is counted and named."""
 
 import posixpath
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import PurePosixPath
 
 from k400tiny_lib.config import NONE, Config
 from k400tiny_lib.data.sources.ground_truth import Dropped, GroundTruth, drop_rows
+from k400tiny_lib.data.tables.names import Match
 from k400tiny_lib.files import combine_named_digests, is_remote, local_path
 from k400tiny_lib.media.frames import is_frame
 from k400tiny_lib.media.listing import Listing, list_directory, list_stamps, may_be_clips
@@ -58,6 +60,19 @@ def account_for(
         if path not in known and not is_of_clip:
             left_out[path] = why
     return replace(truth, table=table, dropped=dropped, left_out=left_out)
+
+
+def explain(matches: Mapping[str, Match], listing: Listing) -> dict[str, Match]:
+    """Say of names without a file that the file, or a folder above it, cannot be read."""
+    explained = dict(matches)
+    for name, match in matches.items():
+        if match.problem:
+            above = map(str, PurePosixPath(match.file).parents)
+            unusable = next((path for path in (match.file, *above) if path in listing.unusable), "")
+            if unusable:
+                folder = "" if unusable == match.file else f"the folder {unusable} "
+                explained[name] = match._replace(problem=folder + listing.unusable[unusable])
+    return explained
 
 
 def digest_left_out(truth: GroundTruth) -> str:

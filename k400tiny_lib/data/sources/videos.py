@@ -27,7 +27,7 @@ from k400tiny_lib.data.sources.ground_truth import (
     make_ground_truth,
     refuse_if_most_are_missing,
 )
-from k400tiny_lib.data.sources.left_out import account_for, digest_left_out, list_data
+from k400tiny_lib.data.sources.left_out import account_for, digest_left_out, explain, list_data
 from k400tiny_lib.data.tables import segments
 from k400tiny_lib.data.tables.names import Match, Names, name_clips, note_loose, separate, stem
 from k400tiny_lib.files import is_remote
@@ -84,6 +84,7 @@ class Videos:
             table = table.assign(file=table["youtube_id"])
         if "file" in table.columns:
             matches = Names(self.config.data_path, self._listed, _MISSING).find_all(table["file"])
+            matches = explain(matches, self._listing)
             notes += note_loose(matches)
             table, dropped = _find_files(table, matches)
             named = {match.file for match in matches.values()}

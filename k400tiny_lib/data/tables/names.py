@@ -55,6 +55,8 @@ class Names:
         """The file that a name means, or why there is none."""
         if name in self._files:
             return Match(name)
+        if "\0" in name:  # which no path may have
+            return Match(name, ESCAPES_DATA_PATH)
         plain = plain_forms(name, self._base)
         if not plain and (inside := self._by_real_path(name)):
             plain = [inside]
@@ -113,7 +115,7 @@ class Names:
     def _by_end(self, name: str) -> str:
         """The file that the end of an absolute path of another machine means; "" for none."""
         path = posixpath.normpath(expand(name.strip()).replace("\\", "/"))
-        if not _ABSOLUTE.match(path) or "\0" in path or os.path.lexists(path):  # it means that file
+        if not _ABSOLUTE.match(path) or os.path.lexists(path):  # it means that file
             return ""
         parts = path.split("/")
         ends = ("/".join(parts[start:]) for start in range(1, len(parts)))  # the longest first

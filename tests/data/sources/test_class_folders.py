@@ -89,6 +89,8 @@ def test_a_few_clips_next_to_splits_are_left_out_and_more_are_refused(tmp_path: 
 def test_classes_with_names_of_splits_among_others_are_classes(tmp_path: Path) -> None:
     root = touch(tmp_path, "train/0.mp4", "plane/0.mp4", "plane/deep/1.mp4")
     assert {label for _, label, _ in rows(truth_of(root))} == {"train", "plane"}
+    root = touch(tmp_path / "c", "train/0.mp4", "train/deep/1.mp4")
+    assert {label for _, label, _ in rows(truth_of(root))} == {"train"}
     root = touch(tmp_path / "b", "train/0.mp4", "test/0.mp4")
     with pytest.raises(UserError, match=r"holds splits without class folders in them, first 'test"):
         truth_of(root)

@@ -1,5 +1,6 @@
 """Rows of a table and the files below data_path find one another, whatever is odd about either."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from k400tiny_lib.config import Config
 from k400tiny_lib.data.preparation.prepare import prepare
 from k400tiny_lib.data.sources.base import Source, open_source
 from k400tiny_lib.data.sources.frame_folders import FrameFolders
+from k400tiny_lib.data.sources.left_out import NO_ROW
 from k400tiny_lib.data.sources.videos import Videos
 from k400tiny_lib.errors import UserError
 from tests.conftest import write_clip
@@ -73,6 +75,50 @@ def test_names_that_are_not_quite_right_are_noted_and_others_dropped_with_a_hint
         "e": "no such video; 'x/e.mp4' and 'y/e.mp4' are both like it",
     }
     assert any("2 name(s) in gt_csv are not quite" in note for note in source.ground_truth.notes)
+
+
+def test_rows_in_folders_that_cannot_be_read_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["a/0.mp4", "a/1.mp4", "b/locked/2.mp4", "b/locked/3.mp4"]
+    touch(tmp_path / "in", *names, "c.mp4")
+    os.mkfifo(tmp_path / "in" / "a" / "pipe.mp4")
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:  # as without permission, which root has
+        if path.endswith("locked"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    rows = [f"{name},x" for name in (*names, "a/pipe.mp4")]
+    truth = opened(tmp_path, "file,label", *rows).ground_truth
+    problem = "the folder b/locked cannot be read: Permission denied"
+    assert {row.video: row.reason for row in truth.dropped} == {
+        "b/locked/2": problem,
+        "b/locked/3": problem,
+        "a/pipe": "no regular file but a named pipe",
+    }
+    assert truth.left_out.keys() == {"c.mp4", "b/locked"}
+
+
+@pytest.mark.parametrize("header", ["folder_name,label", "file,label", "path,label"])
+def test_impossible_names_are_no_file(tmp_path: Path, header: str) -> None:
+    names = [f"c{number}" for number in range(4)]
+    for number, name in enumerate(names):
+        write_clip(tmp_path / "in" / name, seed=number)
+    rows = [f"{name},x" for name in (*names, "x" * 300, "c0/frame00.jpg/x")]
+    truth = opened(tmp_path, header, *rows).ground_truth
+    assert truth.table["folder_name"].tolist() == names
+    assert [row.reason for row in truth.dropped] == ["no such folder"] * 2
+
+
+def test_frames_of_a_named_folder_are_not_left_out_whatever_is_below_it(tmp_path: Path) -> None:
+    write_clip(tmp_path / "in" / "a", seed=0, num_frames=3)
+    write_clip(tmp_path / "in" / "a" / "more", seed=1, num_frames=9)
+    truth = opened(tmp_path, "folder_name,label", "a,x").ground_truth
+    assert truth.table["folder_name"].tolist() == ["a"]
+    assert truth.left_out == {"a/more": NO_ROW}
 
 
 def test_two_rows_of_one_video_are_one_clip(tmp_path: Path) -> None:

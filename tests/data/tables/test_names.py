@@ -117,6 +117,11 @@ def test_a_file_of_this_machine_outside_is_not_taken_for_one_of_another(tmp_path
     assert names.find(str(tmp_path / "a.mp4")) == ("a.mp4", "", True)
 
 
+@pytest.mark.parametrize("name", ["no/run/a.mp4", "/data\0/run/a.mp4", "C:run/a.mp4"])
+def test_only_whole_paths_are_those_of_another_machine(name: str) -> None:
+    assert Names("/data/in", ["run/a.mp4"], "missing").find(name).problem
+
+
 def test_another_machine_has_one_directory_in_place_of_data_path() -> None:
     names = Names("/data/in", ["a.mp4", "run/b.mp4", "jump/a.mp4"], "missing")
     assert names.find("/home/me/run/b.mp4").file == "run/b.mp4"
@@ -185,7 +190,7 @@ def test_names_of_clips_are_apart_whatever_the_files(files: set[str], rng: rando
 
 
 def test_long_and_nesting_names_of_segments_are_made_distinct() -> None:
-    long = "x" * 250
+    long = "x" * 260
     names = separate([f"a/{long}_1", f"a/{long}_2", "b", "b/c", "d"])
     assert_apart(names)
     assert names[-1] == "d"
