@@ -142,11 +142,6 @@ def problem_of(path: Path) -> str:
     return ""
 
 
-def is_folder(path: Path) -> bool:
-    """Whether a directory can be found at a path; Path.is_dir raises for some impossible ones."""
-    return os.path.isdir(path)  # noqa: PTH112
-
-
 def file_stamp(file: "Path | os.DirEntry[str]") -> str:
     """Size, time and inode of a local file; empty for a link to nowhere."""
     try:

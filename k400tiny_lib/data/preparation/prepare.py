@@ -15,6 +15,7 @@ from k400tiny_lib.data.preparation.rare_classes import (
     RareClass,
     find_rare_classes,
     list_rare,
+    note_lost_classes,
     refusal,
 )
 from k400tiny_lib.data.preparation.report import data_report, frame_notes, official_split_notes
@@ -67,6 +68,7 @@ def prepare(config: Config, source: Source) -> Prepared:
     truth = truth.drop(problems.get(name, "") for name in truth.table["folder_name"])
     truth = _drop_bad(config, truth, source.directory)
     truth = _drop_contradicting_copies(truth)
+    truth = truth.note(*note_lost_classes(truth.table, truth.dropped))
     _refuse_bad(config, truth)
     truth, rare, train_only = _resolve_rare_classes(config, truth)
     truth = _split(config, truth, train_only)

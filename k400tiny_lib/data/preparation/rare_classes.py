@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import pandas as pd
+
 from k400tiny_lib.config import Config
 from k400tiny_lib.data.preparation.splits import source_counts, splits_to_draw
 from k400tiny_lib.data.sources.ground_truth import Dropped, GroundTruth
@@ -74,6 +76,15 @@ def find_rare_classes(truth: GroundTruth) -> list[RareClass]:
         reasons = tuple(f"{clip.video}: {clip.reason}" for clip in lost)
         rare.append(RareClass(label, needed, count, len(clips), *before, reasons))
     return rare
+
+
+def note_lost_classes(table: pd.DataFrame, dropped: Iterable[Dropped]) -> list[str]:
+    """A note about classes of which no clip is left."""
+    kept = {_key(label) for label in table["label"]}
+    labels = {_key(label): label for clip in dropped for label in clip.labels}
+    lost = [repr(label) for key, label in sorted(labels.items()) if key and key not in kept]
+    text = f"{len(lost)} class(es) have no clip left, since all were dropped: "
+    return [text + listed(lost, _LISTED)] if lost else []
 
 
 def _key(label: str) -> str:

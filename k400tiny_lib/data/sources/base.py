@@ -16,11 +16,11 @@ from k400tiny_lib.data.sources.frame_folders import FrameFolders
 from k400tiny_lib.data.sources.ground_truth import GroundTruth
 from k400tiny_lib.data.sources.rendered import RenderedSample
 from k400tiny_lib.data.sources.videos import Videos
-from k400tiny_lib.data.tables.names import plain_forms
+from k400tiny_lib.data.tables.names import is_folder, plain_forms
 from k400tiny_lib.data.tables.reading import Table, read_table
 from k400tiny_lib.data.tables.segments import FRAMES, SECONDS
 from k400tiny_lib.errors import UserError, is_utf8, printable
-from k400tiny_lib.files import absolute, is_folder, is_remote
+from k400tiny_lib.files import absolute, is_remote
 from k400tiny_lib.media.video import is_video
 
 
@@ -121,9 +121,10 @@ def _open_clips(config: Config, table: Table, layout: Layout) -> Source:
         return Videos(config, rows, notes=table.notes)
     names = [name for name in rows[column].drop_duplicates()[:_LOOKED_AT] if name.strip()]
     forms = [plain_forms(name, config.data_path) for name in names]
-    root = Path(config.data_path)
     local = not is_remote(config.data_path)
-    folders = sum(local and any(is_folder(root / form) for form in ways) for ways in forms)
+    folders = sum(
+        local and any(is_folder(config.data_path, form) for form in ways) for ways in forms
+    )
     videos = sum(is_video(name) for name in names)
     of_folders = rows.assign(folder_name=rows[column])
     notes = [*table.notes, _NO_SEGMENTS] if {*SECONDS, *FRAMES} & {*rows.columns} else table.notes

@@ -19,8 +19,8 @@ from k400tiny_lib.data.sources.ground_truth import (
     refuse_if_most_are_missing,
 )
 from k400tiny_lib.data.sources.left_out import account_for, digest_left_out, explain, list_data
-from k400tiny_lib.data.tables.names import Match, Names, leaves, note_loose, plain_forms
-from k400tiny_lib.files import combine_digests, is_folder, is_remote, local_path
+from k400tiny_lib.data.tables.names import Match, Names, is_folder, leaves, note_loose, plain_forms
+from k400tiny_lib.files import combine_digests, is_remote, local_path
 from k400tiny_lib.media.listing import Listing
 from k400tiny_lib.remote_files import fetch
 
@@ -81,7 +81,7 @@ class FrameFolders:
         if not is_remote(self.config.data_path):
             plain = {posixpath.normpath(name) for name in names if name.strip()} - folders
             # Folders without frames are dropped for that.
-            folders |= {n for n in plain if is_folder(self.directory / n) and not leaves(n)}
+            folders |= {n for n in plain if is_folder(self.config.data_path, n) and not leaves(n)}
         matches = Names(self.config.data_path, folders, MISSING).find_all(names)
         return explain(matches, self._listing)
 

@@ -1,16 +1,17 @@
 """What lies below data_path and does not become a clip: it is counted and named."""
 
 import posixpath
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import PurePosixPath
 
 from k400tiny_lib.config import NONE, Config
-from k400tiny_lib.data.sources.ground_truth import Dropped, GroundTruth, drop_rows
+from k400tiny_lib.data.sources.ground_truth import SPLIT_BY_WORD, Dropped, GroundTruth, drop_rows
 from k400tiny_lib.data.tables.names import Match
 from k400tiny_lib.files import combine_named_digests, is_remote, local_path
 from k400tiny_lib.media.frames import is_frame
 from k400tiny_lib.media.listing import Listing, list_directory, list_stamps, may_be_clips
+from k400tiny_lib.media.video import is_video
 from k400tiny_lib.remote_files import list_files
 
 NO_ROW = "no row of gt_csv names it"
@@ -50,9 +51,7 @@ def account_for(
     left_out = {clip: NO_ROW for clip in listing.clips if clip not in known}
     unusable = {path: why for path, why in listing.unusable.items() if path not in known}
     if config.gt_csv == NONE:
-        for path, why in unusable.items():
-            folders = posixpath.dirname(path).split("/")[:2]  # split and class, or class
-            dropped.append(Dropped(path, why, tuple(filter(None, folders))))
+        dropped += _drop(unusable, listing.clips)
     else:
         left_out |= unusable
     for path, why in listing.left_out.items():
@@ -60,6 +59,18 @@ def account_for(
         if path not in known and not is_of_clip:
             left_out[path] = why
     return replace(truth, table=table, dropped=dropped, left_out=left_out)
+
+
+def _drop(unusable: Mapping[str, str], clips: Iterable[str]) -> Iterator[Dropped]:
+    """What cannot be read, with its label: the folder below the split, if the first are splits."""
+    has_splits = all(
+        clip.count("/") > 1 and SPLIT_BY_WORD.get(clip.partition("/")[0].casefold())
+        for clip in clips
+    )
+    for path, why in unusable.items():
+        parts = path.split("/")[1 if has_splits else 0 :]
+        has_label = len(parts) > 1 or (parts and not is_video(path))  # or is in no class
+        yield Dropped(path, why, (parts[0],) if has_label else ())
 
 
 def explain(matches: Mapping[str, Match], listing: Listing) -> dict[str, Match]:

@@ -174,6 +174,11 @@ def plain_forms(name: str, base: str) -> list[str]:
     return list(relative)
 
 
+def is_folder(base: str, name: str) -> bool:
+    """Whether a local directory has a folder; Path.is_dir raises where there is no permission."""
+    return os.path.isdir(f"{base}/{name}")  # noqa: PTH112
+
+
 def leaves(name: str) -> bool:
     """Whether a normal relative path is not below its directory."""
     return name.startswith("/") or name in (".", "..") or name.startswith("../") or "\0" in name

@@ -85,6 +85,14 @@ def test_many_rare_classes_are_cut_in_the_message_and_whole_in_the_report(tmp_pa
     assert len(raised.value.report["rare_classes"]) == 23
 
 
+def test_a_class_that_has_lost_all_of_its_clips_is_named(tmp_path: Path) -> None:
+    data = class_folders(tmp_path / "in", {"x": 3, "y": 3, "z": 2})
+    for frame in (data / "z").rglob("*.jpg"):
+        frame.write_bytes(b"")
+    notes = run(data).report["notes"]
+    assert "1 class(es) have no clip left, since all were dropped: 'z'" in notes
+
+
 def test_rare_classes_can_be_left_out(tmp_path: Path) -> None:
     data = class_folders(tmp_path / "in", {"x": 4, "y": 2, "z": 3})
     prepared = run(data, on_rare_class="drop")

@@ -177,6 +177,20 @@ def test_a_frame_that_cannot_be_read_drops_its_clip(tmp_path: Path, gt_csv: str)
     assert truth.left_out == ({} if gt_csv == "none" else {"y/1": NO_ROW})
 
 
+def test_what_cannot_be_read_counts_for_its_class(tmp_path: Path) -> None:
+    for root, folders in ((tmp_path / "a", [""]), (tmp_path / "b", ["train/", "val/", "test/"])):
+        clips = [f"{folder}{label}/0.mp4" for folder in folders for label in "xy"]
+        touch(root, *clips)
+        os.mkfifo(root / folders[0] / "x" / "1.mp4")
+        os.mkfifo(root / folders[0] / "2.mp4")
+        (root / folders[0] / "z").symlink_to("nowhere")
+        assert {row.video: row.labels for row in truth_of(root).dropped} == {
+            f"{folders[0]}x/1.mp4": ("x",),
+            f"{folders[0]}2.mp4": (),
+            f"{folders[0]}z": ("z",),
+        }
+
+
 def test_names_of_any_bytes_in_data_path_itself_are_one_line(tmp_path: Path) -> None:
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
     touch(folder, "x/0.mp4")

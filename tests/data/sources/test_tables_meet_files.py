@@ -148,6 +148,50 @@ def test_the_list_of_kinetics_takes_the_better_of_two_files(tmp_path: Path) -> N
     assert any("2 clips have several files" in note for note in truth.notes)
 
 
+def test_a_list_of_kinetics_without_any_of_its_videos_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path / "in", "other.mp4")
+    with pytest.raises(
+        UserError, match=r"2 of 2 videos do not exist in .*, first 'aa_000000_000010"
+    ):
+        opened(tmp_path, "label,youtube_id,time_start,time_end", "x,aa,0,10", "x,bb,0,10")
+
+
+def test_folders_that_do_not_belong_to_the_table_are_refused(tmp_path: Path) -> None:
+    write_clip(tmp_path / "in" / "a", seed=0)
+    with pytest.raises(UserError, match=r"2 of 3 folders do not exist in .*, first 'b'"):
+        opened(tmp_path, "folder_name,label", "a,x", "b,x", "c,x")
+
+
+def test_the_digest_of_videos_follows_rows_files_and_the_directory(tmp_path: Path) -> None:
+    touch(tmp_path / "in", "a.mp4", "b.mp4")
+    rows = ["a.mp4,x", "b.mp4,y", "c.mp4,y", ",x"]
+    source = opened(tmp_path, "file,label", *rows)
+    assert {row.video: row.reason for row in source.ground_truth.dropped} == {
+        "c": "no such video (the nearest is 'b.mp4')",
+        ".": "it names no file",
+    }
+    digests = {source.digest()}
+    (tmp_path / "in" / "d.mp4").mkdir()  # an empty folder, which is left out
+    digests.add(opened(tmp_path, "file,label", *rows).digest())
+    os.mkfifo(tmp_path / "in" / "c.mp4")  # is dropped for another reason
+    digests.add(opened(tmp_path, "file,label", *rows).digest())
+    config = source.config.replace(output_dir=str(tmp_path / "elsewhere"))
+    digests.add(open_source(config).digest())  # where later steps would read the frames
+    assert len(digests) == 4
+
+
+def test_the_digest_of_frame_folders_follows_rows_and_what_is_left_out(tmp_path: Path) -> None:
+    for number, name in enumerate(("a", "b")):
+        write_clip(tmp_path / "in" / name, seed=number)
+    source = opened(tmp_path, "folder_name,label", "A,x", "b,y")
+    assert any("1 name(s) in gt_csv are not quite" in note for note in source.ground_truth.notes)
+    digests = {source.digest()}
+    digests.add(opened(tmp_path, "folder_name,label", "A,x", "b,x").digest())
+    (tmp_path / "in" / "c").mkdir()
+    digests.add(opened(tmp_path, "folder_name,label", "A,x", "b,x").digest())
+    assert len(digests) == 3
+
+
 def test_an_unknown_header_is_refused_with_the_line_and_the_likely_cause(tmp_path: Path) -> None:
     touch(tmp_path / "in", "a.mp4")
     message = r"no column .* \(found: file\^label; line 2: 'a.mp4\^x'\). Separated by '\^'\?"
