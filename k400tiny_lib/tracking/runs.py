@@ -1,6 +1,7 @@
 """The MLflow run of a step: adopted from `mlflow run`, or started when a step is run by hand."""
 
 import contextlib
+import multiprocessing.util
 import os
 import sys
 import tempfile
@@ -111,7 +112,9 @@ def log_parameters(step: str, config: Config) -> None:
 @contextmanager
 def _temporary_directory() -> Iterator[None]:
     # MLflow downloads into new temporary directories that it never deletes. Only this process is
-    # redirected, not those that it starts: some keep what they compiled for the next time.
+    # redirected, not those that it starts: some keep what they compiled for the next time. Nor is
+    # multiprocessing, which deletes its own directory when Python ends, after ours is gone.
+    multiprocessing.util.get_temp_dir()
     previous = tempfile.tempdir
     with tempfile.TemporaryDirectory(prefix="k400tiny-", ignore_cleanup_errors=True) as folder:
         tempfile.tempdir = folder

@@ -1,7 +1,10 @@
 """Runs and metrics logs: nothing stays RUNNING, no metric is lost or sent twice."""
 
 import json
+import multiprocessing.util
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -22,6 +25,7 @@ from k400tiny_lib.tracking.runs import ERROR_TAG, end_running_children, local_co
 from k400tiny_lib.tracking.system_metrics import SystemSampler
 from k400tiny_lib.tracking.uploader import MetricsUploader
 from steps.log_training import log_training
+from tests.conftest import REPOSITORY
 from tests.helpers.training import METRICS
 
 
@@ -104,6 +108,7 @@ def test_a_step_leaves_nothing_in_the_temporary_directory(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "tmp").mkdir()
+    multiprocessing.util.get_temp_dir()  # of this process, in its former place
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     with step_run("predict", Config()) as run:
         mlflow.log_text("weights", "folder/best.pt")
@@ -112,6 +117,23 @@ def test_a_step_leaves_nothing_in_the_temporary_directory(
     assert tempfile.gettempdir() == str(tmp_path / "tmp")
     uri = f"runs:/{run.info.run_id}/folder/best.pt"
     assert local_copy(uri, "checkpoint").read_text() == "weights"
+
+
+def test_a_step_with_worker_processes_ends_without_a_word(store: str, tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    code = (
+        "from k400tiny_lib.config import Config\n"
+        "from k400tiny_lib.data.preparation.executors import open_executor\n"
+        "from k400tiny_lib.tracking.runs import step_run\n"
+        "with step_run('predict', Config()), open_executor('none', 1) as (executor, _):\n"
+        "    assert executor.submit(abs, -1).result() == 1\n"
+    )
+    env = os.environ | {"TMPDIR": str(tmp_path / "tmp"), "MLFLOW_TRACKING_URI": store}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert list((tmp_path / "tmp").iterdir()) == []
 
 
 @pytest.mark.parametrize("location", ["below a file", "read-only"])
