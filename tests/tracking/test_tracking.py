@@ -119,8 +119,7 @@ def test_a_step_leaves_nothing_in_the_temporary_directory(
     assert local_copy(uri, "checkpoint").read_text() == "weights"
 
 
-def test_a_step_with_worker_processes_ends_without_a_word(store: str, tmp_path: Path) -> None:
-    (tmp_path / "tmp").mkdir()
+def test_a_step_with_worker_processes_ends_without_a_word(store: str) -> None:
     code = (
         "from k400tiny_lib.config import Config\n"
         "from k400tiny_lib.data.preparation.executors import open_executor\n"
@@ -128,12 +127,13 @@ def test_a_step_with_worker_processes_ends_without_a_word(store: str, tmp_path: 
         "with step_run('predict', Config()), open_executor('none', 1) as (executor, _):\n"
         "    assert executor.submit(abs, -1).result() == 1\n"
     )
-    env = os.environ | {"TMPDIR": str(tmp_path / "tmp"), "MLFLOW_TRACKING_URI": store}
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    assert list((tmp_path / "tmp").iterdir()) == []
+    with tempfile.TemporaryDirectory() as folder:  # short: it is part of the name of a socket
+        env = os.environ | {"TMPDIR": folder, "MLFLOW_TRACKING_URI": store}
+        done = subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+        assert list(Path(folder).iterdir()) == []
 
 
 @pytest.mark.parametrize("location", ["below a file", "read-only"])
