@@ -52,8 +52,9 @@ def test_a_damaged_video_is_used_up_to_a_share_of_bad_frames(
     np.testing.assert_array_equal(sampled.frames, sample_video(content, 40).frames)
 
 
-def test_a_hole_in_a_container_without_an_index_counts(tmp_path: Path) -> None:
-    path = tmp_path / "x.mkv"
+@pytest.mark.parametrize("suffix", [".mkv", ".avi"])
+def test_a_hole_in_a_container_without_an_index_counts(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"x{suffix}"
     encode(path, moving(60), "mjpeg", pix_fmt="yuvj420p")
     content, places = path.read_bytes(), positions(path)
     start, end = places[30][0], places[33][0]
@@ -75,6 +76,29 @@ def test_a_segment_of_a_video_that_shows_no_frame_is_refused(tmp_path: Path) -> 
         content = content.replace(data, bytes([data[0] & ~0x10]) + data[1:])
     with pytest.raises(UserError, match=r"is damaged|has no frames"):
         sample_video(content, 4, segment=Segment(0, 1))
+
+
+def test_a_frame_of_which_a_part_is_missing_is_avoided_and_noted(tmp_path: Path) -> None:
+    path = tmp_path / "x.mp4"
+    encode(path, moving(60))
+    place, size = positions(path)[40]
+    content = damage(path.read_bytes(), [(place + size // 2, size - size // 2)])
+    sampled = sample_video(content, 60)
+    assert (sampled.num_bad, sampled.note) == (0, "1 of 60 frames are damaged")
+    segment = sample_video(content, 10, segment=Segment(38, 47, "frames"))
+    assert (segment.num_bad, segment.note) == (0, "1 of 10 frames are damaged")
+
+
+def test_a_segment_with_a_hole_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "x.mkv"
+    encode(path, moving(100), "mjpeg", pix_fmt="yuvj420p")
+    places = positions(path)
+    hole = (places[50][0], places[53][0] - places[50][0])
+    content = damage(path.read_bytes(), [hole])
+    # The frames around the hole are sound, and those alone would be asked for.
+    sampled = sample_video(content, 2, segment=Segment(1, 3), max_bad_frames=0.2)
+    assert 3 <= sampled.num_bad <= 6
+    assert sampled.note.startswith(f"{sampled.num_bad} of 50 frames")
 
 
 def test_a_segment_is_judged_by_its_own_frames(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ KINDS = {
     "mov": Kind(".mov", "mjpeg", {"options": {"movflags": "faststart"}, "pix_fmt": "yuvj420p"}),
     "3gp": Kind(".3gp", "mpeg4", {"options": {"movflags": "faststart"}}),
     "avi": Kind(".avi"),
+    "avi, without loss": Kind(".avi", "png", {"pix_fmt": "rgb24"}),
     "avi, live": Kind(".avi", is_live=True),
     "mkv": Kind(".mkv", "libx264"),
     "mkv, live": Kind(".mkv", "libx264", {"container": "matroska"}, is_live=True),

@@ -218,6 +218,35 @@ def test_a_segment_has_the_frames_whose_times_are_in_it(
     np.testing.assert_array_equal(sampled.frames, everything[10 + uniform_indices(10, 3)])
 
 
+def test_frames_that_an_edit_list_hides_do_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "x.mp4"
+    encode(path, moving(24), "libx264", codec_options={"bf": "2"})
+    content = path.read_bytes()
+    at = content.index(b"elst") + 12  # duration in the movie's units, and where it starts
+    start = int.from_bytes(content[at + 4 : at + 8], "big") + 10 * 512
+    path.write_bytes(content[: at + 4] + start.to_bytes(4, "big") + content[at + 8 :])
+    everything = bare_decode(path)
+    assert len(everything) == len(index_video(path).times) == 14
+    np.testing.assert_array_equal(read_video(path, 14), everything)
+    for segment in (Segment(0, 0.2), Segment(0, 4, "frames")):
+        frames = sample_video(path, 5, segment=segment, index=index_video(path)).frames
+        np.testing.assert_array_equal(frames, everything[:5])
+
+
+def test_a_segment_of_times_that_come_twice_is_right(tmp_path: Path) -> None:
+    encode(tmp_path / "once.mkv", moving(40), "mjpeg", pix_fmt="yuvj420p")
+    path = tmp_path / "x.mkv"
+    with av.open(str(tmp_path / "once.mkv")) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(video=0) if packet.size]
+        for number, packet in enumerate(packets):
+            packet.pts = packet.dts = 40 * (number // 2)
+            packet.stream = stream
+            target.mux(packet)
+    segment = sample_video(path, 10, segment=Segment(13, 22, "frames"))
+    np.testing.assert_array_equal(segment.frames, bare_decode(path)[13:23])
+
+
 def test_a_segment_of_a_stream_without_key_frames_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "x.mkv"
     options = {"x264-params": "intra-refresh=1:keyint=20", "preset": "ultrafast"}

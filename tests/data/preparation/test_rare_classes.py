@@ -93,6 +93,25 @@ def test_a_class_that_has_lost_all_of_its_clips_is_named(tmp_path: Path) -> None
     assert "1 class(es) have no clip left, since all were dropped: 'z'" in notes
 
 
+def test_dropped_clips_count_for_their_class_in_any_spelling(tmp_path: Path) -> None:
+    data = class_folders(tmp_path / "in", {"abseiling": 3, "air_Drumming": 3})
+    cut(data / "air_Drumming" / "air_Drumming1" / "frame02.jpg")
+    with pytest.raises(
+        Refused, match=r"'air drumming' has clips of 2 source.s. .3 before 1 dropped"
+    ):
+        run(data)
+
+
+def test_only_clips_that_may_be_held_out_count_where_splits_are_official(tmp_path: Path) -> None:
+    for split, counts in (("train", {"x": 2, "y": 1}), ("test", {"x": 1, "y": 3})):
+        for label, count in counts.items():
+            for number in range(count):
+                name = f"{split}/{label}/{number}"
+                write_clip(tmp_path / "in" / name, seed=sum(map(ord, name)) + 100 * number)
+    with pytest.raises(Refused, match=r"^on_rare_class: 1 class.* class 'y' has clips of 1 source"):
+        run(tmp_path / "in")  # val is taken from train
+
+
 def test_rare_classes_can_be_left_out(tmp_path: Path) -> None:
     data = class_folders(tmp_path / "in", {"x": 4, "y": 2, "z": 3})
     prepared = run(data, on_rare_class="drop")

@@ -124,3 +124,17 @@ def test_sources_that_cannot_be_divided_are_refused_in_one_line() -> None:
     table = pd.DataFrame(rows, columns=["group", "label"]).assign(split="")
     with pytest.raises(UserError, match=r"^gt_csv: the sources hold several classes each"):
         assign_splits(table, 0.1, 0.1, seed=0)
+
+
+def test_official_splits_without_training_clips_are_refused() -> None:
+    table = pd.DataFrame({"group": ["a", "b"], "label": ["x", "y"], "split": ["val", "test"]})
+    with pytest.raises(UserError, match="hold no training clips"):
+        assign_splits(table, 0.1, 0.1, 0)
+
+
+def test_the_leak_is_counted_with_a_class_of_a_single_clip() -> None:
+    labels = ["x"] * 20 + ["y"]  # stratified splits need two clips of each class
+    table = pd.DataFrame({"group": ["a"] * 20 + ["b"], "label": labels})
+    leaked, held_out = random_split_leak(table, 0.1, 0.1, 0)
+    assert held_out == 4
+    assert leaked >= 3

@@ -84,6 +84,11 @@ def test_spellings_that_nobody_can_tell_apart_are_one_label_and_noted(
     assert notes.count("(1)") == len(spellings) - 1
 
 
+def test_joiners_stay_only_where_they_have_a_meaning() -> None:
+    labels = pd.Series(["run\u200dning", "sit\u200c", "می\u200cروم"])
+    assert unify_spelling(labels)[0].tolist() == ["running", "sit", "می\u200cروم"]
+
+
 def test_a_label_of_invisible_characters_is_none() -> None:
     cleaned = clean_rows(rows(("a", "\u200b"), ("b", "x")))
     assert [(d.video, d.reason) for d in cleaned.dropped] == [("a", "it has no label")]

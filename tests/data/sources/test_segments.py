@@ -87,7 +87,10 @@ def test_each_row_is_a_clip_with_the_frames_of_its_segment(tmp_path: Path) -> No
 
 def test_frames_count_from_zero_and_both_ends_belong_to_the_segment(tmp_path: Path) -> None:
     write_video(tmp_path / "in" / "a.mp4", 24)
-    source = opened(config_of(tmp_path, "video,class,start_frame,end_frame", "a,x,2,5", "a,y,7,8"))
+    rows = ("a,x,2,5", "a,y,7,8", "a,x,8.5,11")
+    source = opened(config_of(tmp_path, "video,class,start_frame,end_frame", *rows))
+    reasons = [row.reason for row in source.ground_truth.dropped]
+    assert reasons == ["frame_start or frame_end is no whole number: '8.5 to 11'"]
     assert source.bring() == {}
     names = source.ground_truth.table["folder_name"].tolist()
     assert names == ["a_f000002_f000005", "a_f000007_f000008"]
@@ -125,12 +128,14 @@ def test_equal_rows_are_one_clip_and_overlaps_of_other_labels_are_noted(tmp_path
         "a.mp4,x,0:00,1.0",
         "a.mp4,y,0.5,1.5",
         "a.mp4,x,1.5,2",
+        "a.mp4,x,1.75,2",  # within another one, but of the same label
         "a.mp4,x,2,3",
         "a.mp4,y,2,3",
     )
     truth = opened(config).ground_truth
     first, second = "a_000000.000_000001.000", "a_000000.500_000001.500"
-    assert truth.table["folder_name"].tolist() == [first, second, "a_000001.500_000002.000"]
+    others = ["a_000001.500_000002.000", "a_000001.750_000002.000"]
+    assert truth.table["folder_name"].tolist() == [first, second, *others]
     assert truth.duplicates == [first]
     assert [(row.video, row.reason) for row in truth.dropped] == [
         ("a_000002.000_000003.000", "rows with contradicting labels: x, y")

@@ -43,6 +43,9 @@ def test_what_lies_at_the_names_decides_between_frames_and_videos(
     source = opened(tmp_path, header, *rows)
     assert isinstance(source, FrameFolders)
     assert source.ground_truth.table["folder_name"].tolist() == ["some/c0", "some/c1", "some/c2"]
+    # Names that are not quite right, where there are no videos at all.
+    source = opened(tmp_path, header, *(f"some/C{number},x" for number in range(3)))
+    assert source.ground_truth.table["folder_name"].tolist() == ["some/c0", "some/c1", "some/c2"]
     for number in range(3):
         write_video(tmp_path / "in" / "films" / f"c{number}.mp4")
     source = opened(tmp_path, header, *(f"films/c{number}.mp4,x" for number in range(3)))

@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from k400tiny_lib.data.tables.names import ESCAPES_DATA_PATH, Names, name_clips, separate
+from k400tiny_lib.data.tables.names import (
+    ESCAPES_DATA_PATH,
+    Names,
+    name_clips,
+    plain_forms,
+    separate,
+)
 
 BASE = "/data/in"
 CAFE = "café.mp4"
@@ -120,6 +126,11 @@ def test_a_file_of_this_machine_outside_is_not_taken_for_one_of_another(tmp_path
 @pytest.mark.parametrize("name", ["no/run/a.mp4", "/data\0/run/a.mp4", "C:run/a.mp4"])
 def test_only_whole_paths_are_those_of_another_machine(name: str) -> None:
     assert Names("/data/in", ["run/a.mp4"], "missing").find(name).problem
+
+
+@pytest.mark.parametrize("name", ["", "  ", "/data\0/run/a.mp4", "run/a\0.mp4"])
+def test_what_is_no_path_has_no_forms(name: str) -> None:
+    assert plain_forms(name, "/data/in") == []
 
 
 def test_another_machine_has_one_directory_in_place_of_data_path() -> None:

@@ -44,7 +44,7 @@ def pairs(table: Table) -> list[tuple[str, str]]:
         "a.mp4;run\nsub/b.mp4;jump, high\n",
         "a.mp4 run\nsub/b.mp4 jump, high\n",
         "a.mp4;run\n#c.mp4\nsub/b.mp4;jump, high\n",
-        '"a.mp4" run\n"sub/b.mp4" "jump, high"\n',
+        '"a.mp4" run\nsub/b.mp4 "jump, high"\n',
         "a.mp4 40 run\nsub/b.mp4 8 jump, high\n",
         "path label\na.mp4 run\nsub/b.mp4   jump, high\n",
         json.dumps([dict(zip(("file", "label"), pair, strict=True)) for pair in PAIRS]),
@@ -199,6 +199,11 @@ def test_plain_tables_are_those_of_pandas(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(
         table.rows, pd.read_csv(path, dtype=object, keep_default_na=False)
     )
+
+
+def test_comments_are_counted_in_a_note(tmp_path: Path) -> None:
+    table = read_table(write(tmp_path, "# one\nfile,label\na.mp4,run\n# two, three\n"))
+    assert table.notes == ["gt_csv: 2 line(s) of gt.csv that begin with # are comments"]
 
 
 def test_of_two_other_columns_with_one_name_the_first_is_kept(tmp_path: Path) -> None:
