@@ -41,8 +41,6 @@ class RareClass:
 
     def __str__(self) -> str:
         text = f"class {self.label!r} has clips of {self.sources} source(s)"
-        if not self.sources:
-            text = f"class {self.label!r} is not the main label of any source"
         if self.dropped:
             clips = listed(self.dropped, _DROPPED_LISTED, "; ")
             return f"{text} ({self.sources_before} before {len(self.dropped)} dropped: {clips})"
