@@ -168,7 +168,7 @@ class Config(
     amp: Literal["auto", "off", "bf16", "fp16"] = param(AUTO, "train")
     """Mixed precision; `auto` is bf16 where a GPU or CPU multiplies it fast, off elsewhere."""
     channels_last: bool | Auto = param(AUTO, "train")
-    """Channels-last memory and 2D convolutions; `auto` is on a GPU or a CPU with AMX."""
+    """Channels-last memory and 2D convolutions; `auto` is on where bf16 is multiplied fast."""
     compile: bool = param(False, "train")
     """Compile the model with torch.compile (minutes at the start)."""
     sync_bn: bool = param(False, "train")
