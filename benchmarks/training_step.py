@@ -7,7 +7,7 @@ written to `benchmarks/results/`, in a file named by the hardware. `ours` is wha
 `channels_last=auto` and `amp=auto` choose: bf16 and 2D convolutions on a CPU that multiplies bf16
 (AMX or avx512_bf16), torchvision's own form in float32 on another. On a GPU the stock model
 in float32 is compared with what is added to it one by one: bf16, channels-last memory with 2D
-convolutions, torch.compile; `ours` is all of it. The GPU's side has not been run yet.
+convolutions, torch.compile; `ours` is all of it.
 """
 
 import os

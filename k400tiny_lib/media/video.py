@@ -11,15 +11,8 @@ import numpy as np
 
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.media.container.index import VideoIndex, index_video, read_packets
-from k400tiny_lib.media.container.opening import (
-    VIDEO_SUFFIXES,
-    Limits,
-    demux,
-    is_video,
-    name_of,
-    opened,
-    prepare_stream,
-)
+from k400tiny_lib.media.container.opening import Limits, demux, name_of, opened, prepare_stream
+from k400tiny_lib.media.container.suffixes import VIDEO_SUFFIXES, is_video
 from k400tiny_lib.media.picture import SIDE, Image, Squarer, orientation
 from k400tiny_lib.media.sampling import Segment, segment_range, view_indices
 from k400tiny_lib.media.seeking import seek_frames

@@ -24,12 +24,6 @@ _MARGIN = 1 << 18  # pixels
 # FFmpeg's own choice, but each thread holds frames: not more than take so many pixels together.
 _MOST_THREADS, _MOST_PIXELS = 16, 32 << 20
 
-VIDEO_SUFFIXES = (
-    *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3gpp", ".3g2", ".mj2", ".f4v", ".ismv"),
-    *(".mkv", ".webm", ".avi", ".divx", ".flv", ".wmv", ".asf", ".ogv", ".ogm", ".gif"),
-    *(".mpg", ".mpeg", ".mpe", ".m1v", ".m2v", ".mp2v", ".m2p", ".vob", ".mod", ".vro"),
-    *(".ts", ".mts", ".m2ts", ".m2t", ".tod", ".trp", ".mxf", ".rm", ".rmvb"),
-)
 # Files that are no videos -> their first bytes, as a pattern.
 _OTHER_FILES = {
     "a JPEG picture": rb"\xff\xd8\xff",
@@ -59,11 +53,6 @@ class Limits:
 
     frames: int
     pixels: int
-
-
-def is_video(name: str) -> bool:
-    """Whether a file name is that of a video; hidden files are not."""
-    return name.lower().endswith(VIDEO_SUFFIXES) and not name.rpartition("/")[2].startswith(".")
 
 
 @contextmanager
