@@ -132,8 +132,8 @@ def choose_temperature(
     if sources < _FEWEST_SOURCES_WITH_ERRORS:
         count = "only one source has" if sources else "no source has"
         return 1.0, (
-            f"temperature {fitted:.2f} would make them more certain, and {count} a mistake that "
-            "could bound it"
+            f"temperature {fitted:.2f} would make the answers more certain, and {count} a mistake "
+            "that could bound it"
         )
     return fitted, ""
 
