@@ -103,7 +103,7 @@ def measure(config: Config, annotations: Annotations, label: str) -> dict[str, A
     }
 
 
-def report(runs: Sequence[dict[str, Any]], num_classes: int) -> str:
+def report(runs: Sequence[dict[str, Any]], num_classes: int, epochs: int) -> str:
     """The table of all classes that are done, and their mean."""
 
     def cell(run: dict[str, Any], name: str, digits: int) -> str:
@@ -121,9 +121,9 @@ def report(runs: Sequence[dict[str, Any]], num_classes: int) -> str:
         (
             "# Clips of a class that the model has never seen",
             "",
-            f"Rendered sample, its recipe, {len(runs)} of {num_classes} classes left out one by "
-            f"one; {cpu_name()}, {minutes:.0f} minutes. The last weights; temperature and "
-            "threshold from the validation clips of the other classes.",
+            f"Rendered sample, its recipe with {epochs} epochs, {len(runs)} of {num_classes} "
+            f"classes left out one by one; {cpu_name()}, {minutes:.0f} minutes. The last weights; "
+            "temperature and threshold from the validation clips of the other classes.",
             "",
             markdown(HEADER, rows),
         )
@@ -135,13 +135,18 @@ def report(runs: Sequence[dict[str, Any]], num_classes: int) -> str:
 @click.option("--classes", type=int, help="How many classes to leave out; all by default.")
 @click.option("--epochs", type=int, help="Of the training; the recipe's by default.")
 @click.option("--amp", default="auto", help="As of train.")
-def main(output_dir: str, classes: int | None, epochs: int | None, amp: str) -> None:
+@click.option("--channels_last", is_flag=True, help="As of train.")
+def main(
+    output_dir: str, classes: int | None, epochs: int | None, amp: str, channels_last: bool
+) -> None:
     """Train what is missing, print and write the table of all that is there."""
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     base, annotations = prepare_clips("sample", folder, "", "")
     config = base.replace(**OURS["sample"], amp=amp, num_workers=0)
     config = config.replace(num_epochs=epochs or config.num_epochs)
+    if channels_last:
+        config = config.replace(channels_last=True)
     file = folder / f"runs-{config.num_epochs}.jsonl"
     runs = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     done = {run["label"] for run in runs}
@@ -150,7 +155,9 @@ def main(output_dir: str, classes: int | None, epochs: int | None, amp: str) -> 
             runs.append(measure(config, annotations, label))
             with file.open("a") as lines:
                 lines.write(json.dumps(runs[-1]) + "\n")
-    write_result("unknown", cpu_name(), report(runs, len(annotations.class_names)))
+    write_result(
+        "unknown", cpu_name(), report(runs, len(annotations.class_names), config.num_epochs)
+    )
 
 
 if __name__ == "__main__":
