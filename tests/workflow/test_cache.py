@@ -147,6 +147,20 @@ def test_unknown_clips_count_by_their_content_wherever_they_are(
     assert cache_key("evaluate", given) not in (first, second)
 
 
+def test_linked_unknown_clips_count_and_files_that_are_no_clips_do_not(
+    config: Config, tmp_path: Path
+) -> None:
+    write_clip(tmp_path / "elsewhere", 1)
+    (tmp_path / "unknown").mkdir()
+    (tmp_path / "unknown" / "jump").symlink_to(tmp_path / "elsewhere")
+    given = config.replace(unknown_path=str(tmp_path / "unknown"))
+    first = cache_key("evaluate", given)
+    (tmp_path / "unknown" / "notes.txt").write_text("text")
+    assert cache_key("evaluate", given) == first
+    (tmp_path / "elsewhere" / "frame00.jpg").write_bytes(b"another picture")
+    assert cache_key("evaluate", given) != first
+
+
 def test_an_artifact_of_a_run_counts_by_its_uri_and_is_not_fetched(config: Config) -> None:
     first, second = (config.replace(checkpoint=f"runs:/{n * 32}/best.pt") for n in "ab")
     assert cache_key("evaluate", first) == cache_key("evaluate", first)
