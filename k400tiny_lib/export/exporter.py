@@ -14,7 +14,7 @@ from k400tiny_lib.config import NONE, Config
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.export import onnx_graph, parity
 from k400tiny_lib.export.onnx_graph import frames_free
-from k400tiny_lib.export.scoring import ExportClips, read_evaluation
+from k400tiny_lib.export.scoring import Calibrated, ExportClips, read_evaluation
 from k400tiny_lib.export.variants import FLOAT32, Choice, choose_variant
 from k400tiny_lib.models.architectures import ARCHITECTURES
 from k400tiny_lib.models.loaded import LoadedModel
@@ -82,17 +82,19 @@ def export_model(
         needed = f"test clips to judge {config.quantize} on"
         raise UserError(f"quantize: {not_scored}. Needed: {needed}.")
     eager = partial(parity.run_eager, loaded.model, loaded.geometry, views=views)
-    temperature, predictions = 1.0, None
+    calibrated = Calibrated()
     if config.evaluation != NONE and not not_scored:
         prior = read_evaluation(Path(config.evaluation), clips, eager)
         if isinstance(prior, str):
             note(f"evaluation: not used, {prior}")
         else:
-            temperature, predictions = prior
-            eager = partial(eager, temperature=temperature)
-
-    added = {"views_in_graph": views, "temperature": temperature, "commit": commit}
-    metadata = describe_model(loaded) | added
+            calibrated = prior
+            eager = partial(eager, temperature=calibrated.temperature)
+    if not calibrated.confidence_threshold:
+        note("confidence_threshold: none, no answer will be marked as unknown")
+    temperature, predictions = calibrated.temperature, calibrated.predictions
+    added = {"views_in_graph": views, "commit": commit}
+    metadata = describe_model(loaded) | added | calibrated.metadata
 
     def graph_of(model: nn.Module) -> onnx.ModelProto:
         module = onnx_graph.FramesToProbabilities(model, loaded.geometry, views, temperature)
@@ -120,6 +122,10 @@ def export_model(
         rows = pd.DataFrame(choice.variants)
         note(rows.to_string(index=False, float_format=lambda value: f"{value:.2f}"))
     metadata["quantize"] = NONE if choice.name == FLOAT32 else choice.name
+    if choice.name != FLOAT32:
+        kept = f"Temperature and confidence threshold are those of float32, kept for {choice.name}."
+        metadata["calibration"] += f" {kept}"
+        note(kept)
     metadata["frames_free"] = frames_free(choice.proto)
     if choice.predictions is not None:
         metadata |= clips.score(choice.predictions, loaded.geometry)

@@ -12,6 +12,7 @@ from mlflow.exceptions import ExecutionException
 from k400tiny_lib.config import CHAIN, NONE, Config, parameters_of
 from k400tiny_lib.data.sources.base import Source, open_source
 from k400tiny_lib.errors import UserError, hide_passwords
+from k400tiny_lib.evaluation.shift.unknown_clips import find_unknown
 from k400tiny_lib.tracking import runs
 from k400tiny_lib.tracking.models import logged_model_id
 from k400tiny_lib.tracking.naming import NOTE_TAG, name_run
@@ -38,6 +39,8 @@ def run_chain(config: Config) -> list[Finished]:
     source = open_source(config)
     source.check()
     _check_initial_weights(config)
+    if config.unknown_path != NONE:  # not only after the training
+        find_unknown(runs.local_copy(config.unknown_path, "unknown_path"))
     # mlflow would print every step's whole command line.
     logging.getLogger("mlflow.projects").setLevel(logging.WARNING)
     parent = runs.active_run_id()
