@@ -1,6 +1,6 @@
 """One call of `predict`: labels inputs, and writes each result when it is there."""
 
-from collections.abc import Iterator
+from collections import Counter
 from contextlib import ExitStack
 from itertools import chain, count
 from pathlib import Path, PurePosixPath
@@ -183,21 +183,27 @@ def _annotate(timeline: Timeline, path: Path, target: Path, files: _Files) -> No
         files.fail(printable(f"{path} has labels but no annotated copy: {reason}"))
 
 
-def file_names(names: list[str]) -> Iterator[str]:
+def file_names(names: list[str]) -> list[str]:
     """For each input, the path of its files without a suffix: no two are the same.
 
-    `a.mp4` gives `a`; of two that differ in the suffix alone, the second keeps it. Characters that
-    some file system or server does not take become `_`.
+    `a.mp4` gives `a`; names that differ in the suffix alone keep it. Characters that some file
+    system or server does not take become `_`.
     """
-    taken = set[str]()
-    for name in names:
-        path = PurePosixPath(*map(_plain, PurePosixPath(name).parts))
-        choices = chain(
-            (str(path.with_suffix("")), str(path)), (f"{path}-{number}" for number in count(2))
-        )
-        choice = next(choice for choice in choices if choice.casefold() not in taken)
-        taken.add(choice.casefold())
-        yield choice
+    paths = [PurePosixPath(*map(_plain, PurePosixPath(name).parts)) for name in names]
+    stems = Counter(_stem(path).casefold() for path in paths)
+    complete = {str(path).casefold() for path in paths}
+    files: dict[str, str] = {}  # without capitals -> as it is
+    for path in paths:
+        stem = _stem(path)
+        is_clear = stems[stem.casefold()] == 1 and stem.casefold() not in complete
+        choices = chain([stem if is_clear else str(path)], (f"{path}-{n}" for n in count(2)))
+        choice = next(choice for choice in choices if choice.casefold() not in files)
+        files[choice.casefold()] = choice
+    return list(files.values())
+
+
+def _stem(path: PurePosixPath) -> str:
+    return str(path.with_suffix(""))
 
 
 def _plain(part: str) -> str:

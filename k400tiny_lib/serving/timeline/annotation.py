@@ -25,6 +25,7 @@ _BT709 = 1  # FFmpeg's number
 _STRIP = 0.1  # height of the text's strip, a share of the picture's
 _LEAST_STRIP = 26  # pixels
 _DPI = 100
+_BEST_CODEC = "libx264"
 
 
 def annotate(video: Path, timing: Timing, spans: Sequence[Span], target: Path) -> None:
@@ -76,19 +77,23 @@ def draw_strip(span: Span, size: tuple[int, int]) -> Image:
     rows = max(_LEAST_STRIP, round(height * _STRIP))
     tail = f"  {span.probability:.2f}" + ("" if span.known else "  (unknown)")
     points = 0.5 * rows * 72 / _DPI
-    # A letter is about 0.6 of the font's size wide.
-    columns = int(width * 72 / _DPI / (0.6 * points)) - len(tail) - 1
+    # A letter is about 0.6 of the font's size wide; what is still too wide gets a smaller font.
+    columns = round(1.3 * width * 72 / _DPI / (0.6 * points)) - len(tail)
     figure = LabeledFigure(figsize=(width / _DPI, rows / _DPI), dpi=_DPI, facecolor="#000000a8")
-    figure.text(
-        0.4 * rows / width,
+    margin = 0.4 * rows
+    text = figure.text(
+        margin / width,
         0.5,
-        short_text(span.label, max(6, columns)) + tail,
+        short_text(span.label, max(8, columns)) + tail,
         color="white" if span.known else "0.75",
         fontsize=points,
         verticalalignment="center_baseline",
     )
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
+    if (drawn := text.get_window_extent().width) > (free := width - 2 * margin):
+        text.set_fontsize(points * free / drawn)
+        canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:rows, :width]
 
 
@@ -130,7 +135,7 @@ class _Upright:
 
 def _add_stream(copy: Any, size: tuple[int, int], timing: Timing) -> Any:
     try:
-        codec = av.codec.Codec("libx264", "w").name
+        codec = av.codec.Codec(_BEST_CODEC, "w").name
     except UnknownCodecError:  # an FFmpeg without it
         codec = "mpeg4"
     rate = (1 / (timing.index.step * timing.index.tick)).limit_denominator(1001)
@@ -141,7 +146,7 @@ def _add_stream(copy: Any, size: tuple[int, int], timing: Timing) -> Any:
     context.time_base = _TICK
     context.colorspace = _BT709
     context.thread_count = available_cores()
-    if codec == "libx264":
+    if codec == _BEST_CODEC:
         context.options = {"preset": "veryfast", "crf": "23"}
     else:
         context.options = {"q": "4"}
