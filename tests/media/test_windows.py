@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.media import windows
 from k400tiny_lib.media.video import Segment, sample_video
-from k400tiny_lib.media.windows import Window, WindowReader
+from k400tiny_lib.media.windows import reading, timing
+from k400tiny_lib.media.windows.reading import Window, WindowReader
 from tests.helpers.videos import encode, moving
 from tests.media.test_damage import damage, positions
 
@@ -85,14 +85,14 @@ def test_a_frame_is_decoded_once_whatever_the_overlap(
     path = tmp_path / "x.mp4"
     encode(path, moving(80, (32, 32)), "libx264")
     times = []
-    demux = windows.demux
+    demux = timing.demux
 
     def counted(*args: Any) -> Iterator[Any]:
         for packet in demux(*args):
             times.append(packet.pts)
             yield packet
 
-    monkeypatch.setattr(windows, "demux", counted)
+    monkeypatch.setattr(timing, "demux", counted)
     assert len(read(path, 1, 0.1, views=2)) == 23
     assert len(times) == 80 + 1  # and the empty one at the end
     assert len(set(times)) == 81
@@ -150,13 +150,13 @@ def test_a_video_whose_packets_are_not_its_frames_is_read_by_its_frames(
     path = tmp_path / "x.mp4"
     encode(path, moving(50, (48, 64)))
     expected = read(path, 1, 0.5)
-    index_video = windows.index_video
+    index_video = reading.index_video
 
     def without_times(video: Path) -> Any:
         index = index_video(video)
         return replace(index, times=index.times + 1)
 
-    monkeypatch.setattr(windows, "index_video", without_times)
+    monkeypatch.setattr(reading, "index_video", without_times)
     actual = read(path, 1, 0.5)
     assert [w[:2] for w in actual] == [w[:2] for w in expected]
     for one, other in zip(actual, expected, strict=True):

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from k400tiny_lib.media.picture import Orientation
-from k400tiny_lib.media.windows import Window
+from k400tiny_lib.media.windows.reading import Window, WindowReader
 from k400tiny_lib.serving.inputs import find_inputs
 from k400tiny_lib.serving.labeling import Outcome, file_names, label_all
 from k400tiny_lib.serving.timeline import annotation
@@ -155,8 +155,6 @@ def spans(*labels: str) -> list[Span]:
 
 def annotated(path: Path, target: Path, labels: Sequence[str]) -> tuple[Any, list[float]]:
     """Frames and times of the annotated copy."""
-    from k400tiny_lib.media.windows import WindowReader
-
     annotation.annotate(path, WindowReader(path, 1, 1, 4).timing, spans(*labels), target)
     frames, times, kinds = decode(target)
     assert kinds == ["video"]

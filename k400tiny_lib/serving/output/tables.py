@@ -32,6 +32,7 @@ class GrowingFile:
     def __init__(self, path: Path, *columns: str) -> None:
         self._path, self._columns = path, columns
         self._file: IO[str] | None = None
+        self._first = 0  # where the first row begins
 
     def __enter__(self) -> "GrowingFile":
         return self
@@ -58,15 +59,13 @@ class GrowingFile:
     def cut(self, size: int) -> None:
         """Take back what was written since `size` told this number."""
         if self._file:
-            self._file.seek(size or self._size_of_header())
+            self._file.seek(size or self._first)
             self._file.truncate()
-
-    def _size_of_header(self) -> int:
-        return len(",".join(self._columns)) + 1 if self._columns else 0
 
     def _open(self) -> IO[str]:
         if self._file is None:
             self._file = self._path.open("w", encoding="utf-8", newline="")
             if self._columns:
                 csv.writer(self._file, lineterminator="\n").writerow(self._columns)
+            self._first = self._file.tell()
         return self._file

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from k400tiny_lib.files import atomic_write
 from k400tiny_lib.media.picture import Image, orientation, sane_aspect
-from k400tiny_lib.media.windows import Decoder, Timing
+from k400tiny_lib.media.windows.timing import Decoder, Timing
 from k400tiny_lib.plots import LabeledFigure, short_text
 from k400tiny_lib.serving.timeline.spans import Span
 from k400tiny_lib.system import available_cores

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from k400tiny_lib.media.picture import SIDE, Image
-from k400tiny_lib.media.windows import Timing, Window, WindowReader
+from k400tiny_lib.media.windows.reading import Window, WindowReader
+from k400tiny_lib.media.windows.timing import Timing
 from k400tiny_lib.serving.onnx_classifier import OnnxClassifier
 from k400tiny_lib.serving.predict import clips_a_batch, model_failure
 
