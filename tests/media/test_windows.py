@@ -152,11 +152,12 @@ def test_a_video_whose_packets_are_not_its_frames_is_read_by_its_frames(
     expected = read(path, 1, 0.5)
     index_video = reading.index_video
 
-    def without_times(video: Path) -> Any:
+    def two_packets_a_frame(video: Path) -> Any:  # the fields of an interlaced video
         index = index_video(video)
-        return replace(index, times=index.times + 1)
+        times = np.sort(np.concatenate([index.times, index.times + index.step // 2]))
+        return replace(index, times=times)
 
-    monkeypatch.setattr(reading, "index_video", without_times)
+    monkeypatch.setattr(reading, "index_video", two_packets_a_frame)
     actual = read(path, 1, 0.5)
     assert [w[:2] for w in actual] == [w[:2] for w in expected]
     for one, other in zip(actual, expected, strict=True):

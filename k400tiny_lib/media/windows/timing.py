@@ -75,7 +75,7 @@ class Timing:
     """When the frames of a video are shown.
 
     Attributes:
-        index: of the file.
+        index: of the file, with the times of the frames as they come out of the decoder.
         ticks: int64 (N,), times of all frames that come out of the decoder, from 0, in order.
         numbers: int64 (M,), of the frames that are sound.
         num_threads: to decode with, so that the same frames come out again; 0 for any.
@@ -127,7 +127,8 @@ def find_timing(video: Path, index: VideoIndex, max_bad_frames: float) -> Timing
     if num_there < 2:
         there = "one frame" if num_there else "no frames"
         raise UserError(f"{name_of(video)} has {there}. Needed: at least 2.")
-    ticks = np.maximum.accumulate(index.with_times(times).times)
+    index = index.with_times(times)
+    ticks = np.maximum.accumulate(index.times)
     sound = np.setdiff1d(np.arange(num_there), list(decoder.damaged))
     note = damage_note(num_bad, num_there - len(sound), num_frames)
     numbers = sound if len(sound) > 1 else np.arange(num_there)
