@@ -251,12 +251,13 @@ class Config(
     top_k: Count = param(5, "predict")
     """Labels shown per clip."""
     window_seconds: NonNegativeFloat = param(0.0, "predict")
-    """Length of the windows of a long video that are labeled one by one, in a timeline; 0 for one
-    answer for the whole video."""
+    """Length of the windows of a video that are labeled one by one, in a timeline; 0 for one answer
+    for the whole video."""
     stride_seconds: NonNegativeFloat = param(0.0, "predict")
-    """Seconds from the start of one window to that of the next; 0 for half of window_seconds."""
+    """Seconds from the start of one window to that of the next, at most window_seconds; 0 for half
+    of it."""
     annotate: bool = param(False, "predict")
-    """Also make a copy of each video with the labels of its timeline drawn in."""
+    """Also make a copy of each video with the labels of its timeline drawn in, without sound."""
     num_threads: Count | Auto = param(AUTO, "predict")
     """Cores of a prediction; `auto` is all of this process."""
     device: Literal["auto", "cpu", "cuda"] = param(AUTO, "predict")

@@ -218,22 +218,36 @@ def _decode_again(request: _Request, index: VideoIndex, decoded: _Decoded) -> Sa
     if num_threads or not decoded.is_complete:
         decoded = _decode_file(request, index, (), num_threads=num_threads)
     numbers, num_bad = _frames_there(request, index, decoded)
-    num_frames, name = len(numbers) + num_bad, name_of(request.video)
-    if num_bad > request.max_bad_frames * num_frames:
-        raise UserError(
-            f"{name} is damaged: {num_bad} of {num_frames} frames ({num_bad / num_frames:.0%}) "
-            f"cannot be decoded. Needed: at most {request.max_bad_frames:.0%} (max_bad_frames)."
-        )
+    num_frames = len(numbers) + num_bad
+    refuse_damaged(request.video, num_bad, num_frames, request.max_bad_frames)
     sound = [number for number in numbers if number not in decoded.damaged]
     num_damaged = len(numbers) - len(sound)
     wanted = request.choose(index, sound if len(sound) > 1 else numbers)
     images = _decode_file(request, index, wanted, num_threads=num_threads).images
     if not images.keys() >= set(wanted):
+        name = name_of(request.video)
         raise UserError(f"{name} cannot be decoded: it gives other frames each time.")
+    note = damage_note(num_bad, num_damaged, num_frames)
+    return SampledVideo(_stack(images, wanted), num_bad, num_frames, note)
+
+
+def refuse_damaged(
+    video: Path | bytes, num_bad: int, num_frames: int, max_bad_frames: float
+) -> None:
+    """Raise a UserError if more than the share `max_bad_frames` of the frames are bad."""
+    if num_bad > max_bad_frames * num_frames:
+        raise UserError(
+            f"{name_of(video)} is damaged: {num_bad} of {num_frames} frames "
+            f"({num_bad / num_frames:.0%}) cannot be decoded. Needed: at most "
+            f"{max_bad_frames:.0%} (max_bad_frames)."
+        )
+
+
+def damage_note(num_bad: int, num_damaged: int, num_frames: int) -> str:
+    """What is wrong with a video's frames, in words; empty if nothing is."""
     notes = [f"{num_bad} of {num_frames} frames cannot be decoded"] if num_bad else []
     notes += [f"{num_damaged} of {num_frames} frames are damaged"] if num_damaged else []
-    note = ", ".join(notes)
-    return SampledVideo(_stack(images, wanted), num_bad, num_frames, note)
+    return ", ".join(notes)
 
 
 def _frames_there(

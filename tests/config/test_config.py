@@ -307,3 +307,21 @@ def test_directories_of_training_are_on_this_machine(name: str) -> None:
         assert getattr(resolve("train", needed | {name: path}), name) == path
     for uri in ("file:///ck/mine", "file:/ck/mine"):
         assert getattr(resolve("train", needed | {name: uri}), name) == "/ck/mine"
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ({"annotate": "True"}, "annotate: True without windows"),
+        ({"stride_seconds": "1"}, r"stride_seconds: 1\.0 without windows"),
+        ({"window_seconds": "2", "stride_seconds": "3"}, "stride_seconds: 3 leaves parts between"),
+        ({"window_seconds": "9", "stride_seconds": "0.1"}, "more than 50 windows of 9 s overlap"),
+        ({"window_seconds": "0.01"}, r"window_seconds: 0\.01 is about one frame"),
+        ({"window_seconds": "-1"}, "window_seconds: '-1' is not allowed"),
+        ({"window_seconds": "inf"}, "window_seconds: 'inf' is not allowed"),
+    ],
+)
+def test_windows_that_make_no_sense_are_refused(texts: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        resolve("predict", {"input": "x"} | texts)
+    assert resolve("predict", {"input": "x", "window_seconds": "2", "stride_seconds": "2"})
