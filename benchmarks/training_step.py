@@ -139,6 +139,7 @@ def peak(device: torch.device, bf16: bool) -> tuple[float, str]:
 
 def table(shape: Shape, device: torch.device, rounds: int, steps: int) -> str:
     """Measure all sides on one size of clips."""
+    torch.compiler.reset()  # a second size would be compiled for any size, which takes minutes
     sides = sides_on(device)
     found = in_turns(
         {
