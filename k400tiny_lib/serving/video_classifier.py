@@ -4,7 +4,7 @@
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +34,7 @@ class Answer(NamedTuple):
     probabilities: list[float]
     known: bool
     error: str = ""
+    cause: UserError | MlflowException | None = None
 
 
 class VideoClassifier(PythonModel):
@@ -74,9 +75,9 @@ class VideoClassifier(PythonModel):
             empty for the others.
 
         Raises:
-            MlflowException: for a bad request and for a single video that cannot be labeled, one
-                line; the scoring server answers with 400, 429 if it has too much to do, and 500 if
-                the fault is its own.
+            MlflowException: for a bad request, and if none of the videos can be labeled, with what
+                is wrong with the first; one line. The scoring server answers with 400, with 429 if
+                it has too much to do, and with 500 if the fault is its own.
         """
         try:
             rows, top_k = self._rows(model_input), _checked_top_k(params)
@@ -84,9 +85,10 @@ class VideoClassifier(PythonModel):
                 self.config["max_seconds"], self.config["max_total_pixels"]
             ) as work:
                 answers = [
-                    self._answer(number, row, top_k, work, num_rows=len(rows))
+                    self._answer(row, top_k, work, is_last=number == len(rows))
                     for number, row in enumerate(rows, start=1)
                 ]
+            _raise_if_none(answers)
         except BusyError as error:
             raise MlflowException(str(error), RESOURCE_EXHAUSTED) from None
         except UserError as error:
@@ -95,8 +97,8 @@ class VideoClassifier(PythonModel):
             raise
         except Exception:
             raise _own_fault() from None
-        table = pd.DataFrame(answers, columns=list(COLUMNS))
-        return table.set_axis(model_input.index, axis="index")
+        columns = {name: [getattr(answer, name) for answer in answers] for name in COLUMNS}
+        return pd.DataFrame(columns, index=model_input.index)
 
     def _rows(self, model_input: pd.DataFrame) -> list[dict[Any, Any]]:
         if not isinstance(model_input, pd.DataFrame):
@@ -111,21 +113,14 @@ class VideoClassifier(PythonModel):
         rows: list[dict[Any, Any]] = model_input.to_dict("records")
         return rows
 
-    def _answer(
-        self, number: int, row: Mapping[Any, Any], top_k: int, work: Work, num_rows: int
-    ) -> Answer:
-        """The answer for one video; if it is the only one, its error is raised."""
+    def _answer(self, row: Mapping[Any, Any], top_k: int, work: Work, is_last: bool) -> Answer:
         try:
-            return self._label(row, top_k, work, is_last=number == num_rows)
+            return self._label(row, top_k, work, is_last)
         except UserError as error:
-            if num_rows == 1:
-                raise type(error)(f"video {number}: {error}") from None
-            return Answer([], [], False, one_line(error, limit=500))
+            return Answer([], [], False, one_line(error, limit=500), error)
         except Exception:
             fault = _own_fault()
-            if num_rows == 1:
-                raise fault from None
-            return Answer([], [], False, fault.message)
+            return Answer([], [], False, fault.message, fault)
 
     def _label(self, row: Mapping[Any, Any], top_k: int, work: Work, is_last: bool) -> Answer:
         video, name = self._video(row)
@@ -162,6 +157,17 @@ class VideoClassifier(PythonModel):
             f"{' and '.join(map(str, given)) or 'nothing'} given. Needed: `video` (base64) or "
             "`path`."
         )
+
+
+def _raise_if_none(answers: Sequence[Answer]) -> None:
+    """Raise the error of the first video if no video has labels."""
+    first = answers[0].cause
+    if first is None or not all(answer.error for answer in answers):
+        return
+    if isinstance(first, MlflowException):
+        raise first
+    others = f" (none of the {len(answers)} videos can be labeled)" if len(answers) > 1 else ""
+    raise type(first)(f"video 1: {answers[0].error}{others}")
 
 
 def _checked_top_k(params: Mapping[str, Any] | None) -> int:
