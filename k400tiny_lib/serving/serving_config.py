@@ -99,9 +99,14 @@ def checked_config(values: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
+def is_server() -> bool:
+    """Whether this process is one of `mlflow models serve`."""
+    return _SERVER_VARIABLE in os.environ
+
+
 def _served_keys() -> list[str]:
     """The keys that a scoring server was given, with those that MLflow has dropped."""
-    if _SERVER_VARIABLE not in os.environ:
+    if not is_server():
         return []
     served = json.loads(os.environ.get(_CONFIG_VARIABLE) or "{}")
     return list(served) if isinstance(served, dict) else []

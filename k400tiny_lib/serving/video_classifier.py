@@ -15,9 +15,9 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from k400tiny_lib.errors import UserError, one_line
 from k400tiny_lib.media.video import Limits, sample_video
-from k400tiny_lib.serving.onnx_classifier import OnnxClassifier, open_classifier
+from k400tiny_lib.serving.onnx_classifier import OnnxClassifier, open_classifier, return_memory
 from k400tiny_lib.serving.request_rows import decoded_video, path_below
-from k400tiny_lib.serving.serving_config import checked_config
+from k400tiny_lib.serving.serving_config import checked_config, is_server
 from k400tiny_lib.serving.turns import BusyError, Turns, Work
 
 TOP_K = 5
@@ -46,6 +46,8 @@ class VideoClassifier(PythonModel):
         Raises:
             MlflowException: if the configuration is wrong, one line.
         """
+        if is_server():
+            _hide_stack_traces()
         try:
             self.config: Mapping[str, Any] = checked_config(context.model_config or {})
             self.turns = Turns()
@@ -97,6 +99,8 @@ class VideoClassifier(PythonModel):
             raise
         except Exception:
             raise _own_fault() from None
+        finally:
+            return_memory()
         columns = {name: [getattr(answer, name) for answer in answers] for name in COLUMNS}
         return pd.DataFrame(columns, index=model_input.index)
 
@@ -181,3 +185,16 @@ def _own_fault() -> MlflowException:
     """The answer to an error that is not the caller's; its details are for the server's log."""
     _logger.exception("A video could not be labeled.")
     return MlflowException("The server failed on this video; its log says why.")
+
+
+def _hide_stack_traces() -> None:
+    """Keep MLflow's server from sending its stack trace to who sent a body that it cannot read."""
+    serialize = MlflowException.serialize_as_json
+
+    def without_trace(error: MlflowException) -> str:
+        trace = error.json_kwargs.pop("stack_trace", None)
+        if trace:
+            _logger.warning("A request was refused.\n%s", trace)
+        return str(serialize(error))
+
+    MlflowException.serialize_as_json = without_trace

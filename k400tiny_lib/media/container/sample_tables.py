@@ -16,6 +16,7 @@ _TABLES = re.compile(rb"(.{4})(stsz|stz2|trun|cmov)(.{4})(.{4})(.{0,4})", re.DOT
 _TIMES = re.compile(rb"stts.{4}(.{4}).{4}(.{4})", re.DOTALL)
 _ONE_TICK = (b"\0\0\0\1", b"\0\0\0\1")  # one entry, and how long its samples last
 _MEDIA = b"mdat"
+_SAMPLES_PER_BOX = 8
 _NAME = re.compile(rb"[ -~\xa9]{4}")
 _LARGEST_HEADER = 256 << 20  # bytes; such a file is refused for its size, where there are limits
 
@@ -24,9 +25,10 @@ def stated_samples(file: BinaryIO) -> float:
     """The samples of all tracks of an MP4 file together; 0 for another file, inf if compressed.
 
     A table of one size for all samples counts, as does a fragment; a table with an entry for each
-    sample is as long as the file allows.
+    sample is as long as the file allows. A box at the top of the file counts as some, for it takes
+    the time of some.
     """
-    return sum(_samples(head) for head in _headers(file))
+    return sum(_SAMPLES_PER_BOX + _samples(header) for header in _headers(file))
 
 
 def _headers(file: BinaryIO) -> Iterator[bytes]:
