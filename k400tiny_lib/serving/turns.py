@@ -14,7 +14,8 @@ from k400tiny_lib.errors import UserError
 from k400tiny_lib.system import available_cores
 
 _SHORT_AT_ONCE = 2  # more would only take memory
-_SHORT_SECONDS = 4.0
+# Where it stops being short: 17 s of 1080p at 30 a second, or what else takes long.
+_SHORT_PIXELS, _SHORT_SECONDS = 1_000_000_000, 10.0
 
 
 class BusyError(UserError):
@@ -131,7 +132,8 @@ class Work:
         now = time.monotonic()
         if now > self._video_deadline:
             raise self._too_slow()
-        if self._has_short and self._seconds + now - self._since > _SHORT_SECONDS:
+        seconds = self._seconds + now - self._since
+        if self._has_short and (self._pixels > _SHORT_PIXELS or seconds > _SHORT_SECONDS):
             self._end_short()
             if not self._turns.take_long(self._video_deadline - now):
                 raise self._too_slow()

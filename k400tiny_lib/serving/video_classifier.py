@@ -197,4 +197,4 @@ def _hide_stack_traces() -> None:
             _logger.warning("A request was refused.\n%s", trace)
         return str(serialize(error))
 
-    MlflowException.serialize_as_json = without_trace
+    MlflowException.serialize_as_json = without_trace  # type: ignore[method-assign]

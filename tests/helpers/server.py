@@ -33,7 +33,7 @@ class Server(NamedTuple):
 
 
 @contextmanager
-def serving(uri: str, folder: Path, environment: Mapping[str, str] = {}) -> Iterator[Server]:  # noqa: B006
+def serving(uri: str, folder: Path, environment: Mapping[str, str] = {}) -> Iterator[Server]:
     """Start it where the library is not to be found.
 
     Args:

@@ -209,13 +209,14 @@ def decode_packet(packet: Any, limits: Limits | None) -> list[Any]:
         frames: list[Any] = packet.decode()
         return frames
     context = packet.stream.codec_context
-    # A packet without a frame is work all the same.
+    # A packet without a frame is work all the same; the frames of the last, empty one are counted.
+    is_work = packet.size > 0
     pixels = context.width * context.height
     try:
         frames = packet.decode()
         pixels = max(pixels, sum(frame.width * frame.height for frame in frames))
     finally:
-        limits.check(pixels)
+        limits.check(pixels if is_work else 0)
     return frames
 
 
