@@ -17,6 +17,8 @@ _SHORT_AT_ONCE = 2  # more would only take memory
 # Where it stops being short: 17 s of 1080p at 30 a second, or what else takes long.
 _SHORT_PIXELS, _SHORT_SECONDS = 1_000_000_000, 10.0
 
+_LONGEST_REST = 0.1  # seconds
+
 
 class BusyError(UserError):
     """The server has too much to do; the same request may be answered later."""
@@ -37,6 +39,7 @@ class Turns:
         self._long = threading.BoundedSemaphore(1)
         self._max_waiting = available_cores() if max_waiting is None else max_waiting
         self._num_waiting = 0
+        self.num_short = 0  # at work
         self._lock = threading.Lock()
 
     @contextmanager
@@ -48,31 +51,40 @@ class Turns:
         finally:
             work.end()
 
-    def take_short(self, seconds: float) -> bool:
-        """Wait for the turn of a short request, at most so many seconds."""
-        return self._short.acquire(timeout=max(0.0, seconds))
+    def take_short(self, seconds: float) -> None:
+        """Wait for the turn of a short request, at most so many seconds.
+
+        Raises:
+            BusyError: if it does not come.
+        """
+        if not self._short.acquire(timeout=max(0.0, seconds)):
+            raise BusyError("the server is busy. Try again later.")
+        with self._lock:
+            self.num_short += 1
 
     def end_short(self) -> None:
         """Let the next short request have its turn."""
+        with self._lock:
+            self.num_short -= 1
         self._short.release()
 
-    def take_long(self, seconds: float) -> bool:
-        """Wait for the turn of the long request.
+    def take_long(self, seconds: float) -> None:
+        """Wait for the turn of the long request, at most so many seconds.
 
         Raises:
-            BusyError: if too many wait already.
+            BusyError: if it does not come, or too many wait already.
         """
         if self._long.acquire(blocking=False):
-            return True
+            return
         with self._lock:
-            if self._num_waiting >= self._max_waiting:
-                raise BusyError("the server is busy with other long requests. Try again later.")
-            self._num_waiting += 1
+            may_wait = self._num_waiting < self._max_waiting
+            self._num_waiting += may_wait
         try:
-            return self._long.acquire(timeout=max(0.0, seconds))
+            if not (may_wait and self._long.acquire(timeout=max(0.0, seconds))):
+                raise BusyError("the server is busy with other long requests. Try again later.")
         finally:
             with self._lock:
-                self._num_waiting -= 1
+                self._num_waiting -= may_wait
 
     def end_long(self) -> None:
         """Let the next long request have its turn."""
@@ -87,6 +99,7 @@ class Work:
         self._deadline = time.monotonic() + max_seconds
         self._pixels = 0
         self._seconds, self._since = 0.0, 0.0  # in earlier turns, and when this one began
+        self._checked = 0.0  # when `check` was called last
         self._has_short = self._is_long = False
         self._video_deadline, self._video_pixels = self._deadline, max_pixels
 
@@ -99,17 +112,16 @@ class Work:
                 pixels that are left, so that those that follow can be answered as well.
 
         Raises:
-            UserError: if the time is over before the turn comes.
+            BusyError: if the time is over before the turn comes.
         """
         now = time.monotonic()
         share = 1.0 if is_last else 0.5
         self._video_deadline = now + share * (self._deadline - now)
         self._video_pixels = self._pixels + int(share * (self._max_pixels - self._pixels))
         if not self._is_long:
-            if not self._turns.take_short(self._video_deadline - now):
-                raise self._too_slow()
+            self._turns.take_short(self._video_deadline - now)
             self._has_short = True
-        self._since = time.monotonic()
+        self._since = self._checked = time.monotonic()
         try:
             yield
         finally:
@@ -121,7 +133,7 @@ class Work:
 
         Raises:
             UserError: if the video takes too long, or too many pixels.
-            BusyError: if the request is a long one, and too many others are.
+            BusyError: if the request is a long one, and its turn does not come.
         """
         self._pixels += pixels
         if self._pixels > self._video_pixels:
@@ -135,9 +147,12 @@ class Work:
         seconds = self._seconds + now - self._since
         if self._has_short and (self._pixels > _SHORT_PIXELS or seconds > _SHORT_SECONDS):
             self._end_short()
-            if not self._turns.take_long(self._video_deadline - now):
-                raise self._too_slow()
+            self._turns.take_long(self._video_deadline - now)
             self._is_long = True
+        if self._is_long and self._turns.num_short:
+            # Half of the time for those who need little of it.
+            time.sleep(min(_LONGEST_REST, now - self._checked))
+        self._checked = time.monotonic()
 
     def end(self) -> None:
         """Give up the turn of a long request."""
