@@ -58,6 +58,8 @@ def path_below(root: str, name: str, max_megabytes: float) -> Path:
             "paths are refused here. Needed: `video` (base64), or a `video_root` in the model's "
             "configuration."
         )
+    if "://" in name[:20]:
+        raise UserError(f"{name[:100]!r} is an address. Needed: a file below video_root.")
     # Links are resolved first, so that one that leads out of the directory is refused too. The
     # message is the same for every refused path: it does not tell which files exist.
     try:
