@@ -12,7 +12,7 @@ from k400tiny_lib.errors import UserError, listed
 AUTO = "auto"
 # Seconds after which MLflow's scoring server answers without the model, and its default.
 _TIMEOUT_VARIABLE, _TIMEOUT = "MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", 60.0
-_SHARE = 1 / 2  # of it for the model; before, a request may wait for one of MLflow's threads
+_SHARE = 2 / 3  # of it for the model; the rest is for reading the request
 # A process of `mlflow models serve` has both; MLflow drops the keys that it does not know.
 _SERVER_VARIABLE, _CONFIG_VARIABLE = "__pyfunc_model_path__", "SERVING_MODEL_CONFIG"
 
@@ -62,7 +62,7 @@ _SETTINGS = {
     "max_seconds": _Setting(  # for a request
         AUTO,
         lambda value: value == AUTO or (_is_number(value) and value > 0),
-        f"{AUTO} (half of {_TIMEOUT_VARIABLE}) or a number above 0",
+        f"{AUTO} (two thirds of {_TIMEOUT_VARIABLE}) or a number above 0",
     ),
     "max_bad_frames": _Setting(  # share of a video's frames that may be damaged
         0.1, lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1"

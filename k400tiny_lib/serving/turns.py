@@ -27,8 +27,7 @@ class BusyError(UserError):
 class Turns:
     """The turns of all requests to a model.
 
-    MLflow answers in threads, 4 more than there are processors. Long requests that wait keep
-    theirs, so only as many may wait as leave some for short ones.
+    Long requests hold memory while they wait, so only some may.
 
     Args:
         max_waiting: long requests that may wait for their turn; None for one per processor.

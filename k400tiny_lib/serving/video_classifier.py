@@ -3,8 +3,11 @@
 `served_model.py` makes it known to MLflow. PyTorch is not imported.
 """
 
+import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +25,7 @@ from k400tiny_lib.serving.turns import BusyError, Turns, Work
 
 TOP_K = 5
 COLUMNS = ("labels", "probabilities", "known", "error")
+_THREADS = 32  # of the server; all but three wait for their turn
 _COLUMNS_NEEDED = "a table with a column `video` (base64) or `path`"
 
 _logger = logging.getLogger(__name__)
@@ -47,7 +51,7 @@ class VideoClassifier(PythonModel):
             MlflowException: if the configuration is wrong, one line.
         """
         if is_server():
-            _hide_stack_traces()
+            _prepare_server()
         try:
             self.config: Mapping[str, Any] = checked_config(context.model_config or {})
             self.turns = Turns()
@@ -187,8 +191,13 @@ def _own_fault() -> MlflowException:
     return MlflowException("The server failed on this video; its log says why.")
 
 
-def _hide_stack_traces() -> None:
-    """Keep MLflow's server from sending its stack trace to who sent a body that it cannot read."""
+def _prepare_server() -> None:
+    """Set MLflow's server up, which loads the model within its event loop."""
+    # By default it has 4 threads more than there are processors. Requests that wait for one are
+    # not seen here: their time goes by, and short ones wait behind long ones.
+    with suppress(RuntimeError):  # no event loop in this thread
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS))
+    # It sends its stack trace to whoever sent a body that it cannot read.
     serialize = MlflowException.serialize_as_json
 
     def without_trace(error: MlflowException) -> str:
