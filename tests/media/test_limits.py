@@ -125,3 +125,12 @@ def test_other_containers_and_junk_state_none() -> None:
     for content in (rng.bytes(100_000), bytes(100_000), b"", hostile.thin(64, 48)):
         assert stated_samples(io.BytesIO(content)) == 0
     assert stated_samples(io.BytesIO(hostile.ordinary(60))) < 200
+
+
+def test_the_packets_of_a_long_video_are_not_gone_through_for_each_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls, median = [], np.median
+    monkeypatch.setattr(np, "median", lambda *values: calls.append(1) or median(*values))
+    sample_video(hostile.many_pixels(400, (48, 64)), 4, limits=Limits(FRAMES, PIXELS))
+    assert 0 < len(calls) < 10

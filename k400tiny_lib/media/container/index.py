@@ -160,15 +160,16 @@ def _lost_times(file: BinaryIO, index: VideoIndex, rows: Sequence[_Row], stated:
     """
     if len(index.times) < 2:
         return index.lost
+    step = index.step  # takes as long as all the rest
     positions = sorted((row.time or 0, row.position or 0) for row in rows)
     times: list[int] = []
     for (time, position), (later, following) in pairwise(positions):
-        count = min(round((later - time) / index.step) - 1, _MOST_LOST - len(times))
+        count = min(round((later - time) / step) - 1, _MOST_LOST - len(times))
         first, last = sorted((position, following))
-        if later - time > 1.5 * index.step and has_hole(file, first, last):
-            times += [time + index.step * n for n in range(1, count + 1)]
+        if later - time > 1.5 * step and has_hole(file, first, last):
+            times += [time + step * n for n in range(1, count + 1)]
     # AVI has no times: the frames after a hole move up.
-    span = round((index.times[-1] - index.times[0]) / index.step) + 1
+    span = round((index.times[-1] - index.times[0]) / step) + 1
     ends = [position for _, position in positions]
     if span < stated < min(2 * span, span + _MOST_LOST) and has_hole(file, min(ends), max(ends)):
         spread = np.linspace(index.times[0], index.times[-1], stated - span)
