@@ -44,10 +44,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
         (lambda: hostile.thin(16000, 64), "decoded"),
         (lambda: hostile.many_samples(20_000_000), "2e+07 samples"),
         (lambda: hostile.many_samples(20_000_000, fragmented=True), "2e+07 samples"),
-        (lambda: hostile.many_streams(60), "one frame"),
+        (lambda: hostile.many_streams(60), "decoded"),
+        (lambda: hostile.many_streams(100), "too many streams"),
         (lambda: hostile.many_boxes(300_000), "samples"),
     ],
-    ids=["thin", "thinner", "tall", "samples", "fragment", "streams", "boxes"],
+    ids=["thin", "thinner", "tall", "samples", "fragment", "streams", "more", "boxes"],
 )
 def test_small_files_that_ask_for_much_memory_do_not_get_it(
     make: Callable[[], bytes], outcome: str, tmp_path: Path
@@ -73,6 +74,16 @@ def test_the_check_learns_of_every_pixel_that_is_decoded(tmp_path: Path) -> None
     with av.open(str(tmp_path / "a.mp4")) as container:
         expected = sum(frame.width * frame.height for frame in container.decode(video=0))
     assert sum(counted) == expected == 30 * 96 * 128
+
+
+def test_a_large_frame_is_decoded_alike_with_and_without_limits(tmp_path: Path) -> None:
+    # With them, FFmpeg does not decode one when it opens the file.
+    encode(tmp_path / "a.ts", moving(6, (1440, 2560)), "libx264", codec_options={"bf": "2"})
+    free, limited = (
+        sample_video(tmp_path / "a.ts", 4, limits=limits) for limits in (None, Limits(100, PIXELS))
+    )
+    np.testing.assert_array_equal(free.frames, limited.frames)
+    assert free[1:] == limited[1:]
 
 
 @pytest.mark.parametrize("call", [1, 5, 20, 60])

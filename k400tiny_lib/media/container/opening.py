@@ -22,8 +22,8 @@ _CONTAINERS = (
 )
 _LARGEST = 8192 * 8192  # pixels of a frame; a file of 2 kB may claim to have more
 _MARGIN = 1 << 18  # pixels
-# Where there are limits: what is read of a file at all, and samples of all its tracks per frame.
-_MOST_STREAMS, _SAMPLES_PER_FRAME = 16, 32
+# Where there are limits: streams of a file, their pixels, and samples of all tracks per frame.
+_MOST_STREAMS, _MOST_PROBED, _SAMPLES_PER_FRAME = 64, 1920 * 1088 + _MARGIN, 32
 # FFmpeg's own choice, but each thread holds frames: not more than take so many pixels together.
 _MOST_THREADS, _MOST_PIXELS = 16, 32 << 20
 
@@ -103,14 +103,19 @@ def opened(video: Path | bytes, limits: Limits | None = None) -> Iterator[Any]:
         options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
         if limits:
             _refuse_tables(video, limits)
-            # FFmpeg decodes a frame of each stream to learn what it is.
-            options |= {"max_pixels": _most_pixels(limits), "max_streams": str(_MOST_STREAMS)}
+            # FFmpeg decodes a frame of each stream to learn more of it, all at the same time. Of
+            # larger frames it knows enough.
+            options |= {"max_pixels": str(_MOST_PROBED), "max_streams": str(_MOST_STREAMS)}
         try:
             # Tags in another encoding than UTF-8 are no reason to refuse a video.
             container = av.open(file, options=options, metadata_errors="replace")
         except TypeError:  # a PyAV that has no such argument, and always replaces
             container = av.open(file, options=options)
         with container:
+            if limits and len(container.streams) >= _MOST_STREAMS:
+                raise UserError(
+                    f"{name_of(video)} has too many streams. Needed: fewer than {_MOST_STREAMS}."
+                )
             yield container
     except (av.FFmpegError, OSError, ValueError) as error:
         raise _unreadable(video, error, limits=limits) from None
