@@ -25,7 +25,7 @@ from tests.helpers.server import Server, in_base64, post, request_for, serving
 
 MINUTES = float(os.environ.get("K400TINY_LOAD_MINUTES", "10"))
 NUM_CLIENTS, NUM_GOOD = 10, 4
-MOST_MEGABYTES = 2000
+MOST_MEGABYTES = 2500
 TIMEOUT = 60  # seconds, of MLflow's scoring server
 
 
