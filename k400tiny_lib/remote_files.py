@@ -37,12 +37,22 @@ def list_files(uri: str, parameter: str) -> dict[str, str]:
         files.invalidate_cache()
         infos: dict[str, dict[str, Any]] = files.find(root, detail=True)
     if not infos:
-        raise UserError(f"{parameter}: {uri} does not exist or is empty.")
+        raise UserError(f"{parameter}: {uri} {_why_nothing(files, root)}.")
     listing = sorted(infos.items())
     stamps = {path[len(root) :].lstrip("/"): _stamp(i) for path, i in listing if path[-1] != "/"}
     if _is_http(uri):  # a web page: its names are quoted, and it has links that sort it
         stamps = {unquote(n): stamp for n, stamp in stamps.items() if not set("?#") & set(n)}
     return {name: stamp for name, stamp in stamps.items() if ".." not in name.split("/")}
+
+
+def _why_nothing(files: Any, root: str) -> str:
+    # Over HTTP, what cannot be reached is an empty listing, and its reason the cause of this error.
+    try:
+        files.info(root)
+    except Exception as error:
+        if isinstance(error.__cause__, OSError):
+            return f"cannot be reached: {one_line(error.__cause__)}"
+    return "does not exist or is empty"
 
 
 def fetch(uri: str, parameter: str, stamps: Stamps | None = None) -> Path:
