@@ -12,7 +12,6 @@ import numpy.typing as npt
 import onnx
 import torch
 
-from k400tiny_lib.export.onnx_graph import INPUT, OUTPUT
 from k400tiny_lib.export.parity import open_session, run_onnx
 
 LABELS, TEST_VECTOR = "labels.txt", "test_vector.npz"
@@ -32,7 +31,8 @@ def write_companions(folder: Path, proto: onnx.ModelProto, metadata: Mapping[str
     num_frames = metadata.get("views_in_graph", 1) * metadata["clip_len"]
     frames = make_frames(num_frames, int(np.max(metadata.get("resize_size", 128))))
     probabilities = run_onnx(open_session(proto), torch.from_numpy(frames))
-    np.savez_compressed(folder / TEST_VECTOR, **{INPUT: frames, OUTPUT: probabilities})
+    # The names of the graph's input and output.
+    np.savez_compressed(folder / TEST_VECTOR, frames=frames, probabilities=probabilities)
 
 
 def labels_text(class_names: list[str]) -> str:

@@ -18,14 +18,27 @@ _MARGIN = 2  # source pixels, for what integer division loses on either side
 def preprocess(frames: Tensor, geometry: Geometry) -> Tensor:
     """Resize and crop frames to the pixels of `evaluation.views.crop_views`.
 
-    Written with operations that export with a free height and width.
-
     Args:
         frames: uint8 (N, T, H, W, 3), RGB in [0, 255].
         geometry: sizes to resize to and to crop.
 
     Returns:
         float32 (N * T, 3, crop_size, crop_size), whole numbers in [0, 255].
+    """
+    # Training and evaluation resize to uint8, so the graph rounds too. Weights of sum 1 that are
+    # not negative keep to [0, 255].
+    return resize_and_crop(frames, geometry).round()
+
+
+def resize_and_crop(frames: Tensor, geometry: Geometry) -> Tensor:
+    """Resize, bilinear, and crop the center, written to be exported with a free height and width.
+
+    Args:
+        frames: uint8 (N, T, H, W, 3), RGB in [0, 255].
+        geometry: sizes to resize to and to crop.
+
+    Returns:
+        float32 (N * T, 3, crop_size, crop_size) in [0, 255].
     """
     height, width = frames.shape[2:4]
     new_height, new_width = resized_size(height, width, geometry.resize)
@@ -37,10 +50,9 @@ def preprocess(frames: Tensor, geometry: Geometry) -> Tensor:
     columns = weights(width, new_width, crop, smooth, left, right)
     # Rows first: all channels of a row are one long row of the product.
     images = (rows @ images.flatten(2).float()).unflatten(2, (right - left, 3))
-    images = images.permute(0, 3, 1, 2) @ columns.T  # (N * T, C, crop, w) -> (N * T, C, crop, crop)
-    # Training and evaluation resize to uint8, so the graph rounds too. Weights of sum 1 that are
-    # not negative keep to [0, 255].
-    return images.round()
+    # (N * T, crop, w, C) -> (N * T, C, crop, w) -> (N * T, C, crop, crop)
+    resized: Tensor = images.permute(0, 3, 1, 2) @ columns.T
+    return resized
 
 
 def resized_size(height: Any, width: Any, resize: tuple[int, ...]) -> tuple[Any, Any]:
@@ -103,5 +115,5 @@ def weights(size: Any, new_size: Any, crop: int, antialias: bool, first: Any, en
     target = (2 * torch.arange(crop) + crop_start).float()
     away = (source * new_size - target[:, None] * size).abs()
     support = torch.sym_max(size, new_size) if antialias else new_size
-    triangle = (2 * support - away).clamp(min=0)
+    triangle: Tensor = (2 * support - away).clamp(min=0)
     return triangle / triangle.sum(1, keepdim=True)
