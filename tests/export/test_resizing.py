@@ -41,7 +41,8 @@ def noise(height: int, width: int) -> torch.Tensor:
 def test_pixels_are_torchvisions(size: tuple[int, int], geometry: Geometry) -> None:
     """Close before rounding; after it too, but where a sum lies on the edge of two gray levels.
 
-    Of noise at a scale of few binary digits every hundredth pixel does, of others one in 10,000.
+    That is one pixel in a thousand. A sum of just a half goes either way: those are every hundredth
+    pixel of noise at a scale of few binary digits.
     """
     frames = noise(*size)
     new_size = F.resize(torch.zeros((3, *size)), list(geometry.resize)).shape[-2:]
@@ -51,9 +52,9 @@ def test_pixels_are_torchvisions(size: tuple[int, int], geometry: Geometry) -> N
     assert (resize_and_crop(frames[None], geometry) - exact).abs().max() < CLOSE
     expected = crop_views(frames, geometry, 1)[0].transpose(0, 1)
     differ = preprocess(frames[None], geometry) != expected
-    on_the_edge = (exact - exact.floor() - 0.5).abs() < CLOSE_IN_FLOAT32
-    assert not (differ & ~on_the_edge).any()
-    assert differ.float().mean() < 0.02
+    from_the_edge = (exact - exact.floor() - 0.5).abs()
+    assert not (differ & (from_the_edge > CLOSE_IN_FLOAT32)).any()
+    assert (differ & (from_the_edge > 1e-9)).float().mean() < 5e-3
 
 
 @pytest.mark.parametrize("size", [(2160, 3840), (16_000, 16), (2, 20_000)], ids=str)

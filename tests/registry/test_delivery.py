@@ -16,10 +16,17 @@ from tests.helpers.serving import NAME, export_tiny, register_tiny
 NAMES = ["labels.txt", "model.onnx", "test_vector.npz"]
 
 
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_tiny(tmp_path_factory.mktemp("tiny") / "tiny.onnx")
+
+
 @pytest.mark.parametrize("kind", ["path", "file", "memory"])
-def test_the_directory_has_the_registered_files(store: str, tmp_path: Path, kind: str) -> None:
+def test_the_directory_has_the_registered_files(
+    store: str, tmp_path: Path, tiny: Path, kind: str
+) -> None:
     with mlflow.start_run() as run:
-        uri, version = register_tiny(export_tiny(tmp_path / "tiny.onnx"))
+        uri, version = register_tiny(tiny)
     target = {"path": "out/deep", "file": f"file://{tmp_path}/o", "memory": "memory://out/deep"}
     target = target[kind]
     check_writable(target, "onnx_dir")
@@ -38,10 +45,10 @@ def test_the_directory_has_the_registered_files(store: str, tmp_path: Path, kind
 
 
 def test_a_second_export_replaces_the_files_even_of_the_same_size(
-    store: str, tmp_path: Path
+    store: str, tmp_path: Path, tiny: Path
 ) -> None:
     with mlflow.start_run():
-        _, version = register_tiny(export_tiny(tmp_path / "tiny.onnx"))
+        _, version = register_tiny(tiny)
     for target in (str(tmp_path / "out"), "memory://again"):
         deliver(version, target)
         files, root = fsspec.core.url_to_fs(target)
@@ -51,9 +58,11 @@ def test_a_second_export_replaces_the_files_even_of_the_same_size(
         assert files.cat_file(f"{root}/model.onnx") == right
 
 
-def test_the_signature_of_the_model_and_its_test_vector_fit(store: str, tmp_path: Path) -> None:
+def test_the_signature_of_the_model_and_its_test_vector_fit(
+    store: str, tmp_path: Path, tiny: Path
+) -> None:
     with mlflow.start_run():
-        uri, version = register_tiny(export_tiny(tmp_path / "tiny.onnx"))
+        uri, version = register_tiny(tiny)
     deliver(version, str(tmp_path / "out"))
     vector = np.load(tmp_path / "out" / "test_vector.npz")
     answered = mlflow.pyfunc.load_model(uri).predict({"frames": vector["frames"]})
