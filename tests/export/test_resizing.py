@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import interpolate
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms.v2 import functional as F
 
 from k400tiny_lib.evaluation.views import crop_views
@@ -100,6 +101,21 @@ def test_the_window_is_no_larger_than_the_crop_needs(antialias: bool) -> None:
             scale = size / new_size
             assert 0 <= first < end <= size
             assert end - first <= 113 * scale + 2 * max(scale, 1) + 6
+
+
+def test_thin_frames_cost_no_more_than_square_ones() -> None:
+    """A picture resized as a whole costs what its aspect ratio makes of it."""
+
+    def operations(height: int, width: int) -> int:
+        with FlopCounterMode(display=False) as counter:
+            preprocess(noise(height, width)[None], GEOMETRIES[0])
+        return counter.get_total_flops()
+
+    square = operations(128, 128)
+    for size in ((1, 2000), (2000, 1), (16, 16_000), (16_000, 16)):
+        assert operations(*size) < square
+    for size in ((1080, 1920), (1920, 1080)):
+        assert operations(*size) < 1.1 * operations(1080, 1080)
 
 
 def test_every_pixel_that_counts_is_in_the_window() -> None:
