@@ -5,6 +5,7 @@ and resizing a whole picture costs what its aspect ratio makes of it. Here the p
 that the crop shows is cut out first, and its rows and columns are resized by a matrix product each.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from k400tiny_lib.models.loaded import Geometry
 
-_MARGIN = 2  # source pixels, for what integer division loses on either side
+_STRIPS = 4
+_MARGIN = 4  # half pixels of the source, for what integer division loses
 
 
 def preprocess(frames: Tensor, geometry: Geometry) -> Tensor:
@@ -42,16 +44,23 @@ def resize_and_crop(frames: Tensor, geometry: Geometry) -> Tensor:
     """
     height, width = frames.shape[2:4]
     new_height, new_width = resized_size(height, width, geometry.resize)
-    crop, smooth = geometry.crop_size, geometry.antialias
-    top, bottom = window(height, new_height, crop, smooth)
-    left, right = window(width, new_width, crop, smooth)
-    images = frames[:, :, top:bottom, left:right].flatten(0, 1)  # -> (N * T, h, w, C)
-    rows = weights(height, new_height, crop, smooth, top, bottom)
-    columns = weights(width, new_width, crop, smooth, left, right)
-    # Rows first: all channels of a row are one long row of the product.
-    images = (rows @ images.flatten(2).float()).unflatten(2, (right - left, 3))
+    crop = geometry.crop_size
+    vertical = Axis(height, new_height, crop, geometry.antialias)
+    horizontal = Axis(width, new_width, crop, geometry.antialias)
+    left, right = horizontal.window(0, crop)
+    strips = []
+    # A row of the crop needs few of the window's rows. In strips the product skips most zeros, and
+    # one strip at a time is in float32.
+    height_of_strip = -(-crop // _STRIPS)
+    for first in range(0, crop, height_of_strip):
+        end = min(first + height_of_strip, crop)
+        top, bottom = vertical.window(first, end)
+        pixels = frames[:, :, top:bottom, left:right].flatten(0, 1)  # -> (N * T, h, w, C)
+        # Rows first: all channels of a row are one long row of the product.
+        strips.append(vertical.weights(first, end, top, bottom) @ pixels.flatten(2).float())
+    images = torch.cat(strips, 1).unflatten(2, (right - left, 3))
     # (N * T, crop, w, C) -> (N * T, C, crop, w) -> (N * T, C, crop, crop)
-    resized: Tensor = images.permute(0, 3, 1, 2) @ columns.T
+    resized: Tensor = images.permute(0, 3, 1, 2) @ horizontal.weights(0, crop, left, right).T
     return resized
 
 
@@ -77,43 +86,64 @@ def center_offset(size: Any, crop: int) -> Any:
     return (spare + spare % 4 // 3) // 2
 
 
-def window(size: Any, new_size: Any, crop: int, antialias: bool) -> tuple[Any, Any]:
-    """The pixels of one axis that a center crop depends on: first, and the one after the last.
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a picture that is resized and center-cropped. Sizes may be symbolic.
 
-    Args:
-        size: of the source, perhaps symbolic.
+    All numbers below count from the middle of the axis, or are not negative. So they stay so small
+    that float32 and int32 hold them exactly (some runtimes have no int64), and integer division
+    means the same everywhere.
+
+    Attributes:
+        size: of the source, in pixels.
         new_size: after resizing.
         crop: pixels of the crop.
         antialias: whether resizing smooths first.
     """
-    support = torch.sym_max(size, new_size) if antialias else new_size
-    # The crop's middle is at most half a pixel from that of the picture.
-    reach = ((crop + 1) * size + 2 * support) // (2 * new_size) + _MARGIN
-    middle = size // 2
-    return torch.sym_max(middle - reach, 0), torch.sym_min(middle + reach, size)
 
+    size: Any
+    new_size: Any
+    crop: int
+    antialias: bool
 
-def weights(size: Any, new_size: Any, crop: int, antialias: bool, first: Any, end: Any) -> Tensor:
-    """The weights of the source's pixels in those of the crop, along one axis.
+    @property
+    def _support(self) -> Any:
+        """Where a pixel ceases to count: one pixel of the source, or the coarser result."""
+        return torch.sym_max(self.size, self.new_size) if self.antialias else self.new_size
 
-    A pixel counts the less, the farther its center is from that of the resized pixel, and not at
-    all from one pixel on: of the source, or of the result where that is coarser and `antialias` is
-    set (Pillow's and PyTorch's triangle filter).
+    def _target(self, pixel: int) -> Any:
+        """Twice the distance of a pixel of the crop from the middle of the resized axis."""
+        return 2 * (center_offset(self.new_size, self.crop) + pixel) + 1 - self.new_size
 
-    Args:
-        size, new_size, crop, antialias: as for `window`.
-        first, end: from `window`.
+    def window(self, first: int, end: int) -> tuple[Any, Any]:
+        """The pixels of the source that the crop's pixels from `first` to `end` depend on.
 
-    Returns:
-        float32 (crop, end - first), rows of sum 1.
-    """
-    # Twice the distance of every pixel from the middle of the axis, in pixels. Counted from the
-    # middle, the numbers below stay so small that float32 and int32 hold them exactly: some
-    # runtimes have no int64.
-    source = (2 * torch.arange(end - first) + (2 * first + 1 - size)).float()
-    crop_start = 2 * center_offset(new_size, crop) + 1 - new_size
-    target = (2 * torch.arange(crop) + crop_start).float()
-    away = (source * new_size - target[:, None] * size).abs()
-    support = torch.sym_max(size, new_size) if antialias else new_size
-    triangle: Tensor = (2 * support - away).clamp(min=0)
-    return triangle / triangle.sum(1, keepdim=True)
+        Returns:
+            The first, and the one after the last; with a few that do not count.
+        """
+        shift = self.crop + 1  # makes targets positive
+        middle = self.size - shift * self.size // self.new_size
+        reach = 2 * self._support // self.new_size + _MARGIN
+        low = (self._target(first) + shift) * self.size // self.new_size
+        high = (self._target(end - 1) + shift) * self.size // self.new_size
+        start = torch.sym_max(middle + low - reach, 0) // 2
+        return start, torch.sym_min((middle + high + reach) // 2 + 1, self.size)
+
+    def weights(self, first: int, end: int, start: Any, stop: Any) -> Tensor:
+        """The weights of the source's pixels in those of the crop.
+
+        A pixel counts the less, the farther its center is from that of the resized pixel (the
+        triangle filter of Pillow and PyTorch).
+
+        Args:
+            first, end: pixels of the crop.
+            start, stop: their `window`.
+
+        Returns:
+            float32 (end - first, stop - start), rows of sum 1.
+        """
+        source = (2 * torch.arange(stop - start) + (2 * start + 1 - self.size)).float()
+        target = (2 * torch.arange(end - first) + self._target(first)).float()
+        away = (source * self.new_size - target[:, None] * self.size).abs()
+        triangle: Tensor = (2 * self._support - away).clamp(min=0)
+        return triangle / triangle.sum(1, keepdim=True)
