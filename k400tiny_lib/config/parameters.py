@@ -222,7 +222,7 @@ class Config(
     """Run of evaluate on the same model (its id or runs:/<id>), or the folder of its results: gives
     the temperature and skips scoring."""
     opset: Annotated[int, Field(ge=18, le=23)] = param(18, "export_onnx")
-    """ONNX opset."""
+    """ONNX opset; the file gets the lowest IR version that this opset allows."""
     tolerance: PositiveFloat = param(1e-4, "export_onnx")
     """Largest difference of a probability between ONNX and PyTorch."""
     views_in_graph: Count = param(1, "export_onnx")

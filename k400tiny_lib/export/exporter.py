@@ -17,7 +17,7 @@ from k400tiny_lib.export.onnx_graph import frames_free
 from k400tiny_lib.export.scoring import Calibrated, ExportClips, read_evaluation
 from k400tiny_lib.export.variants import FLOAT32, Choice, choose_variant
 from k400tiny_lib.models.architectures import ARCHITECTURES
-from k400tiny_lib.models.loaded import LoadedModel
+from k400tiny_lib.models.loaded import Geometry, LoadedModel
 
 SAMPLING = (
     "uniform over the video, first and last frame included; several views are shifted against one "
@@ -93,7 +93,11 @@ def export_model(
     if not calibrated.confidence_threshold:
         note("confidence_threshold: none, no answer will be marked as unknown")
     temperature, predictions = calibrated.temperature, calibrated.predictions
-    added = {"views_in_graph": views, "commit": commit}
+    added = {
+        "views_in_graph": views,
+        "num_frames": views * loaded.geometry.clip_len,
+        "commit": commit,
+    }
     metadata = describe_model(loaded) | added | calibrated.metadata
 
     def graph_of(model: nn.Module) -> onnx.ModelProto:
@@ -120,17 +124,32 @@ def export_model(
         most = config.max_accuracy_drop
         choice = choose_variant(config.quantize, proto, plain, predictions, clips, most)
         rows = pd.DataFrame(choice.variants)
-        note(rows.to_string(index=False, float_format=lambda value: f"{value:.2f}"))
-    metadata["quantize"] = NONE if choice.name == FLOAT32 else choice.name
+        columns = rows.drop(columns="measured_on")
+        note(columns.to_string(index=False, float_format=lambda value: f"{value:.2f}"))
+        metadata["measured_on"] = choice.variants[0].measured_on
+    if choice.rejected is not None:
+        _describe(choice.rejected, metadata, clips, loaded.geometry)
+        note(
+            f"{choice.rejected.name} is not registered; it stays as variants/"
+            f"{choice.rejected.name}.onnx of this run (measured on {metadata['measured_on']})"
+        )
+    metadata = _describe(choice, metadata, clips, loaded.geometry)
+    return Exported(choice, metadata, difference, onnx_ms, torch_ms, clips, not_scored)
+
+
+def _describe(
+    choice: Choice, metadata: dict[str, Any], clips: ExportClips, geometry: Geometry
+) -> dict[str, Any]:
+    """Add what is particular to a graph to the metadata, and write all into it."""
+    quantize = NONE if choice.name == FLOAT32 else choice.name
+    metadata = metadata | {"quantize": quantize, "frames_free": frames_free(choice.proto)}
     if choice.name != FLOAT32:
         kept = f"Temperature and confidence threshold are those of float32, kept for {choice.name}."
         metadata["calibration"] += f" {kept}"
-        note(kept)
-    metadata["frames_free"] = frames_free(choice.proto)
     if choice.predictions is not None:
-        metadata |= clips.score(choice.predictions, loaded.geometry)
+        metadata |= clips.score(choice.predictions, geometry)
     onnx_graph.describe(choice.proto, metadata)
-    return Exported(choice, metadata, difference, onnx_ms, torch_ms, clips, not_scored)
+    return metadata
 
 
 def describe_model(loaded: LoadedModel) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The decisions of an export, on a network of a few weights and without a process."""
 
+import dataclasses
 import json
 from functools import partial
 from pathlib import Path
@@ -15,11 +16,13 @@ from k400tiny_lib.config import Config
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.evaluation.calibration import scale
 from k400tiny_lib.evaluation.predictions import probabilities_of
+from k400tiny_lib.export import variants
 from k400tiny_lib.export.exporter import export_model
 from k400tiny_lib.export.parity import ParityCase, open_session, run_eager, run_onnx
 from k400tiny_lib.export.scoring import ExportClips, read_evaluation
 from k400tiny_lib.models.loaded import Geometry, LoadedModel
-from k400tiny_lib.registry.registry import log_parity
+from k400tiny_lib.registry.registry import log_export, log_parity
+from k400tiny_lib.system import cpu_name
 from tests.helpers.evaluation import write_annotated_clips
 from tests.helpers.export import STATEMENT, THRESHOLD, write_evaluation
 from tests.helpers.serving import CLASSES, CLIP_LEN, GEOMETRY, TinyNetwork
@@ -60,6 +63,7 @@ def test_an_evaluation_of_the_same_model_gives_temperature_and_score(inputs: Con
     properties = {p.key: p.value for p in exported.choice.proto.metadata_props}
     assert json.loads(properties["confidence_threshold"]) == THRESHOLD
     assert json.loads(properties["calibration"]) == STATEMENT
+    assert properties["num_frames"] == str(CLIP_LEN)
     assert exported.metadata["test_digest"] == clips.test_digest
     assert 0 < exported.parity < 1e-4
     assert not exported.not_scored
@@ -106,6 +110,35 @@ def test_exact_sizes_and_weights_are_in_the_metadata() -> None:
     properties = {p.key: p.value for p in exported.choice.proto.metadata_props}
     assert properties["resize_size"] == "[36, 48]"
     onnx.checker.check_model(exported.choice.proto)
+
+
+def test_a_rejected_variant_stays_with_the_processor_that_it_was_measured_on(
+    inputs: Config, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = {"float32": [1.0] * 4, "fp16": [2.0] * 4}
+    monkeypatch.setattr(variants, "time_in_turns", lambda *_: seconds)
+    validation = dataclasses.replace(clips_of(inputs).annotations)
+    train = {"train": validation.splits["val"]}
+    Path(inputs.annotations).write_text(
+        dataclasses.replace(validation, splits=validation.splits | train).to_json()
+    )
+    notes: list[str] = []
+    exported = export_model(LOADED, inputs.replace(quantize="fp16"), note=notes.append)
+    with mlflow.start_run() as run:
+        log_export(exported)
+    assert exported.choice.name == "float32"
+    assert "fp16 is not registered; it stays as variants/fp16.onnx of this run" in notes[-1]
+    assert cpu_name() in notes[-1]
+    table = mlflow.load_table("variants.json", [run.info.run_id])
+    assert list(table["measured_on"]) == [cpu_name()] * 2
+    uri = f"runs:/{run.info.run_id}/variants/fp16.onnx"
+    variant = onnx.load(mlflow.artifacts.download_artifacts(uri))
+    properties = {p.key: json.loads(p.value) for p in variant.metadata_props}
+    assert properties["quantize"] == "fp16"
+    assert properties["measured_on"] == cpu_name()
+    assert properties["class_names"] == CLASSES
+    assert "test_acc1" in properties
+    assert exported.metadata["quantize"] == "none"
 
 
 def test_an_evaluation_of_another_model_or_of_other_clips_is_not_used(inputs: Config) -> None:
