@@ -116,7 +116,9 @@ def test_on_one_core_of_many_a_worker_has_one_thread(tmp_path: Path) -> None:
 
 
 def test_one_node_meets_at_the_loopback_address_whatever_its_name(tmp_path: Path) -> None:
-    command = launch.torchrun_command(Config(nproc_per_node=1), tmp_path / "job.json", "worker")
+    command = launch.torchrun_command(
+        Config(nproc_per_node=1), tmp_path / "job.json", "worker", str(tmp_path)
+    )
     assert "--local-addr=127.0.0.1" in command
     assert "--rdzv-endpoint=127.0.0.1:0" in command
     assert launch.environment(Config())["GLOO_SOCKET_IFNAME"] == "lo"
