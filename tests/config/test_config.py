@@ -135,7 +135,7 @@ def test_a_new_model_gets_no_quotes_in_its_name_and_an_old_one_keeps_them(
 def test_an_export_refuses_one_name_for_both_models_before_it_reads_the_checkpoint(
     names: dict[str, str],
 ) -> None:
-    with pytest.raises(UserError, match="^video_model_name: .*is the registered_model_name too"):
+    with pytest.raises(UserError, match=r"^video_model_name: .*is the registered_model_name too"):
         resolve("export_onnx", names)
 
 
