@@ -20,6 +20,7 @@ from k400tiny_lib.config.value_types import (
     Model,
     Rate,
     Seed,
+    Version,
 )
 
 SAMPLE = "sample"  # the data_path of the rendered sample
@@ -242,7 +243,7 @@ class Config(
     # --- registry and use -----------------------------------------------------------------------
     model_uri: str = param(AUTO, "predict")
     """Model to use; `auto` is models:/<registered_model_name>@champion."""
-    version: str = param("", "promote", required_in=("promote",))
+    version: Version = param("", "promote", required_in=("promote",))
     """Version to make champion: its number, an alias (challenger), or `previous` for the champion
     before the present one."""
     registered_model_name: ModelName = param(AUTO, "export_onnx", "predict", "promote")

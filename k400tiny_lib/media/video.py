@@ -14,6 +14,7 @@ from k400tiny_lib.media.container.index import VideoIndex, index_video, read_pac
 from k400tiny_lib.media.container.opening import (
     VIDEO_SUFFIXES,
     Limits,
+    decode_packet,
     demux,
     is_video,
     name_of,
@@ -94,12 +95,12 @@ def sample_video(
     request = _Request(video, num_frames, views, side, segment, limits, max_bad_frames)
     decoded = None
     if index is None:
-        with opened(video) as container:
+        with opened(video, limits) as container:
             kept = 0 if segment else _MOST_KEPT
             index, packets = read_packets(video, container, limits, kept)
             if packets and len(index.times) <= _SEEK_BEYOND:
                 wanted = request.choose(index, request.part(index))
-                decoded = _decode(packets[0].stream, packets, wanted, side)
+                decoded = _decode(request, packets[0].stream, packets, wanted)
     part = request.part(index)
     wanted = request.choose(index, part)
     is_long = decoded is None and (segment or len(index.times) > _SEEK_BEYOND)
@@ -174,23 +175,27 @@ def _decode_file(
     num_threads: int = 0,
     last: int | None = None,
 ) -> _Decoded:
-    with opened(request.video) as container:
+    with opened(request.video, request.limits) as container:
         stream = container.streams[index.stream]
         prepare_stream(request.video, stream, request.limits, num_threads)
-        return _decode(stream, demux(container, stream), wanted, request.side, last)
+        return _decode(request, stream, demux(container, stream), wanted, last)
 
 
 def _decode(
-    stream: Any, packets: Iterable[Any], wanted: Collection[int], side: int, last: int | None = None
+    request: _Request,
+    stream: Any,
+    packets: Iterable[Any],
+    wanted: Collection[int],
+    last: int | None = None,
 ) -> _Decoded:
     """Decode from the start to the end, or to frame number `last`; keep the frames `wanted`."""
-    decoded, chosen = _Decoded(), set(wanted)
+    decoded, chosen, side = _Decoded(), set(wanted), request.side
     square: Squarer | None = None
     scaled: dict[int, Future[Image]] = {}
     with ThreadPoolExecutor(1) as pool:  # scales a frame while the next ones are decoded
         for packet in packets:
             try:
-                frames = packet.decode()
+                frames = decode_packet(packet, request.limits)
             except av.FFmpegError:
                 decoded.num_errors += 1
                 continue

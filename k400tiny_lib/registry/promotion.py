@@ -151,13 +151,18 @@ def ranking_key(table: pd.DataFrame) -> tuple[int, float]:
 
 
 def champion_of(name: str) -> str | None:
-    """The version of a registered model with the alias `champion`, None where there is none.
+    """The version of a registered model with the alias `champion`; see `version_with`."""
+    return version_with(CHAMPION, name)
+
+
+def version_with(alias: str, name: str) -> str | None:
+    """The version of a registered model with an alias, None where there is none.
 
     Raises:
         MlflowException: if the registry cannot be asked, which does not mean that there is none.
     """
     try:
-        return str(MlflowClient().get_model_version_by_alias(name, CHAMPION).version)
+        return str(MlflowClient().get_model_version_by_alias(name, alias).version)
     except MlflowException as error:
         if error.error_code in NOT_THERE:
             return None

@@ -27,7 +27,8 @@ from k400tiny_lib.registry.promotion import (
     make_challenger,
     promote,
 )
-from k400tiny_lib.registry.video_model import installed, register_video_classifier
+from k400tiny_lib.registry.video_log import installed
+from k400tiny_lib.registry.video_model import register_video_classifier
 from k400tiny_lib.tracking.evaluation_log import evaluation_folder
 from k400tiny_lib.tracking.runs import (
     MODEL_VERSION_TAG,

@@ -23,6 +23,7 @@ from k400tiny_lib.registry.promotion import (
     champion_of,
     equals,
     make_champion,
+    version_with,
     versions_of,
 )
 from k400tiny_lib.registry.video_model import (
@@ -173,13 +174,7 @@ def _exists(name: str) -> bool:
 def _version(name: str, text: str) -> ModelVersion:
     """The version that a number or an alias means."""
     versions = {str(version.version): version for version in versions_of(name)}
-    number = text.lstrip("0")
-    if not text.isdecimal():
-        try:
-            number = str(MlflowClient().get_model_version_by_alias(name, text).version)
-        except MlflowException as error:
-            if error.error_code not in NOT_THERE:
-                raise
+    number = text.lstrip("0") if text.isdecimal() else version_with(text, name)
     if number in versions:
         return versions[number]
     kind = "version" if text.isdecimal() else "alias"

@@ -4,30 +4,27 @@ The two versions of one export are called siblings: the video classifier holds a
 """
 
 import json
-import tempfile
-import warnings
-from importlib.metadata import version
-from pathlib import Path
 
 import mlflow
-import yaml
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model, ModelSignature
-from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-from mlflow.types.schema import Array
+from mlflow.models import Model
 
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.registry.model_card import video_card
-from k400tiny_lib.registry.promotion import CHALLENGER, CHAMPION, champion_of, versions_of
-from k400tiny_lib.serving.video_classifier import DEFAULTS, TOP_K
+from k400tiny_lib.registry.promotion import (
+    CHALLENGER,
+    CHAMPION,
+    champion_of,
+    version_with,
+    versions_of,
+)
+from k400tiny_lib.registry.video_log import log_video_classifier
 from k400tiny_lib.tracking.models import files_are_gone, onnx_file_of
 from k400tiny_lib.tracking.runs import active_run_id
 
-LIBRARY = Path(__file__).resolve().parents[1]
 ONNX_MODEL_TAG, ONNX_VERSION_TAG = "onnx_model", "onnx_version"  # the sibling of a version
-_NAME = "video-classifier"
 
 
 def register_video_classifier(onnx_uri: str, onnx_version: ModelVersion, name: str) -> ModelVersion:
@@ -42,9 +39,9 @@ def register_video_classifier(onnx_uri: str, onnx_version: ModelVersion, name: s
         The version, with alias `challenger`, and `champion` if its ONNX model is champion.
     """
     registered = register_sibling(onnx_uri, onnx_version, name)
-    siblings = [v for v in versions_of(name) if v.tags.get(ONNX_MODEL_TAG) == onnx_version.name]
-    newest = max(siblings, key=lambda v: (int(v.tags[ONNX_VERSION_TAG]), int(v.version)))
-    MlflowClient().set_registered_model_alias(name, CHALLENGER, str(newest.version))
+    newest = version_with(CHALLENGER, onnx_version.name) or str(onnx_version.version)
+    challenger = sibling_of(onnx_version.name, newest, name) or registered
+    MlflowClient().set_registered_model_alias(name, CHALLENGER, str(challenger.version))
     try:
         follow_champion(onnx_version.name, name)
     except UserError as error:  # the files of an older champion; this export is complete
@@ -68,7 +65,6 @@ def register_sibling(onnx_uri: str, onnx_version: ModelVersion, name: str) -> Mo
     metadata = {key: json.loads(value) for key, value in texts.items()}
     logged = log_video_classifier(onnx_file)
     onnx_model, number = onnx_version.name, str(onnx_version.version)
-    _hide_local_paths(logged, f"models:/{onnx_model}/{number}")
     # Those of the ONNX model that describe the model, not what was done with its version.
     tags = {
         n: v for n, v in onnx_version.tags.items() if not n.startswith(("k400tiny.", "mlflow."))
@@ -78,49 +74,6 @@ def register_sibling(onnx_uri: str, onnx_version: ModelVersion, name: str) -> Mo
     card = video_card(name, str(registered.version), onnx_model, number, metadata)
     MlflowClient().update_model_version(name, registered.version, card)
     return registered
-
-
-def _hide_local_paths(logged_uri: str, onnx_uri: str) -> None:
-    """Replace the directories of this machine in MLmodel, where MLflow notes what it copied."""
-    client, model_id = MlflowClient(), logged_uri.removeprefix("models:/")
-    where = client.get_logged_model(model_id).artifact_location
-    file = Path(mlflow.artifacts.download_artifacts(f"{where.rstrip('/')}/MLmodel"))
-    content = yaml.safe_load(file.read_text())
-    flavor = content["flavors"]["python_function"]
-    flavor["artifacts"]["onnx"]["uri"] = onnx_uri
-    if code := flavor.get("model_code_path"):  # MLflow takes the name of the file from it
-        flavor["model_code_path"] = Path(code).name
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder, "MLmodel")
-        copy.write_text(yaml.safe_dump(content, sort_keys=False))
-        client.log_model_artifact(model_id, str(copy))
-
-
-def log_video_classifier(onnx_file: Path) -> str:
-    """Log the classifier with its graph and the library to the active run; returns its URI."""
-    inputs = Schema([ColSpec(DataType.string, n, required=False) for n in ("video", "path")])
-    types = {"labels": DataType.string, "probabilities": DataType.double}
-    outputs = Schema([ColSpec(Array(of), name) for name, of in types.items()])
-    params = ParamSchema([ParamSpec("top_k", DataType.long, TOP_K)])
-    with warnings.catch_warnings():
-        # MLflow asks for an example of an input, which would be a video in base64.
-        warnings.simplefilter("ignore", UserWarning)
-        info = mlflow.pyfunc.log_model(
-            name=_NAME,
-            python_model=str(LIBRARY / "serving" / "video_classifier.py"),
-            artifacts={"onnx": str(onnx_file)},
-            code_paths=[str(LIBRARY)],
-            model_config=DEFAULTS,
-            signature=ModelSignature(inputs, outputs, params),
-            # Without this MLflow loads the model once more to find the requirements.
-            pip_requirements=installed("mlflow", "onnxruntime", "numpy", "pandas", "av", "joblib"),
-        )
-    return str(info.model_uri)
-
-
-def installed(*packages: str) -> list[str]:
-    """Requirements that pin packages to the installed versions."""
-    return [f"{package}=={version(package)}" for package in packages]
 
 
 def sibling_of(onnx_name: str, number: str, name: str) -> ModelVersion | None:

@@ -136,6 +136,12 @@ def _return_freed_memory() -> None:
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
 
 
+def return_memory() -> None:
+    """Give what is free back to the system now, also the small blocks of each thread."""
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def execution_providers(device: str) -> list[Any]:
     """Execution providers of ONNX Runtime for a device, by preference.
 

@@ -26,9 +26,9 @@ CARD = {
 
 
 def test_the_card_shows_labels_as_they_are_and_says_what_was_not_tested() -> None:
-    card = model_card("m", CARD, 0.0)
+    card = model_card("m", "3", CARD, 0.0)
     assert "a\\*b\\_\\[x\\](y), \\<script\\>, xxx" in card
     assert "12 test clips of 2 of the 3 classes, none of the others." in card
     assert "## Limits" in card
     before = {name: value for name, value in CARD.items() if name != "test_classes"}
-    assert "12 test clips. Protocol" in model_card("m", before, 0.0)
+    assert "12 test clips. Protocol" in model_card("m", "3", before, 0.0)
