@@ -249,11 +249,7 @@ def truncate_graph(folder: Path) -> None:
     (folder / "model.onnx").write_bytes((folder / "model.onnx").read_bytes()[:100])
 
 
-def delete_logged_model(folder: Path) -> None:
-    MlflowClient().delete_logged_model(folder.parent.name)
-
-
-@pytest.mark.parametrize("damage", [remove, remove_graph, truncate_graph, delete_logged_model])
+@pytest.mark.parametrize("damage", [remove, remove_graph, truncate_graph])
 def test_a_champion_that_cannot_be_loaded_loses(store: str, damage: Callable[[Path], None]) -> None:
     export(promotion_of(right_on(0.9)))
     damage(model_folder("1"))
