@@ -14,6 +14,7 @@ from k400tiny_lib.plots import short_text
 
 _LIMIT = 5000  # of the registry's database
 _CLASSES_SHOWN = 20
+_CLASSIC = "?workflowType=machine_learning"  # MLflow's UI would otherwise open for GenAI
 
 
 def model_card(name: str, version: str, metadata: Mapping[str, Any], parity: float) -> str:
@@ -77,7 +78,7 @@ def video_card(
         metadata: of the graph; some keys are missing in graphs of before.
     """
     uri, onnx_uri = f"models:/{name}/{version}", f"models:/{onnx_model}/{onnx_version}"
-    page = f"#/models/{quote(onnx_model, safe='')}/versions/{onnx_version}"
+    page = f"#/models/{quote(onnx_model, safe='')}/versions/{onnx_version}{_CLASSIC}"
     classes = metadata["class_names"]
     text = f"""\
 # {_literal(name)}
@@ -93,7 +94,8 @@ From a whole video to labels, without PyTorch: a decoder and the model \
 ## Use
 
 ```bash
-mlflow models serve -m {shlex.quote(uri)} --env-manager local -p 5001
+mlflow models serve --env-manager local -p 5001 \\
+  -m {shlex.quote(uri)}
 base64 -w0 video.mp4 |
   jq -Rs '{{dataframe_split: {{columns: ["video"], data: [[.]]}}, params: {{top_k: 3}}}}' |
   curl -s localhost:5001/invocations -H 'Content-Type: application/json' -d @-

@@ -90,7 +90,7 @@ def test_the_card_of_the_video_model_names_its_requests_answers_and_all_classes_
     [code] = blocks(few, "python")
     ast.parse(code)
     [shell] = blocks(few, "bash")
-    assert "-m models:/v/4 " in shell
+    assert "-m models:/v/4\n" in shell
     assert "base64 -w0" in shell
     for text in ("`labels`", "`probabilities`", "`known`", "`error`", "[models:/m/3](#/models/m/"):
         assert text in few

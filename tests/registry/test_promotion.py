@@ -24,6 +24,7 @@ from k400tiny_lib.errors import UserError
 from k400tiny_lib.evaluation.comparison import compare_predictions
 from k400tiny_lib.evaluation.predictions import probabilities_of
 from k400tiny_lib.export.scoring import ExportClips
+from k400tiny_lib.files import problem_of
 from k400tiny_lib.registry import promotion
 from k400tiny_lib.registry.promotion import (
     Promotion,
@@ -37,6 +38,7 @@ from k400tiny_lib.registry.promotion import (
 )
 from k400tiny_lib.registry.registry import DECISION_TAG, log_onnx, register
 from k400tiny_lib.registry.video_model import follow_champion
+from k400tiny_lib.tracking import models
 from tests.conftest import LABELS, REPOSITORY
 from tests.helpers.evaluation import random_table, write_annotated_clips
 from tests.helpers.export import METADATA, toy_graph
@@ -263,15 +265,11 @@ def test_a_champion_that_cannot_be_loaded_loses(store: str, damage: Callable[[Pa
 
 
 def lock(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stat = Path.stat
+    def problem(path: Path) -> str:
+        return "cannot be read: Permission denied" if path == folder else problem_of(path)
 
-    def locked(path: Path, **options: bool) -> os.stat_result:
-        if path.is_relative_to(folder):
-            raise PermissionError(13, "Permission denied", str(path))
-        return stat(path, **options)
-
-    shutil.move(folder, folder.parent.parent.parent / "away")  # as os.listdir shows a locked one
-    monkeypatch.setattr(Path, "stat", locked)
+    shutil.rmtree(folder)  # a folder that may not be read lists nothing either
+    monkeypatch.setattr(models, "problem_of", problem)
 
 
 def unmount(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -205,9 +205,12 @@ def test_an_export_says_what_the_video_champion_lacks_or_makes_it(
         follow_champion(NAME, VIDEO)
         assert "had nothing of the champion, version 1; made again" in capsys.readouterr().out
         assert champions() == ("1", "4")
+        shutil.rmtree(folder_of(three.get_model_version(VIDEO, "4")))
+        follow_champion(NAME, VIDEO)
+        assert champions() == ("1", "5")
     # An export goes on where an older champion has lost its files.
     remove_files(three, "1")
-    three.delete_model_version(VIDEO, "4")
+    three.delete_model_version(VIDEO, "5")
     with mlflow.start_run():
         uri = log_onnx(toy_graph(), dict(METADATA))
         register_video_classifier(uri, mlflow.register_model(uri, NAME), VIDEO)
@@ -232,8 +235,8 @@ def test_a_version_of_the_video_model_describes_itself(empty: MlflowClient) -> N
     assert version.tags["onnx_model"] == NAME
     assert "k400tiny.promotion" not in version.tags
     card = version.description
-    assert f"[models:/{NAME}/1](#/models/{NAME}/versions/1)" in card
-    assert f"mlflow models serve -m models:/{VIDEO}/1 " in card
+    assert f"[models:/{NAME}/1](#/models/{NAME}/versions/1?" in card
+    assert f"  -m models:/{VIDEO}/1\n" in card
     assert "sliding, growing, turning" in card
     # The files say nothing of where they were made, but for MLflow's own address of the store.
     text = (folder_of(version) / "MLmodel").read_text()
