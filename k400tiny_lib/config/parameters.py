@@ -20,6 +20,7 @@ from k400tiny_lib.config.value_types import (
     Model,
     Rate,
     Seed,
+    Version,
 )
 
 SAMPLE = "sample"  # the data_path of the rendered sample
@@ -242,12 +243,17 @@ class Config(
     # --- registry and use -----------------------------------------------------------------------
     model_uri: str = param(AUTO, "predict")
     """Model to use; `auto` is models:/<registered_model_name>@champion."""
-    registered_model_name: ModelName = param(AUTO, "export_onnx", "predict")
-    """Name in the model registry; `auto` is k400tiny-<architecture>, and in predict
-    k400tiny-r2plus1d_18 or, if there is none, the newest champion of another architecture."""
-    video_model_name: ModelName = param(AUTO, "export_onnx")
+    version: Version = param("", "promote", required_in=("promote",))
+    """Version to make champion: its number, an alias (challenger), or `previous` for the champion
+    before the present one."""
+    registered_model_name: ModelName = param(AUTO, "export_onnx", "predict", "promote")
+    """Name in the model registry; `auto` is k400tiny-<architecture>, in predict and promote
+    k400tiny-r2plus1d_18 or, if there is none, that of another architecture (in predict, the one
+    with the newest champion)."""
+    video_model_name: ModelName = param(AUTO, "export_onnx", "promote")
     """Name in the model registry of the same model for whole videos, ready to be served; `auto` is
-    k400tiny-video-classifier, for another architecture than r2plus1d_18 with its name."""
+    k400tiny-video-classifier, for another architecture than r2plus1d_18 with its name, and in
+    promote the name that the versions of registered_model_name have there."""
     top_k: Count = param(5, "predict")
     """Labels shown per clip."""
     window_seconds: NonNegativeFloat = param(0.0, "predict")

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from k400tiny_lib.config.declaration import AUTO, NONE
 from k400tiny_lib.config.directories import with_local_directories
-from k400tiny_lib.config.model_names import check_model_names, name_models
+from k400tiny_lib.config.model_names import check_model_names, check_new_names, name_models
 from k400tiny_lib.config.parameters import MIXING_AUGMENTATIONS, PARAMETERS, SAMPLE, Config
 from k400tiny_lib.config.recipes import load_recipe
 from k400tiny_lib.errors import UserError, is_utf8, printable
@@ -51,6 +51,7 @@ STEPS: dict[str, Step] = {
         "evaluate": "Score a checkpoint on a held-out split.",
         "export_onnx": "Export to ONNX, prove it equal, register it.",
         "predict": "Label clips with a registered model.",
+        "promote": "Make a version champion, of both models; to go back to an earlier one, say.",
     }.items()
 }
 
@@ -194,7 +195,10 @@ def check_together(config: Config, step: str) -> None:
                     f"{name}: {getattr(config, name)} without annotations. Needed: the clips to "
                     "calibrate and to judge on (-P annotations=..., -P data_path=...)."
                 )
-    check_model_names(config)
+    if step != "predict":
+        check_model_names(config)
+    if step in ("main", "export_onnx"):
+        check_new_names(config)
     _check_windows(config)
     if config.data_path == SAMPLE and config.gt_csv != NONE:
         raise UserError("gt_csv: the rendered sample has its own. Give data_path too.")

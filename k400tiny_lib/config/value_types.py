@@ -30,6 +30,9 @@ Pixels = Annotated[int, Field(ge=8)]
 Model = Annotated[
     str, AfterValidator(_known), WithJsonSchema({"type": "string", "enum": list(ARCHITECTURES)})
 ]
+Version = Annotated[
+    str, WithJsonSchema({"type": "string", "words": "a number, an alias or previous"})
+]
 # `auto` is replaced by the architecture's number when a Config is made, so the value is an int.
 ClipLen = Annotated[Count, BeforeValidator(_resolve_clip_size, json_schema_input_type=Count | Auto)]
 ClipPixels = Annotated[

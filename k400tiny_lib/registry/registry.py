@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ def register_export(exported: Exported, config: Config) -> tuple[ModelVersion, P
         model_uri,
         Promotion(config.promote, name, exported.clips, choice.predictions, exported.not_scored),
         version_tags(metadata, exported.parity),
-        model_card(name, metadata, exported.parity),
+        lambda version: model_card(name, version, metadata, exported.parity),
     )
     video = register_video_classifier(model_uri, registered, config.video_model_name)
     versions = {MODEL_VERSION_TAG: registered, VIDEO_VERSION_TAG: video}
@@ -152,7 +152,7 @@ def register(
     model_uri: str,
     promotion: Promotion,
     tags: Mapping[str, str],
-    description: str = "",
+    card: Callable[[str], str] = lambda version: "",
     wait_s: float = 1.0,
 ) -> tuple[ModelVersion, PromotionDecision]:
     """Register a logged model that passed the parity check and decide who is champion.
@@ -162,7 +162,8 @@ def register(
         promotion: the rule, with the name of the registered model, which is created where it does
             not exist.
         tags: of the version.
-        description: of the version, in markdown, at most 5000 characters.
+        card: makes the description of a version from its number: markdown, at most 5000
+            characters.
         wait_s: see `promote`.
 
     Returns:
@@ -173,7 +174,7 @@ def register(
     make_challenger(name)
     decision = PromotionDecision(False, "interrupted before it was compared")
     try:
-        if description:
+        if description := card(str(registered.version)):
             client.update_model_version(name, registered.version, description)
         decision = promote(str(registered.version), promotion, wait_s)
     finally:

@@ -120,7 +120,7 @@ def open_classifier(
         what = f"{path} was not exported by export_onnx (no class names)"
         raise UserError(f"{parameter}: {what}.") from None
     except Exception as error:  # ONNX Runtime has an exception class for each status
-        raise UserError(f"{parameter}: {path} cannot be opened: {one_line(error)}.") from None
+        raise UserError(f"{parameter}: {path} cannot be opened ({one_line(error)}).") from None
     if device == "cuda" and _CUDA not in session.get_providers():
         raise UserError("device: CUDA cannot be used on this machine. Needed: device=cpu.")
     return OnnxClassifier(session, class_names, clip_len, views, threshold)

@@ -125,8 +125,11 @@ def _run_nested(step: str, config: Config, parent: Run) -> Run:
         if not children:
             raise
         run = children[0]
-        reason = run.data.tags.get(runs.ERROR_TAG, "it ended without a message; see above")
-        raise UserError(f"{step} failed (run {run.info.run_id}): {reason}") from None
+        failed = f"{step} failed (run {run.info.run_id})"
+        reason = run.data.tags.get(runs.ERROR_TAG)
+        if reason is None:  # killed, say
+            raise UserError(f"{failed}: it ended without a message; see above") from None
+        raise UserError(f"{failed}: {reason}", in_short=f"{failed}, see above") from None
     return client.get_run(submitted.run_id)
 
 
