@@ -117,7 +117,7 @@ def sides_on(device: torch.device) -> dict[str, tuple[nn.Module, bool]]:
         return {
             STOCK: (stock(device), False),
             "channels-last, 2D convolutions": (ours(device, True), False),
-            OURS: (ours(device, "auto"), amp_dtype("auto", "r2plus1d_18", device) is not None),
+            OURS: (fast := ours(device, "auto"), amp_dtype("auto", fast, device) is not None),
         }
     return {
         STOCK: (stock(device), False),

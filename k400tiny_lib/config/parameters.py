@@ -167,9 +167,10 @@ class Config(
     clip_grad_norm: NonNegativeFloat = param(0.0, "train")
     """Largest gradient norm; 0 for no limit."""
     amp: Literal["auto", "off", "bf16", "fp16"] = param(AUTO, "train")
-    """Mixed precision; `auto` is bf16 where a GPU or CPU multiplies it fast, off elsewhere."""
+    """Mixed precision; `auto` is bf16 where a GPU or CPU multiplies it fast, off elsewhere
+    and for 3D convolutions on a CPU."""
     channels_last: bool | Auto = param(AUTO, "train")
-    """Channels-last memory and 2D convolutions; `auto` is on where bf16 is multiplied fast."""
+    """Channels-last memory and 2D convolutions; `auto` is on where that is faster."""
     compile: bool = param(False, "train")
     """Compile the model with torch.compile (minutes at the start)."""
     sync_bn: bool = param(False, "train")

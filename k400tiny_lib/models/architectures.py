@@ -28,8 +28,6 @@ class Architecture:
         clip_len, resize_size, crop_size: frames of a clip, short side after resizing and side of
             the square crop in pixels, unless the user gives them.
         min_clip_len, min_crop_size: the smallest clip that it can be trained on.
-        gains_from_bf16_on_cpu: whether bf16 trains it faster on a CPU that multiplies it; two were
-            measured to train slower.
         optimize_for_export: from a model in evaluation mode to one of the same function that ONNX
             Runtime computes faster, in float32 only; None where there is no such form.
     """
@@ -44,7 +42,6 @@ class Architecture:
     crop_size: int = 224
     min_clip_len: int = 1
     min_crop_size: int = 1
-    gains_from_bf16_on_cpu: bool = True
     optimize_for_export: Callable[[Any], Any] | None = None
 
 
@@ -156,16 +153,13 @@ ARCHITECTURES = {
         feature_layers=(
             "blocks.14.attn.pool_v.pool",
         ),  # what the class token attends to in the last layers
-        gains_from_bf16_on_cpu=False,
     ),
     "swin3d_t": _of_imagenet(
         build=_torchvision("swin3d_t"), head="head", feature_layers=("avgpool",), clip_len=32
     ),
     # Frames and crop of pytorchvideo's builder (models/hub/x3d.py), resized as its hub page says:
     # https://pytorch.org/hub/facebookresearch_pytorchvideo_x3d
-    "x3d_s": _blocks_of_pytorchvideo(
-        build=_x3d, clip_len=13, resize_size=182, crop_size=160, gains_from_bf16_on_cpu=False
-    ),
+    "x3d_s": _blocks_of_pytorchvideo(build=_x3d, clip_len=13, resize_size=182, crop_size=160),
     # Frames and crop that the head of pytorchvideo's builder pools at once (models/hub/resnet.py),
     # resized as https://pytorch.org/hub/facebookresearch_pytorchvideo_resnet says.
     "slow_r50": _blocks_of_pytorchvideo(build=_slow, clip_len=8),

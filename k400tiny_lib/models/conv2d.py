@@ -46,21 +46,37 @@ def _sizes(padding: tuple[int, ...] | str) -> tuple[int, ...]:
     return cast(tuple[int, ...], padding)  # `decompose_conv3d` leaves "same" and "valid" alone
 
 
+def _form_2d(module: nn.Module) -> type[nn.Conv3d] | None:
+    """The class that computes a module in 2D, for a convolution over space or time alone."""
+    if type(module) is not nn.Conv3d or isinstance(module.padding, str):
+        return None
+    time, *space = module.kernel_size
+    time_padding, *space_padding = module.padding
+    if time == 1 and time_padding == 0:
+        return SpatialConv
+    if space == [1, 1] and module.stride[1:] == (1, 1) and space_padding == [0, 0]:
+        return TemporalConv
+    return None
+
+
 def decompose_conv3d(model: nn.Module) -> nn.Module:
     """Compute the convolutions of a model over space or time alone in 2D, in place.
 
     Parameters, their names and the function stay; only the rounding differs.
     """
     for module in model.modules():
-        if type(module) is not nn.Conv3d or isinstance(module.padding, str):
-            continue
-        time, *space = module.kernel_size
-        time_padding, *space_padding = module.padding
-        if time == 1 and time_padding == 0:
-            module.__class__ = SpatialConv
-        elif space == [1, 1] and module.stride[1:] == (1, 1) and space_padding == [0, 0]:
-            module.__class__ = TemporalConv
+        if form := _form_2d(module):
+            module.__class__ = form
     return model
+
+
+def has_conv3d(model: nn.Module) -> bool:
+    """Whether a model has convolutions that are computed in 3D.
+
+    On a CPU their bf16 gradients cannot be used: for clips of few frames, oneDNN's were seen to be
+    infinite or wrong by orders of magnitude (PyTorch 2.11 and 2.14 on avx512_bf16).
+    """
+    return any(type(module) is nn.Conv3d for module in model.modules())
 
 
 def to_fast_layout(
@@ -72,12 +88,13 @@ def to_fast_layout(
         model: its `state_dict` keeps its names and shapes.
         device: the target.
         channels_last: channels-last memory and 2D convolutions, or neither; `auto` decides by the
-            device: both on a GPU and on a CPU that multiplies bf16, neither on another CPU, where
-            they change little (benchmarks/training_step.py).
+            device: both on a GPU, and on a CPU that multiplies bf16 if the model has no other
+            convolutions; elsewhere they change little (benchmarks/training_step.py).
     """
     model = model.to(device)
     if channels_last == "auto":
-        channels_last = device.type == "cuda" or has_bf16_matmul(device)
+        all_in_2d = all(map(_form_2d, (m for m in model.modules() if isinstance(m, nn.Conv3d))))
+        channels_last = device.type == "cuda" or (has_bf16_matmul(device) and all_in_2d)
     if not channels_last:
         return model
     # The first convolution brings the clips into the memory format of its weights.

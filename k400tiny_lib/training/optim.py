@@ -9,7 +9,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from k400tiny_lib.config import Config
-from k400tiny_lib.models.architectures import ARCHITECTURES
+from k400tiny_lib.errors import UserError
+from k400tiny_lib.models.conv2d import has_conv3d
 from k400tiny_lib.system import has_bf16_matmul
 
 # Of torchvision's video recipe: 45 epochs, the rate divided by ten at 20, 30 and 40.
@@ -101,14 +102,23 @@ def make_average(model: nn.Module, decay: float) -> AveragedModel | None:
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
-def amp_dtype(amp: str, model: str, device: torch.device) -> torch.dtype | None:
+def amp_dtype(amp: str, model: nn.Module, device: torch.device) -> torch.dtype | None:
     """The autocast type of the parameter `amp` on a device; None for full precision.
 
-    `auto` is bf16 where that is faster (benchmarks/training_step.py): on GPUs, and for most
-    architectures on a CPU, that multiply bf16. On a CPU that does not, autocast is slower than
-    float32 by an order of magnitude.
+    `auto` is bf16 where that is right and faster (benchmarks/training_step.py): on GPUs and CPUs
+    that multiply bf16, on a CPU without 3D convolutions in the model. On a CPU that does not,
+    autocast is slower than float32 by an order of magnitude.
+
+    Raises:
+        UserError: for bf16 on a CPU if the model has 3D convolutions.
     """
+    is_wrong = device.type == "cpu" and has_conv3d(model)
+    if amp == "bf16" and is_wrong:
+        raise UserError(
+            "amp: bf16 gives wrong gradients in 3D convolutions on a CPU, and this model has "
+            "some. Needed: amp=off, or channels_last=True with r2plus1d_18, slow_r50 or s3d, whose "
+            "convolutions all become 2D."
+        )
     if amp == "auto":
-        gains = device.type == "cuda" or ARCHITECTURES[model].gains_from_bf16_on_cpu
-        return torch.bfloat16 if gains and has_bf16_matmul(device) else None
+        return torch.bfloat16 if has_bf16_matmul(device) and not is_wrong else None
     return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]

@@ -74,7 +74,7 @@ class TrainState:
 
     def __post_init__(self) -> None:
         device = self.process.device
-        self.amp_dtype = amp_dtype(self.config.amp, self.config.model, device)
+        self.amp_dtype = amp_dtype(self.config.amp, self.model, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp_dtype is torch.float16)
         self.meters = Meters(self.num_classes, device)
 

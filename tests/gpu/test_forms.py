@@ -140,7 +140,7 @@ def test_auto_is_bf16_and_channels_last_on_a_gpu(device: torch.device) -> None:
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
         pytest.skip("a GPU with matrix instructions for bf16")
     for name in ARCHITECTURES:
-        assert amp_dtype("auto", name, device) is torch.bfloat16
+        assert amp_dtype("auto", build_model(name, CLASSES), device) is torch.bfloat16
     assert any(isinstance(m, SpatialConv) for m in ours(device, "auto").modules())
 
 

@@ -11,6 +11,8 @@ from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
 from k400tiny_lib.config import Config
+from k400tiny_lib.errors import UserError
+from k400tiny_lib.models.conv2d import to_fast_layout
 from k400tiny_lib.models.weights import build_model
 from k400tiny_lib.training.optim import (
     amp_dtype,
@@ -137,11 +139,19 @@ def test_mixed_precision_is_on_where_the_cpu_gains_from_it(
 ) -> None:
     can = dict.fromkeys(instructions, True)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can)
-    cpu, r2plus1d = torch.device("cpu"), "r2plus1d_18"
+    cpu = torch.device("cpu")
+    r2plus1d = to_fast_layout(build_model("r2plus1d_18", 3), cpu, "auto")
+    r3d = to_fast_layout(build_model("r3d_18", 3), cpu, "auto")
+    stock = to_fast_layout(build_model("r2plus1d_18", 3), cpu, False)
     assert amp_dtype("auto", r2plus1d, cpu) is (torch.bfloat16 if multiplies_bf16 else None)
-    assert amp_dtype("auto", "x3d_s", cpu) is None
+    assert amp_dtype("auto", r3d, cpu) is None
+    assert amp_dtype("auto", stock, cpu) is None
     assert amp_dtype("off", r2plus1d, cpu) is None
-    assert amp_dtype("bf16", r2plus1d, cpu) is torch.bfloat16
+    in_2d = to_fast_layout(build_model("r2plus1d_18", 3), cpu, True)
+    assert amp_dtype("bf16", in_2d, cpu) is torch.bfloat16
+    for in_3d in (r3d, stock):
+        with pytest.raises(UserError, match="wrong gradients in 3D convolutions"):
+            amp_dtype("bf16", in_3d, cpu)
 
 
 @pytest.mark.parametrize(
