@@ -4,6 +4,7 @@ Imports neither PyTorch nor MLflow, so that `predict` and the served model start
 """
 
 import ctypes
+import gc
 import json
 from contextlib import suppress
 from dataclasses import dataclass
@@ -137,7 +138,11 @@ def _return_freed_memory() -> None:
 
 
 def return_memory() -> None:
-    """Give what is free back to the system now, also the small blocks of each thread."""
+    """Give what is free back to the system now, also the small blocks of each thread.
+
+    A decoder, which may hold 200 MB of frames, refers to its stream and the stream to it.
+    """
+    gc.collect()
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 

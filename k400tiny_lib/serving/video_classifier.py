@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import gc
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +39,7 @@ class Answer(NamedTuple):
     probabilities: list[float]
     known: bool
     error: str = ""
-    cause: UserError | MlflowException | None = None
+    kind: type[UserError] | None = None  # None: an error of the server, or none
 
 
 class VideoClassifier(PythonModel):
@@ -125,10 +126,10 @@ class VideoClassifier(PythonModel):
         try:
             return self._label(row, top_k, work, is_last)
         except UserError as error:
-            return Answer([], [], False, one_line(error, limit=500), error)
+            # Not the error itself: its traceback would keep the videos.
+            return Answer([], [], False, one_line(error, limit=500), type(error))
         except Exception:
-            fault = _own_fault()
-            return Answer([], [], False, fault.message, fault)
+            return Answer([], [], False, _own_fault().message)
 
     def _label(self, row: Mapping[Any, Any], top_k: int, work: Work, is_last: bool) -> Answer:
         video, name = self._video(row)
@@ -169,13 +170,13 @@ class VideoClassifier(PythonModel):
 
 def _raise_if_none(answers: Sequence[Answer]) -> None:
     """Raise the error of the first video if no video has labels."""
-    first = answers[0].cause
-    if first is None or not all(answer.error for answer in answers):
+    first = answers[0]
+    if not all(answer.error for answer in answers):
         return
-    if isinstance(first, MlflowException):
-        raise first
+    if first.kind is None:
+        raise MlflowException(first.error)
     others = f" (none of the {len(answers)} videos can be labeled)" if len(answers) > 1 else ""
-    raise type(first)(f"video 1: {answers[0].error}{others}")
+    raise first.kind(f"video 1: {first.error}{others}")
 
 
 def _checked_top_k(params: Mapping[str, Any] | None) -> int:
@@ -197,6 +198,7 @@ def _prepare_server() -> None:
     # not seen here: their time goes by, and short ones wait behind long ones.
     with suppress(RuntimeError):  # no event loop in this thread
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS))
+    gc.freeze()  # what is there stays; looking through it after each request would take 0.1 s
     # It sends its stack trace to whoever sent a body that it cannot read.
     serialize = MlflowException.serialize_as_json
 

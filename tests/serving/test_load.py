@@ -38,8 +38,8 @@ def model_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     facts = {"class_names": [f"class {number}" for number in range(400)], "clip_len": 16}
     (folder / "model.onnx").write_bytes(export_graph(module.eval(), 18, facts).SerializeToString())
     mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    mlflow.set_experiment(experiment_id=mlflow.create_experiment("load", f"file:{folder}/store"))
-    with mlflow.start_run():
+    experiment = mlflow.create_experiment("load", f"file:{folder}/store")
+    with mlflow.start_run(experiment_id=experiment):
         return log_video_classifier(folder / "model.onnx")
 
 
