@@ -49,7 +49,10 @@ def test_pixels_are_those_of_the_weights_own_transforms(name: str) -> None:
     frames = torch.randint(0, 256, (2, *SIZE, 3), dtype=torch.uint8)
     [evaluated] = crop_views(frames, geometry, 1)
     exported = preprocess(frames[None], geometry).transpose(0, 1)  # (T, C, h, w) -> (C, T, h, w)
-    torch.testing.assert_close(exported, evaluated.float(), rtol=0, atol=0)
+    # The graph sums in another order: what lies within 1e-4 of a half may be rounded the other way.
+    difference = (exported - evaluated.float()).abs()
+    assert difference.max() <= 1
+    assert difference.count_nonzero() < 0.001 * difference.numel()
     ours = model_input(build_model(name, 3), evaluated[None])[0]
     theirs = weights.transforms()(frames.permute(0, 3, 1, 2))
     # The same pixels: float32 rounding is far below one gray level, 1 / 255 / 0.23 here.
