@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -18,6 +19,7 @@ from k400tiny_lib.distributed.launch import Job
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.training.worker import TrainingJob, out_of_memory, work
 from tests.conftest import REPOSITORY
+from tests.helpers.evaluation import write_checkpoint
 from tests.helpers.training import annotate, config, make_job
 
 
@@ -161,17 +163,44 @@ def test_a_port_that_another_program_uses_is_said_at_once(tmp_path: Path) -> Non
 
 
 STEP = (
-    "import sys; from pathlib import Path; from k400tiny_lib.distributed.launch import launch; "
+    "import sys; from pathlib import Path; from k400tiny_lib.distributed.launch import Job, launch;"
     "from k400tiny_lib.training.worker import TrainingJob; "
-    "launch(TrainingJob.read(Path(sys.argv[1])), module='tests.helpers.training')"
+    "job = {'training': TrainingJob, 'evaluation': Job}[sys.argv[1]].read(Path(sys.argv[2])); "
+    "launch(job, module=sys.argv[3])"
 )
 
 
-def test_nothing_outlives_a_killed_step(tiny_data: tuple[Path, Path], tmp_path: Path) -> None:
-    settings = config(tiny_data[0], tmp_path, num_epochs=1000, num_workers=1, nproc_per_node=1)
-    job = make_job(settings, annotate(tiny_data[0], num_val=4, num_train=8))
+def start_training(data_path: Path, folder: Path) -> list[str]:
+    """The command of a step that trains for ever."""
+    settings = config(data_path, folder, num_epochs=1000, num_workers=1, nproc_per_node=1)
+    job = make_job(settings, annotate(data_path, num_val=4, num_train=8))
     job.write()
-    command = [sys.executable, "-c", STEP, str(job.file)]
+    return [sys.executable, "-c", STEP, "training", str(job.file), "tests.helpers.training"]
+
+
+def start_evaluation(data_path: Path, folder: Path) -> list[str]:
+    """The command of a step that evaluates for ever."""
+    write_checkpoint(folder / "best.pt")
+    settings = config(
+        data_path,
+        folder,
+        checkpoint=str(folder / "best.pt"),
+        num_clips=100_000,
+        num_workers=1,
+        nproc_per_node=1,
+    )
+    Path(settings.annotations).write_text(annotate(data_path, num_val=4).to_json())
+    job = Job(settings, folder)
+    job.write()
+    module = "k400tiny_lib.evaluation.worker"
+    return [sys.executable, "-c", STEP, "evaluation", str(job.file), module]
+
+
+@pytest.mark.parametrize("start", [start_training, start_evaluation])
+def test_nothing_outlives_a_killed_step(
+    tiny_data: tuple[Path, Path], tmp_path: Path, start: Callable[[Path, Path], list[str]]
+) -> None:
+    command = start(tiny_data[0], tmp_path)
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL) as step:
         found: list[psutil.Process] = []
         while len(found) < 3:  # torchrun, the worker, its loader
