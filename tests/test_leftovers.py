@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -12,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from k400tiny_lib import leftovers
 from k400tiny_lib.leftovers import temporary_directory
 from tests.conftest import REPOSITORY
 
@@ -36,36 +34,51 @@ def test_what_a_killed_process_left_is_deleted_and_nothing_else(
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         theirs = Path(process.stdout.readline().strip())
-        with temporary_directory("k400tiny-") as ours, temporary_directory("k400tiny-"):
-            assert (theirs / "download").exists()
-            assert Path(ours).exists()
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        try:
+            with temporary_directory("k400tiny-") as ours, temporary_directory("k400tiny-"):
+                assert (theirs / "download").exists()
+                assert Path(ours).exists()
+        finally:
+            process.kill()
     assert theirs.exists()
     with temporary_directory("k400tiny-") as ours:
         assert {path.name for path in tmp_path.iterdir()} == {"another", Path(ours).name}
     assert [path.name for path in tmp_path.iterdir()] == ["another"]
 
 
-def test_a_directory_that_is_taken_for_a_leftover_before_it_is_locked_is_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("moment", ["before it is opened", "before it is locked"])
+def test_a_directory_that_is_taken_for_a_leftover_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    make, made = tempfile.mkdtemp, list[str]()
+    make, lock, made, looked = tempfile.mkdtemp, fcntl.flock, list[str](), list[str]()
 
-    def make_slowly(**options: Any) -> str:
-        path = make(**options)
-        made.append(path)
-        if path == made[0]:  # somebody else looks for leftovers at this moment
+    def look_once() -> None:
+        """Somebody else looks for leftovers."""
+        if not looked:
+            looked.append(moment)
             other = threading.Thread(target=lambda: temporary_directory("k400tiny-").__enter__())
             other.start()
             other.join()
+
+    def make_slowly(**options: Any) -> str:
+        made.append(make(**options))
+        path = made[-1]
+        if moment == "before it is opened":
+            look_once()
         return path
 
-    monkeypatch.setattr(leftovers.tempfile, "mkdtemp", make_slowly)
+    def lock_slowly(file: Any, flags: int) -> None:
+        if moment == "before it is locked" and not flags & fcntl.LOCK_NB:
+            look_once()
+        lock(file, flags)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", make_slowly)
+    monkeypatch.setattr(fcntl, "flock", lock_slowly)
     with temporary_directory("k400tiny-") as folder:
         assert Path(folder).exists()
-        assert folder not in made[:2]
+        assert folder != made[0]
+    assert looked
 
 
 def test_where_there_are_no_locks_a_directory_is_made_and_deleted_all_the_same(

@@ -11,6 +11,7 @@ import threading
 import time
 from types import FrameType
 
+_PARENT = os.getppid()  # `steps` imports this module first, while a parent that dies still counts
 _STARTER = "K400TINY_STARTER"  # environment variable of steps: the process id of their `main`
 
 _armed = False
@@ -28,7 +29,7 @@ def defer() -> None:
     signal.signal(signal.SIGTERM, _on_signal)
     sys.unraisablehook = _on_unraisable
     starter = os.environ.pop(_STARTER, "")
-    watched = (os.getppid(), int(starter) if starter.isdecimal() else None)
+    watched = (_PARENT, int(starter) if starter.isdecimal() else None)
     threading.Thread(target=_watch_parent, args=watched, daemon=True).start()
 
 

@@ -17,6 +17,7 @@ from k400tiny_lib.config import Config, resolve
 from k400tiny_lib.distributed import launch
 from k400tiny_lib.distributed.launch import Job
 from k400tiny_lib.errors import UserError
+from k400tiny_lib.evaluation import worker as evaluation_worker
 from k400tiny_lib.training.worker import TrainingJob, out_of_memory, work
 from tests.conftest import REPOSITORY
 from tests.helpers.evaluation import write_checkpoint
@@ -61,6 +62,14 @@ def test_a_job_is_read_as_it_was_written(tmp_path: Path) -> None:
         assert TrainingJob.read(job.file) == job
 
 
+def alone_as_under_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment that torchrun gives a single worker."""
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+
+
 def test_full_memory_names_what_to_lower(
     tiny_data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,10 +79,7 @@ def test_full_memory_names_what_to_lower(
         raise AssertionError
 
     assert not out_of_memory(RuntimeError("shapes differ"))
-    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}.items():
-        monkeypatch.setenv(name, str(value))  # as torchrun does
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    alone_as_under_torchrun(monkeypatch)
     job = make_job(config(tiny_data[0], tmp_path, batch_size=7), annotate(tiny_data[0]))
     assert work(job, build) == 2
     message = job.error.read_text()
@@ -81,6 +87,25 @@ def test_full_memory_names_what_to_lower(
     assert "\n" not in message
     for parameter in ("grad_accum_steps", "clip_len", "crop_size"):
         assert parameter in message
+
+
+def test_full_shared_memory_is_one_line_of_both_kinds_of_workers(
+    tiny_data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> nn.Module:  # the death of a loader's process is raised anywhere
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error.")
+
+    alone_as_under_torchrun(monkeypatch)
+    job = make_job(config(tiny_data[0], tmp_path), annotate(tiny_data[0]))
+    assert work(job, fail) == 2
+    evaluation = Job(job.config, tmp_path)
+    evaluation.write()
+    monkeypatch.setattr(evaluation_worker, "run", fail)
+    monkeypatch.setattr(sys, "argv", ["worker", str(evaluation.file)])
+    with pytest.raises(SystemExit, match="2"):
+        evaluation_worker.main()
+    for message in (job.error.read_text(), evaluation.error.read_text()):
+        assert message.startswith("num_workers: the shared memory of this machine (/dev/shm)")
 
 
 def test_a_user_s_mistake_is_not_repeated_by_restarts(tmp_path: Path) -> None:
