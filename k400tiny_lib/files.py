@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import unquote
 
-from k400tiny_lib.errors import UserError
+from k400tiny_lib.errors import UserError, one_line
 
 # Relative path -> a text that changes when the file does; empty where nothing tells.
 Stamps = Mapping[str, str]
@@ -60,6 +60,21 @@ def disk_problem(error: BaseException, folder: Path) -> str:
     if not isinstance(error, OSError) or errno.errorcode.get(error.errno or 0) not in _NOT_WRITABLE:
         return ""
     return f"{error.filename or folder} cannot be written: {error.strerror}"
+
+
+def cannot_write(parameter: str, path: Path, error: Exception) -> UserError:
+    """The error for a directory of the user in which nothing can be made or written.
+
+    Args:
+        parameter: that named it.
+        path: what could not be written.
+        error: of the attempt.
+    """
+    reason = getattr(error, "strerror", None) or one_line(error)
+    return UserError(
+        f"{parameter}: {path} cannot be written to: {reason}. Needed: a directory in which this "
+        f"user can write, with room (-P {parameter}=...)."
+    )
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from k400tiny_lib.errors import UserError
+from k400tiny_lib.files import cannot_write
 
 MARK = ".made_by_k400tiny"
 # Both the name and the mark or the content decide: a renamed directory belongs to the user, and
@@ -31,7 +31,7 @@ def mark(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MARK).touch()
     except OSError as error:
-        raise UserError(f"output_dir: {folder} cannot be made: {error.strerror}.") from None
+        raise cannot_write("output_dir", folder, error) from None
 
 
 def is_own(name: str, files: Iterable[str]) -> bool:

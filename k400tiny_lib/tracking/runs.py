@@ -19,6 +19,7 @@ from mlflow.exceptions import MlflowException
 from k400tiny_lib.config import AUTO, NONE, STEPS, Config, parameters_of
 from k400tiny_lib.errors import UserError, hide_passwords, one_line
 from k400tiny_lib.files import problem_of, writing_to
+from k400tiny_lib.leftovers import Mark, temporary_directory
 from k400tiny_lib.remote_files import fetch
 from k400tiny_lib.tracking.naming import NOTE_TAG, initial_name, name_run
 from k400tiny_lib.tracking.server import move_password_to_environment, shown_server
@@ -34,7 +35,8 @@ MODEL_VERSION_TAG = "k400tiny.model_version"
 VIDEO_VERSION_TAG = "k400tiny.video_model_version"
 RESUMED_FROM_TAG = "k400tiny.resumed_from"
 RESOLVED = "config/resolved.yaml"
-_KEPT = Path(".k400tiny", "runs")  # directory of unfinished runs
+MARKS = Path(".k400tiny", "runs")  # a mark for each run of a step that is running
+_KEPT = Path(".k400tiny", "results")  # of unfinished runs
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 _ERROR_LENGTH = 5000  # MLflow refuses tags beyond 8000 characters
 
@@ -59,11 +61,15 @@ def step_run(step: str, config: Config) -> Iterator[Run]:
             raise UserError(
                 f"MLFLOW_TRACKING_URI: {shown_server()} fails: {one_line(error)}"
             ) from None
+        # Before the tag: a run with that tag and without a mark lives elsewhere.
+        mark = Mark(MARKS / run.info.run_id, {"store": shown_server()})
         try:
             _check_artifact_store(run)
             # `mlflow run <git URI>` stores that URI as it was typed.
             tags = {name: hide_passwords(value) for name, value in run.data.tags.items()}
             mlflow.set_tags(dict(tags.items() - run.data.tags.items()) | {STEP_TAG: step})
+            if ERROR_TAG in tags:  # of an earlier attempt
+                mlflow.delete_tag(ERROR_TAG)
             name_run(run, step, config)
             if config.description != NONE and "description" in STEPS[step].params:
                 mlflow.set_tag(NOTE_TAG, hide_passwords(config.description))
@@ -72,7 +78,8 @@ def step_run(step: str, config: Config) -> Iterator[Run]:
         except BaseException as error:
             reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
             reason = hide_passwords(reason) or type(error).__name__
-            _end_failed(run, reason[:_ERROR_LENGTH])
+            if _end_failed(run, reason[:_ERROR_LENGTH]):
+                mark.remove()
             if is_unreachable(error):
                 raise UserError(
                     f"MLFLOW_TRACKING_URI: no answer any more ({one_line(error)})."
@@ -84,6 +91,7 @@ def step_run(step: str, config: Config) -> Iterator[Run]:
             raise UserError(
                 f"MLFLOW_TRACKING_URI: run {run.info.run_id} is done, but cannot be ended: {error}"
             ) from None
+        mark.remove()
 
 
 def log_parameters(step: str, config: Config) -> None:
@@ -118,7 +126,7 @@ def _temporary_directory() -> Iterator[None]:
     # multiprocessing, which deletes its own directory when Python ends, after ours is gone.
     multiprocessing.util.get_temp_dir()
     previous = tempfile.tempdir
-    with tempfile.TemporaryDirectory(prefix="k400tiny-", ignore_cleanup_errors=True) as folder:
+    with temporary_directory("k400tiny-step-") as folder:
         tempfile.tempdir = folder
         try:
             yield
@@ -126,7 +134,8 @@ def _temporary_directory() -> Iterator[None]:
             tempfile.tempdir = previous
 
 
-def _end_failed(run: Run, message: str) -> None:
+def _end_failed(run: Run, message: str) -> bool:
+    """End a run as FAILED with the reason; returns whether the store has taken that."""
     # Report the failure now, not after minutes of retries against an unreachable server.
     with fail_fast():
         try:
@@ -137,6 +146,8 @@ def _end_failed(run: Run, message: str) -> None:
         # it FINISHED.
         with contextlib.suppress(MlflowException):
             mlflow.end_run("FAILED")
+            return True
+    return False
 
 
 def _check_artifact_store(run: Run) -> None:
@@ -253,18 +264,3 @@ def is_nested() -> bool:
 def tag_cache_key(key: str) -> None:
     """Tag the active run with its cache key, by which later runs find and re-use it."""
     mlflow.set_tag(CACHE_KEY_TAG, key)
-
-
-def end_running_children(parent_id: str) -> list[str]:
-    """Mark the children of a run that still count as RUNNING as FAILED; returns their ids.
-
-    MLflow leaves a child RUNNING when it is interrupted while the child starts.
-    """
-    client = MlflowClient()
-    experiment = client.get_run(parent_id).info.experiment_id
-    running = client.search_runs(
-        [experiment], f"tags.mlflow.parentRunId = '{parent_id}' and attributes.status = 'RUNNING'"
-    )
-    for run in running:
-        client.set_terminated(run.info.run_id, "FAILED")
-    return [run.info.run_id for run in running]

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from k400tiny_lib.config import AUTO, NONE, PARAMETERS, STEPS, Config
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.files import combine_digests, file_digest
+from k400tiny_lib.files import cannot_write, combine_digests, file_digest
 from k400tiny_lib.models.checkpoint import BEST, LAST, PREVIOUS, newest_checkpoint, run_of
 
 LOCK = ".lock"
@@ -118,7 +118,7 @@ def resolve_checkpoint_dir(config: Config, run_id: str) -> Config:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"checkpoint_dir: {folder} cannot be made: {error.strerror}.") from None
+        raise cannot_write("checkpoint_dir", folder.absolute(), error) from None
     return config.replace(checkpoint_dir=str(folder))
 
 
@@ -155,9 +155,7 @@ def hold_folder(config: Config, run_id: str) -> Iterator[Hold]:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise UserError(
-            f"checkpoint_dir: {path.parent} cannot be written to: {error.strerror}."
-        ) from None
+        raise cannot_write("checkpoint_dir", path.parent.absolute(), error) from None
     try:
         if _lock(descriptor, path.parent):
             former = _read(path)[1]

@@ -19,6 +19,8 @@ from k400tiny_lib.tracking import runs
 from k400tiny_lib.tracking.models import logged_model_id
 from k400tiny_lib.tracking.naming import NOTE_TAG, name_run
 from k400tiny_lib.tracking.server import page_path, where_to_look
+from k400tiny_lib.workflow import signals
+from k400tiny_lib.workflow.abandoned import end_abandoned_runs, end_running_children
 from k400tiny_lib.workflow.cache import ROOT, cache_key, find_finished
 
 
@@ -38,6 +40,8 @@ def run_chain(config: Config) -> list[Finished]:
     Raises:
         UserError: if a source is missing, or a step failed: its name, run and message.
     """
+    end_abandoned_runs()
+    signals.watch_in_children()
     source = open_source(config)
     source.check()
     _check_initial_weights(config)
@@ -56,7 +60,8 @@ def run_chain(config: Config) -> list[Finished]:
             finished.append(done)
             config = _hand_over(config, done, source)
     finally:
-        runs.end_running_children(parent)
+        end_running_children(parent)
+    end_abandoned_runs()  # those that were too new when this run began
     return finished
 
 

@@ -11,6 +11,9 @@ import threading
 import time
 from types import FrameType
 
+_PARENT = os.getppid()  # `steps` imports this module first, while a parent that dies still counts
+_STARTER = "K400TINY_STARTER"  # environment variable of steps: the process id of their `main`
+
 _armed = False
 _pending = False
 
@@ -19,12 +22,20 @@ def defer() -> None:
     """From now on record SIGINT and SIGTERM instead of dying; `arm` raises for them.
 
     A step whose parent process (`mlflow run`) dies would continue as an orphan, so the death of the
-    parent counts as a SIGTERM.
+    parent counts as a SIGTERM. So does the death of the `main` that started it, which may be gone
+    already, or be behind a shell that outlives it.
     """
     signal.signal(signal.SIGINT, _on_signal)
     signal.signal(signal.SIGTERM, _on_signal)
     sys.unraisablehook = _on_unraisable
-    threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
+    starter = os.environ.pop(_STARTER, "")
+    watched = (_PARENT, int(starter) if starter.isdecimal() else None)
+    threading.Thread(target=_watch_parent, args=watched, daemon=True).start()
+
+
+def watch_in_children() -> None:
+    """From now on the steps that this process starts end with it."""
+    os.environ[_STARTER] = str(os.getpid())
 
 
 def arm() -> None:
@@ -54,7 +65,12 @@ def _on_unraisable(error: "sys.UnraisableHookArgs") -> None:
         sys.__unraisablehook__(error)
 
 
-def _watch_parent(parent: int) -> None:
-    while os.getppid() == parent:
+def _watch_parent(parent: int, starter: int | None) -> None:
+    import psutil  # here, not while signals would still kill
+
+    def has_starter() -> bool:
+        return starter is None or any(p.pid == starter for p in psutil.Process().parents())
+
+    while os.getppid() == parent and has_starter():
         time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGTERM)

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -16,8 +17,10 @@ from k400tiny_lib.config import Config, resolve
 from k400tiny_lib.distributed import launch
 from k400tiny_lib.distributed.launch import Job
 from k400tiny_lib.errors import UserError
+from k400tiny_lib.evaluation import worker as evaluation_worker
 from k400tiny_lib.training.worker import TrainingJob, out_of_memory, work
 from tests.conftest import REPOSITORY
+from tests.helpers.evaluation import write_checkpoint
 from tests.helpers.training import annotate, config, make_job
 
 
@@ -59,6 +62,14 @@ def test_a_job_is_read_as_it_was_written(tmp_path: Path) -> None:
         assert TrainingJob.read(job.file) == job
 
 
+def alone_as_under_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment that torchrun gives a single worker."""
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+
+
 def test_full_memory_names_what_to_lower(
     tiny_data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,10 +79,7 @@ def test_full_memory_names_what_to_lower(
         raise AssertionError
 
     assert not out_of_memory(RuntimeError("shapes differ"))
-    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}.items():
-        monkeypatch.setenv(name, str(value))  # as torchrun does
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    alone_as_under_torchrun(monkeypatch)
     job = make_job(config(tiny_data[0], tmp_path, batch_size=7), annotate(tiny_data[0]))
     assert work(job, build) == 2
     message = job.error.read_text()
@@ -79,6 +87,25 @@ def test_full_memory_names_what_to_lower(
     assert "\n" not in message
     for parameter in ("grad_accum_steps", "clip_len", "crop_size"):
         assert parameter in message
+
+
+def test_full_shared_memory_is_one_line_of_both_kinds_of_workers(
+    tiny_data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> nn.Module:  # the death of a loader's process is raised anywhere
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error.")
+
+    alone_as_under_torchrun(monkeypatch)
+    job = make_job(config(tiny_data[0], tmp_path), annotate(tiny_data[0]))
+    assert work(job, fail) == 2
+    evaluation = Job(job.config, tmp_path)
+    evaluation.write()
+    monkeypatch.setattr(evaluation_worker, "run", fail)
+    monkeypatch.setattr(sys, "argv", ["worker", str(evaluation.file)])
+    with pytest.raises(SystemExit, match="2"):
+        evaluation_worker.main()
+    for message in (job.error.read_text(), evaluation.error.read_text()):
+        assert message.startswith("num_workers: the shared memory of this machine (/dev/shm)")
 
 
 def test_a_user_s_mistake_is_not_repeated_by_restarts(tmp_path: Path) -> None:
@@ -177,17 +204,44 @@ def test_a_port_that_another_program_uses_is_said_at_once(tmp_path: Path) -> Non
 
 
 STEP = (
-    "import sys; from pathlib import Path; from k400tiny_lib.distributed.launch import launch; "
+    "import sys; from pathlib import Path; from k400tiny_lib.distributed.launch import Job, launch;"
     "from k400tiny_lib.training.worker import TrainingJob; "
-    "launch(TrainingJob.read(Path(sys.argv[1])), module='tests.helpers.training')"
+    "job = {'training': TrainingJob, 'evaluation': Job}[sys.argv[1]].read(Path(sys.argv[2])); "
+    "launch(job, module=sys.argv[3])"
 )
 
 
-def test_nothing_outlives_a_killed_step(tiny_data: tuple[Path, Path], tmp_path: Path) -> None:
-    settings = config(tiny_data[0], tmp_path, num_epochs=1000, num_workers=1, nproc_per_node=1)
-    job = make_job(settings, annotate(tiny_data[0], num_val=4, num_train=8))
+def start_training(data_path: Path, folder: Path) -> list[str]:
+    """The command of a step that trains for ever."""
+    settings = config(data_path, folder, num_epochs=1000, num_workers=1, nproc_per_node=1)
+    job = make_job(settings, annotate(data_path, num_val=4, num_train=8))
     job.write()
-    command = [sys.executable, "-c", STEP, str(job.file)]
+    return [sys.executable, "-c", STEP, "training", str(job.file), "tests.helpers.training"]
+
+
+def start_evaluation(data_path: Path, folder: Path) -> list[str]:
+    """The command of a step that evaluates for ever."""
+    write_checkpoint(folder / "best.pt")
+    settings = config(
+        data_path,
+        folder,
+        checkpoint=str(folder / "best.pt"),
+        num_clips=100_000,
+        num_workers=1,
+        nproc_per_node=1,
+    )
+    Path(settings.annotations).write_text(annotate(data_path, num_val=4).to_json())
+    job = Job(settings, folder)
+    job.write()
+    module = "k400tiny_lib.evaluation.worker"
+    return [sys.executable, "-c", STEP, "evaluation", str(job.file), module]
+
+
+@pytest.mark.parametrize("start", [start_training, start_evaluation])
+def test_nothing_outlives_a_killed_step(
+    tiny_data: tuple[Path, Path], tmp_path: Path, start: Callable[[Path, Path], list[str]]
+) -> None:
+    command = start(tiny_data[0], tmp_path)
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL) as step:
         found: list[psutil.Process] = []
         while len(found) < 3:  # torchrun, the worker, its loader

@@ -22,13 +22,7 @@ from PIL import Image
 from k400tiny_lib.config import Config, parameters_of, resolve
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.metrics_log import append_entry, read_entries
-from k400tiny_lib.tracking.runs import (
-    ERROR_TAG,
-    end_running_children,
-    kept_artifacts,
-    local_copy,
-    step_run,
-)
+from k400tiny_lib.tracking.runs import ERROR_TAG, kept_artifacts, local_copy, step_run
 from k400tiny_lib.tracking.system_metrics import SystemSampler
 from k400tiny_lib.tracking.uploader import MetricsUploader
 from steps.log_training import log_training
@@ -222,17 +216,6 @@ def test_no_password_is_stored_in_parameters_files_or_the_reason_of_a_failure(st
     resolved = mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/config/resolved.yaml")
     assert "s3://bucket/clips" in resolved
     assert "secret" not in str(data.to_dictionary()) + resolved
-
-
-def test_children_left_running_are_ended(store: str) -> None:
-    with mlflow.start_run() as parent:
-        client = MlflowClient()
-        tags = {"mlflow.parentRunId": parent.info.run_id}
-        left = client.create_run(parent.info.experiment_id, tags=tags)
-        other = client.create_run(parent.info.experiment_id)
-        assert end_running_children(parent.info.run_id) == [left.info.run_id]
-    assert client.get_run(left.info.run_id).info.status == "FAILED"
-    assert client.get_run(other.info.run_id).info.status == "RUNNING"
 
 
 def test_inputs_come_from_paths_and_from_runs(store: str, tmp_path: Path) -> None:

@@ -87,3 +87,28 @@ child.wait()
     assert parent.stdout.readline() == "armed\n"
     os.kill(parent.pid, signal.SIGKILL)
     assert parent.stdout.readline() == "cleaned up\n"
+
+
+def test_a_step_whose_main_is_gone_before_it_looks_or_behind_a_shell_ends() -> None:
+    # The shell outlives what started it, as that of `conda activate && python ...` does.
+    script = f"""
+import subprocess, sys, time
+from k400tiny_lib.workflow import signals
+signals.watch_in_children()
+child = [sys.executable, "-c", {SCRIPT!r}]
+shell = "sleep 2; " * (sys.argv[1] == "late") + '"$@"; true'
+subprocess.Popen(["bash", "-c", shell, "bash", *child])
+print("started", flush=True)
+time.sleep(60)
+"""
+    for moment in ("late", "at once"):
+        command = [sys.executable, "-c", script, moment]
+        main = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert main.stdout is not None
+        assert main.stdout.readline() == "started\n"
+        if moment == "at once":
+            assert main.stdout.readline() == "deferred\n"
+        main.kill()
+        assert main.stdout.read().endswith("cleaned up\n")
+        main.stdout.close()
+        main.wait()

@@ -28,7 +28,7 @@ from k400tiny_lib.data.loading import frame_origins as origins
 from k400tiny_lib.data.loading.loader import batches, end_with_parent
 from k400tiny_lib.data.loading.readers import FrameReader, ImageFiles
 from k400tiny_lib.errors import UserError, one_line
-from k400tiny_lib.files import atomic_write, combine_digests
+from k400tiny_lib.files import atomic_write, cannot_write, combine_digests
 from k400tiny_lib.system import available_cores
 
 FORMAT = 3  # increase it when the files change
@@ -106,7 +106,7 @@ def write_cache(
             for _ in tqdm(batches(loader), "frame cache", len(missing), unit="file", disable=None):
                 pass
     except OSError as error:
-        raise _not_written(folder, error) from None
+        raise cannot_write("cache_dir", folder, error) from None
 
 
 def resolve_frame_cache(
@@ -249,7 +249,7 @@ class _Writer(Dataset[int]):
                 # safetensors makes files that only their owner may read; a cache may be shared.
                 partial.chmod((self.folder / INDEX).stat().st_mode)
         except (OSError, SafetensorError) as error:
-            raise _not_written(path, error) from None
+            raise cannot_write("cache_dir", path, error) from None
         return number
 
 
@@ -268,8 +268,3 @@ def _file(folder: Path, number: int) -> Path:
 
 def _num_files(num_clips: int) -> int:
     return -(-num_clips // CLIPS_PER_FILE)
-
-
-def _not_written(path: Path, error: Exception) -> UserError:
-    reason = getattr(error, "strerror", None) or one_line(error)
-    return UserError(f"cache_dir: {path} cannot be written: {reason}.")

@@ -10,8 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from k400tiny_lib.config import Config
-from k400tiny_lib.errors import UserError
-from k400tiny_lib.files import local_path
+from k400tiny_lib.files import cannot_write, local_path
 
 _FILE = Path(".k400tiny", "content.sqlite")
 _VERSION = 2  # a file of another version is replaced
@@ -41,7 +40,7 @@ class ContentIndex:
                 path.unlink(missing_ok=True)  # not a database; a new one costs reading again
                 self._create()
         except (OSError, sqlite3.Error) as error:
-            raise UserError(f"output_dir: {path} cannot be used: {error}.") from None
+            raise cannot_write("output_dir", path, error) from None
 
     def load(self, root: str) -> dict[str, tuple[str, str]]:
         """All entries below a root: name -> (signature, fact)."""
