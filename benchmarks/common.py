@@ -1,11 +1,13 @@
 """What the benchmarks share: sides in turns, a table, a results file named by the hardware."""
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
-RESULTS = Path(__file__).parent / "results"
+# Elsewhere with BENCHMARK_RESULTS, on a machine where the checkout is thrown away.
+RESULTS = Path(os.environ.get("BENCHMARK_RESULTS") or Path(__file__).parent / "results")
 
 
 def in_turns(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
@@ -29,5 +31,5 @@ def write_result(benchmark: str, hardware: str, text: str) -> None:
     """Print a result and write it to `results/<benchmark>-<hardware>.md`."""
     print(text)
     slug = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", hardware.lower())).strip("-")
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{benchmark}-{slug}.md").write_text(text.rstrip("\n") + "\n")

@@ -4,7 +4,8 @@
         [--checkpoint best.pt --labeled_data frames --gt_csv labels.csv]
 
 From folders of JPEG frames to labels, all sides on the same clips in one run, in turns; then the
-time from the start of a process to its first label. With a checkpoint, what int8 costs in accuracy
+time from the start of a process to its first label, and the model alone in OpenVINO and
+torch.compile where they can be used. With a checkpoint, what int8 costs in accuracy
 on labeled clips that training did not see, with the checkpoint's own clip geometry. Medians are
 printed and written to `benchmarks/results/`, in a file named by the processor.
 
@@ -12,29 +13,26 @@ The committed table has the best.pt of `mlflow run . -e main` and the clips of
 `k400tiny_lib.data.sources.rendered.render_sample(folder, seed=4242, num_sources_per_class=32)`.
 """
 
-import contextlib
 import os
 import platform
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 
 import click
 import cv2
 import numpy as np
 import onnx
 import pandas as pd
-import psutil
 import torch
 from torch import nn
 
 from benchmarks.common import in_turns, markdown, write_result
+from benchmarks.compilers import compilers_report
 from benchmarks.data_loading import PlainClips
+from benchmarks.process_start import start_rows
 from k400tiny_lib.config import Config
 from k400tiny_lib.data.annotations import Clip
 from k400tiny_lib.export.exporter import describe_model
@@ -51,7 +49,6 @@ from k400tiny_lib.system import available_cores, cpu_name
 CLASSES, GEOMETRY = 400, Geometry(16, (128,), 112)
 BATCHES = (1, 4)
 CALIBRATION_CLIPS = 16
-ROOT = Path(__file__).resolve().parents[1]
 
 
 class PlainModel:
@@ -94,70 +91,6 @@ def export_both(loaded: LoadedModel, folders: Sequence[Path]) -> dict[str, onnx.
     clip_len = loaded.geometry.clip_len
     clips = [torch.from_numpy(read_clip(path, clip_len).frames) for path in folders]
     return {"float32": protos["float32"], "int8": make_variant("int8", protos["plain"], clips)}
-
-
-def fresh_process(arguments: Sequence[str], folder: Path) -> tuple[float, float]:
-    """Seconds that a command takes, and its peak resident memory in MB."""
-    environment = os.environ | {
-        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "PYTHONPATH": str(ROOT),
-        # Compiled modules, as pip leaves them, whatever this environment forbids.
-        "PYTHONPYCACHEPREFIX": str(folder / "pycache"),
-        "PYTHONDONTWRITEBYTECODE": "",
-    }
-    environment.pop("OMP_NUM_THREADS", None)
-    start = time.perf_counter()
-    process = psutil.Popen(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    # What the system keeps of a finished process counts the memory of the one that forked it.
-    peak = 0
-    while process.poll() is None:
-        with contextlib.suppress(psutil.Error):
-            peak = max(peak, process.memory_info().rss)
-        time.sleep(0.01)
-    seconds = time.perf_counter() - start
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(arguments)} failed with status {process.returncode}")
-    return seconds, peak / 1e6
-
-
-def start_rows(onnx_file: Path, clip: Path, rounds: int) -> list[tuple[str, str, str]]:
-    """Seconds and peak memory of fresh processes, the first of each not counted."""
-    eager = (
-        "import torch; from pathlib import Path; from benchmarks.inference import PlainModel\n"
-        "from torchvision.models.video import r2plus1d_18\n"
-        f"PlainModel(r2plus1d_18().eval(), [Path({str(clip)!r})]).label(1)"
-    )
-    ours = (
-        "from pathlib import Path\n"
-        "from k400tiny_lib.serving.onnx_classifier import open_classifier\n"
-        "from k400tiny_lib.serving.predict import label_inputs\n"
-        f"label_inputs(open_classifier(Path({str(onnx_file)!r})), [Path({str(clip)!r})], 1, 5)"
-    )
-    predict = ["-m", "steps.predict", "--input", str(clip), "--model_uri", str(onnx_file)]
-    commands = {
-        "reference, imports and all": ["-c", eager],
-        "our library alone": ["-c", ours],
-        "`predict`, with its MLflow run": predict,
-        "of which `import mlflow`": ["-c", "import mlflow"],
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        costs: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
-        for number in range(rounds + 1):
-            for name, arguments in commands.items():
-                taken = fresh_process(arguments, Path(folder))
-                if number:
-                    costs[name].append(taken)
-    return [
-        (name, f"{median(s for s, _ in taken):.2f}", f"{median(mb for _, mb in taken):.0f}")
-        for name, taken in costs.items()
-    ]
 
 
 def accuracy_rows(
@@ -212,6 +145,7 @@ def report(data: Path, clips: int, rounds: int) -> str:
         sides = {f"{name}, batch {b}": label(name, b) for b in BATCHES for name in names_of}
         times = in_turns(sides, rounds)
         starts = start_rows(files["float32"], timed[0], rounds)
+        compilers = compilers_report(files, loaded, timed[0], rounds)
         sizes = {name: path.stat().st_size / 1e6 for name, path in files.items()}
     rows = []
     for batch in BATCHES:
@@ -246,6 +180,7 @@ def report(data: Path, clips: int, rounds: int) -> str:
             markdown(("batch", "", "ms a clip", "clips/s", "x reference", "x float32", "MB"), rows),
             "## From the start of a process to the first label (files in the page cache)",
             markdown(("", "s", "peak MB"), starts),
+            compilers,
         ]
     )
 

@@ -4,10 +4,10 @@
 
 Forward and backward of the same clips, the sides in turns in one process; medians are printed and
 written to `benchmarks/results/`, in a file named by the hardware. `ours` is what
-`channels_last=auto` and `amp=auto` choose: bf16 and 2D convolutions on a CPU with matrix
-instructions for bf16 (AMX), torchvision's own form in float32 on another. On a GPU the stock model
+`channels_last=auto` and `amp=auto` choose: bf16 and 2D convolutions on a CPU that multiplies bf16
+(AMX or avx512_bf16), torchvision's own form in float32 on another. On a GPU the stock model
 in float32 is compared with what is added to it one by one: bf16, channels-last memory with 2D
-convolutions, torch.compile; `ours` is all of it. The GPU's side has not been run yet.
+convolutions, torch.compile; `ours` is all of it.
 """
 
 import os
@@ -139,6 +139,7 @@ def peak(device: torch.device, bf16: bool) -> tuple[float, str]:
 
 def table(shape: Shape, device: torch.device, rounds: int, steps: int) -> str:
     """Measure all sides on one size of clips."""
+    torch.compiler.reset()  # a second size would be compiled for any size, which takes minutes
     sides = sides_on(device)
     found = in_turns(
         {

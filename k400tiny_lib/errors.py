@@ -20,7 +20,14 @@ class UserError(Exception):
 
     The message is one line: the parameter, what was found, what is needed. A step prints it
     without a traceback and exits with code 2. It shows no password of a URI.
+
+    Attributes:
+        in_short: what the step prints instead, where a step within it has printed the message.
     """
+
+    def __init__(self, message: str = "", in_short: str = "") -> None:
+        super().__init__(message)
+        self.in_short = in_short
 
     def __str__(self) -> str:
         return hide_passwords(super().__str__())
@@ -39,10 +46,11 @@ def hide_passwords(text: str) -> str:
 def one_line(error: BaseException, limit: int = 200) -> str:
     """The first line of an error's message, at most `limit` characters; its type where it is empty.
 
-    Libraries raise messages of many lines, or none; a line of ours quotes the first.
+    Libraries raise messages of many lines, or none; a line of ours quotes the first, without the
+    period at its end.
     """
     lines = hide_passwords(str(error)).strip().splitlines()
-    text = " ".join(lines[0].split()) if lines else type(error).__name__
+    text = " ".join(lines[0].split()).rstrip(".") if lines else type(error).__name__
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 

@@ -5,10 +5,12 @@ local copy below `.k400tiny/remote`, because every epoch reads the frames again.
 """
 
 import json
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from threading import Lock
 from typing import Any
 from urllib.parse import quote, unquote
@@ -16,9 +18,10 @@ from urllib.parse import quote, unquote
 import fsspec
 
 from k400tiny_lib.errors import UserError, one_line
-from k400tiny_lib.files import Stamps, atomic_write, is_remote, local_path
+from k400tiny_lib.files import Stamps, atomic_write, is_remote, local_path, writing_to
 
 _MANIFEST = ".fetched.json"
+_PROBE = ".k400tiny-writable"
 _ASYNC_CALLS = 64  # at the same time, over the connections of one client
 _CONNECTIONS = 16  # of a file system that is not asynchronous
 _CHUNK = 1024  # files
@@ -37,12 +40,22 @@ def list_files(uri: str, parameter: str) -> dict[str, str]:
         files.invalidate_cache()
         infos: dict[str, dict[str, Any]] = files.find(root, detail=True)
     if not infos:
-        raise UserError(f"{parameter}: {uri} does not exist or is empty.")
+        raise UserError(f"{parameter}: {uri} {_why_nothing(files, root)}.")
     listing = sorted(infos.items())
     stamps = {path[len(root) :].lstrip("/"): _stamp(i) for path, i in listing if path[-1] != "/"}
     if _is_http(uri):  # a web page: its names are quoted, and it has links that sort it
         stamps = {unquote(n): stamp for n, stamp in stamps.items() if not set("?#") & set(n)}
     return {name: stamp for name, stamp in stamps.items() if ".." not in name.split("/")}
+
+
+def _why_nothing(files: Any, root: str) -> str:
+    # Over HTTP, what cannot be reached is an empty listing, and its reason the cause of this error.
+    try:
+        files.info(root)
+    except Exception as error:
+        if isinstance(error.__cause__, OSError):
+            return f"cannot be reached: {one_line(error.__cause__)}"
+    return "does not exist or is empty"
 
 
 def fetch(uri: str, parameter: str, stamps: Stamps | None = None) -> Path:
@@ -138,6 +151,59 @@ def upload(folder: Path, uri: str, parameter: str) -> None:
         directories = sorted({name.rpartition("/")[0] for name in changed})
         _run_concurrently(make_directory, uri, directories)
         _run_concurrently(put, uri, changed)
+
+
+def check_writable(uri: str, parameter: str) -> None:
+    """Make a local or remote directory, and write a file into it to see that this is allowed.
+
+    Raises:
+        UserError: if it is not.
+    """
+    if is_remote(uri):
+        with _user_errors(uri, parameter):
+            files, root = _connect(uri)
+            files.makedirs(root, exist_ok=True)
+            files.pipe_file(f"{root}/{_PROBE}", b"")
+            with suppress(Exception):  # who may write need not be allowed to delete
+                files.rm_file(f"{root}/{_PROBE}")
+        return
+    folder = local_path(uri)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = "it is a file" if folder.is_file() else error.strerror
+        raise UserError(
+            f"{parameter}: {folder} cannot be written: {reason}. Needed: a directory to write to."
+        ) from None
+
+
+def write_files(sources: Mapping[str, Path], uri: str, parameter: str) -> None:
+    """Copy files into a local or remote directory, replacing each as a whole.
+
+    Args:
+        sources: local files by their new name.
+        uri: the directory.
+        parameter: the parameter that named it, for the message.
+
+    Raises:
+        UserError: if they cannot be written.
+    """
+    if is_remote(uri):
+        with _user_errors(uri, parameter):
+            files, root = _connect(uri)
+            files.makedirs(root, exist_ok=True)
+            for name, source in sources.items():
+                files.put_file(str(source), f"{root}/.{name}.part")
+            for name in sources:
+                files.mv(f"{root}/.{name}.part", f"{root}/{name}")
+        return
+    folder = local_path(uri)
+    with writing_to(folder, parameter), ExitStack() as stack:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, source in sources.items():
+            shutil.copyfile(source, stack.enter_context(atomic_write(folder / name)))
 
 
 def _run_concurrently(work: Callable[[Any, str, str], None], uri: str, items: list[str]) -> None:

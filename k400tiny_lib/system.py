@@ -60,9 +60,13 @@ def cpu_name() -> str:
 
 
 def has_bf16_matmul(device: "torch.device") -> bool:
-    """Whether a device has matrix instructions for bf16; elsewhere bf16 is slower than float32."""
+    """Whether a device multiplies bf16; elsewhere bf16 is slower than float32, by far.
+
+    On a CPU by matrix instructions (AMX) or by AVX-512's products of pairs (avx512_bf16).
+    """
     import torch
 
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    can = torch.cpu.get_capabilities()
+    return bool(can.get("amx_bf16") or can.get("avx512_bf16"))

@@ -17,7 +17,7 @@ def evaluate(config: Config) -> None:
     from k400tiny_lib.tracking.evaluation_log import log_evaluation, other_model
     from k400tiny_lib.tracking.runs import local_inputs
 
-    config = local_inputs(config, "data_path", "annotations", "checkpoint")
+    config = local_inputs(config, "data_path", "annotations", "checkpoint", "unknown_path")
     evaluation = evaluate_split(config, other_model(config))
     log_evaluation(evaluation, config.data_path)
     print(evaluation.summary)

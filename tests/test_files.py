@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -180,3 +181,13 @@ def test_each_connection_of_a_file_system_that_is_not_asynchronous_has_one_threa
     upload(folder, "slow://bucket/data", "output_dir")
     fetch("slow://bucket/data", "data_path")
     assert 1 < len(SlowFileSystem.threads) <= 16
+
+
+def test_a_host_that_cannot_be_reached_is_called_so() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]  # nobody listens
+    for uri in (f"http://127.0.0.1:{port}/data", "https://nohost.invalid/video.mp4"):
+        with pytest.raises(UserError, match=r"^data_path: http.* cannot be reached: ") as caught:
+            list_files(uri, "data_path")
+        assert "\n" not in str(caught.value)

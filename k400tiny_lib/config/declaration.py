@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 AUTO: Final = "auto"
 NONE: Final = "none"
 
-StepName = Literal["main", "prepare_data", "train", "evaluate", "export_onnx", "predict"]
+StepName = Literal["main", "prepare_data", "train", "evaluate", "export_onnx", "predict", "promote"]
 
 _NOUNS = {
     "string": "text",

@@ -7,55 +7,27 @@ Imports neither torch nor MLflow: a mistake is refused, and `--help` answered, a
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    ValidationInfo,
-    WithJsonSchema,
-)
+from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from k400tiny_lib.config.declaration import AUTO, NONE, StepName, declared_parameters, param
 from k400tiny_lib.config.model_names import DEFAULT_MODEL, ModelName
-from k400tiny_lib.models.architectures import ARCHITECTURES  # imports no torch
+from k400tiny_lib.config.value_types import (
+    Auto,
+    ClipLen,
+    ClipPixels,
+    Count,
+    Fraction,
+    Model,
+    Rate,
+    Seed,
+    Version,
+)
 
 SAMPLE = "sample"  # the data_path of the rendered sample
 _WITH_MODEL: tuple[StepName, ...] = ("train", "evaluate", "export_onnx")
 # Values of `augmentation` that mix the clips of a batch: rows of data.loading.augmentation's table,
 # which imports torch, with a `per_batch`.
 MIXING_AUGMENTATIONS = ("strong",)
-
-
-def _known(architecture: str) -> str:
-    if architecture not in ARCHITECTURES:
-        raise ValueError("no such architecture")
-    return architecture
-
-
-def _resolve_clip_size(value: Any, info: ValidationInfo) -> Any:
-    # `model` is declared, and so validated, before the clip sizes; an unknown one is not in `data`.
-    architecture = ARCHITECTURES[info.data.get("model", DEFAULT_MODEL)]
-    return getattr(architecture, str(info.field_name)) if value == AUTO else value
-
-
-Auto = Literal["auto"]
-Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what NumPy takes
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-Rate = Annotated[float, Field(ge=0, lt=1)]
-_Pixels = Annotated[int, Field(ge=8)]
-Model = Annotated[
-    str, AfterValidator(_known), WithJsonSchema({"type": "string", "enum": list(ARCHITECTURES)})
-]
-# `auto` is replaced by the architecture's number when a Config is made, so the value is an int.
-ClipLen = Annotated[Count, BeforeValidator(_resolve_clip_size, json_schema_input_type=Count | Auto)]
-ClipPixels = Annotated[
-    _Pixels, BeforeValidator(_resolve_clip_size, json_schema_input_type=_Pixels | Auto)
-]
 
 
 class Config(
@@ -197,7 +169,7 @@ class Config(
     amp: Literal["auto", "off", "bf16", "fp16"] = param(AUTO, "train")
     """Mixed precision; `auto` is bf16 where a GPU or CPU multiplies it fast, off elsewhere."""
     channels_last: bool | Auto = param(AUTO, "train")
-    """Channels-last memory and 2D convolutions; `auto` is on a GPU or a CPU with AMX."""
+    """Channels-last memory and 2D convolutions; `auto` is on where bf16 is multiplied fast."""
     compile: bool = param(False, "train")
     """Compile the model with torch.compile (minutes at the start)."""
     sync_bn: bool = param(False, "train")
@@ -239,6 +211,9 @@ class Config(
     # --- evaluation -----------------------------------------------------------------------------
     robustness: bool = param(True, "evaluate")
     """Measure accuracy under changed light, blur, compression, lost and reversed frames."""
+    unknown_path: str = param(NONE, "evaluate", is_input=True)
+    """Clips of none of the model's classes, a directory or URI as predict takes it: the report says
+    how many of them the confidence threshold marks as unknown."""
     compare_with: str = param(NONE, "evaluate", is_input=True)
     """Other model on the same clips: a run of evaluate (its id or runs:/<id>), predictions.csv (a
     path or URI) or a registered model (models:/...)."""
@@ -248,7 +223,7 @@ class Config(
     """Run of evaluate on the same model (its id or runs:/<id>), or the folder of its results: gives
     the temperature and skips scoring."""
     opset: Annotated[int, Field(ge=18, le=23)] = param(18, "export_onnx")
-    """ONNX opset."""
+    """ONNX opset; the file gets the lowest IR version that this opset allows."""
     tolerance: PositiveFloat = param(1e-4, "export_onnx")
     """Largest difference of a probability between ONNX and PyTorch."""
     views_in_graph: Count = param(1, "export_onnx")
@@ -258,6 +233,9 @@ class Config(
     max_accuracy_drop."""
     max_accuracy_drop: Annotated[float, Field(ge=0, le=100)] = param(1.0, "export_onnx")
     """Points of test top-1 that a quantized variant may lose."""
+    onnx_dir: str = param(NONE, "export_onnx", affects_result=False)
+    """Directory or URI that also gets the registered file, its labels.txt and its test vector;
+    `none` for none."""
     promote: Literal["better", "always", "never"] = param("better", "export_onnx")
     """When the new version becomes `champion`: `better` if it beats the present one on the test
     clips, `always` or `never`. The first version always does."""
@@ -265,14 +243,27 @@ class Config(
     # --- registry and use -----------------------------------------------------------------------
     model_uri: str = param(AUTO, "predict")
     """Model to use; `auto` is models:/<registered_model_name>@champion."""
-    registered_model_name: ModelName = param(AUTO, "export_onnx", "predict")
-    """Name in the model registry; `auto` is k400tiny-<architecture>, and in predict
-    k400tiny-r2plus1d_18 or, if there is none, the newest champion of another architecture."""
-    video_model_name: ModelName = param(AUTO, "export_onnx")
+    version: Version = param("", "promote", required_in=("promote",))
+    """Version to make champion: its number, an alias (challenger), or `previous` for the champion
+    before the present one."""
+    registered_model_name: ModelName = param(AUTO, "export_onnx", "predict", "promote")
+    """Name in the model registry; `auto` is k400tiny-<architecture>, in predict and promote
+    k400tiny-r2plus1d_18 or, if there is none, that of another architecture (in predict, the one
+    with the newest champion)."""
+    video_model_name: ModelName = param(AUTO, "export_onnx", "promote")
     """Name in the model registry of the same model for whole videos, ready to be served; `auto` is
-    k400tiny-video-classifier, for another architecture than r2plus1d_18 with its name."""
+    k400tiny-video-classifier, for another architecture than r2plus1d_18 with its name, and in
+    promote the name that the versions of registered_model_name have there."""
     top_k: Count = param(5, "predict")
     """Labels shown per clip."""
+    window_seconds: NonNegativeFloat = param(0.0, "predict")
+    """Length of the windows of a video that are labeled one by one, in a timeline; 0 for one answer
+    for the whole video."""
+    stride_seconds: NonNegativeFloat = param(0.0, "predict")
+    """Seconds from the start of one window to that of the next, at most window_seconds; 0 for half
+    of it."""
+    annotate: bool = param(False, "predict")
+    """Also make a copy of each video with the labels of its timeline drawn in, without sound."""
     num_threads: Count | Auto = param(AUTO, "predict")
     """Cores of a prediction; `auto` is all of this process."""
     device: Literal["auto", "cpu", "cuda"] = param(AUTO, "predict")

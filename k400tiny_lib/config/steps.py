@@ -9,13 +9,17 @@ from pydantic import ValidationError
 
 from k400tiny_lib.config.declaration import AUTO, NONE
 from k400tiny_lib.config.directories import with_local_directories
-from k400tiny_lib.config.model_names import check_model_names, name_models
+from k400tiny_lib.config.model_names import check_model_names, check_new_names, name_models
 from k400tiny_lib.config.parameters import MIXING_AUGMENTATIONS, PARAMETERS, SAMPLE, Config
 from k400tiny_lib.config.recipes import load_recipe
 from k400tiny_lib.errors import UserError, is_utf8, printable
 from k400tiny_lib.models.architectures import ARCHITECTURES
 
 FROM_RECIPE = "recipe"  # the default of most of main's parameters: the recipe's value
+
+_SHORTEST_WINDOW = 0.05  # seconds
+# At one moment; the frames of all of them are in memory.
+_MOST_OVERLAPPING = 50
 
 CHAIN = ("prepare_data", "train", "evaluate", "export_onnx")  # the steps of main, in order
 
@@ -47,6 +51,7 @@ STEPS: dict[str, Step] = {
         "evaluate": "Score a checkpoint on a held-out split.",
         "export_onnx": "Export to ONNX, prove it equal, register it.",
         "predict": "Label clips with a registered model.",
+        "promote": "Make a version champion, of both models; to go back to an earlier one, say.",
     }.items()
 }
 
@@ -190,9 +195,38 @@ def check_together(config: Config, step: str) -> None:
                     f"{name}: {getattr(config, name)} without annotations. Needed: the clips to "
                     "calibrate and to judge on (-P annotations=..., -P data_path=...)."
                 )
-    check_model_names(config)
+    if step != "predict":
+        check_model_names(config)
+    if step in ("main", "export_onnx"):
+        check_new_names(config)
+    _check_windows(config)
     if config.data_path == SAMPLE and config.gt_csv != NONE:
         raise UserError("gt_csv: the rendered sample has its own. Give data_path too.")
+
+
+def _check_windows(config: Config) -> None:
+    window, stride = config.window_seconds, config.stride_seconds
+    for name in ("stride_seconds", "annotate"):
+        if getattr(config, name) and not window:
+            raise UserError(
+                f"{name}: {getattr(config, name)} without windows. Needed: their length too "
+                "(-P window_seconds=2)."
+            )
+    if 0 < window < _SHORTEST_WINDOW:
+        raise UserError(
+            f"window_seconds: {window:g} is about one frame. Needed: at least {_SHORTEST_WINDOW}, "
+            "or 0 for no windows."
+        )
+    if stride > window:
+        raise UserError(
+            f"stride_seconds: {stride:g} leaves parts between windows of {window:g} s without a "
+            "label. Needed: at most window_seconds."
+        )
+    if 0 < stride * _MOST_OVERLAPPING < window:
+        raise UserError(
+            f"stride_seconds: {stride:g} makes more than {_MOST_OVERLAPPING} windows of {window:g} "
+            f"s overlap. Needed: at least {window / _MOST_OVERLAPPING:g}."
+        )
 
 
 def parameters_of(step: str, config: Config) -> dict[str, str]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from k400tiny_lib.config import AUTO
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.files import combine_digests
+from k400tiny_lib.files import combine_digests, problem_of
 
 SPLITS = ("train", "val", "test")
 
@@ -137,6 +137,10 @@ def read_annotations(path: Path) -> Annotations:
     return Annotations.from_json(text, str(path))
 
 
+def _folder_problem(path: Path) -> str:
+    return problem_of(path) or ("" if path.is_dir() else "is no folder")
+
+
 def check_annotations(
     annotations: Annotations, data_path: Path, clip_len: int, num_classes: int | str = AUTO
 ) -> None:
@@ -149,11 +153,12 @@ def check_annotations(
             of every clip, or `num_classes` is below the ids of the targets.
     """
     clips = list(annotations.clips)
-    missing = [clip.video for clip in clips if not (data_path / clip.video).is_dir()]
-    if missing:
+    problems = {clip.video: _folder_problem(data_path / clip.video) for clip in clips}
+    if missing := [clip.video for clip in clips if problems[clip.video]]:
         raise UserError(
             f"data_path: {data_path} lacks {len(missing)} of {len(clips)} annotated clips, "
-            f"first {missing[0]}. Needed: the directory that prepare_data has read."
+            f"first {missing[0]}, which {problems[missing[0]]}. Needed: the directory that "
+            "prepare_data has read."
         )
     longest = max((clip.num_frames for clip in clips), default=0)
     if clip_len > longest:

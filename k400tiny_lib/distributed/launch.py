@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -77,13 +78,14 @@ def processes_per_node(config: Config) -> int:
     return processes
 
 
-def torchrun_command(config: Config, job_file: Path, module: str) -> list[str]:
+def torchrun_command(config: Config, job_file: Path, module: str, log_dir: str) -> list[str]:
     """The torchrun command line of a worker module, the same for one process and for many."""
     command = [
         *(sys.executable, "-m", "k400tiny_lib.distributed.torchrun", str(os.getpid())),
         f"--nnodes={config.nnodes}",
         f"--nproc-per-node={processes_per_node(config)}",
         f"--max-restarts={config.max_restarts}",
+        f"--log-dir={log_dir}",
         "--rdzv-backend=c10d",
         f"--rdzv-endpoint={_endpoint(config)}",
     ]
@@ -201,10 +203,13 @@ def launch(
     log_file = job.folder / "workers.log"
     # torchrun and the workers report on stderr, with a traceback even for a user's mistake. It goes
     # to a file, and is shown only where it helps.
-    with log_file.open("wb") as log:
-        process = subprocess.Popen(
-            torchrun_command(job.config, job.file, module), env=environment(job.config), stderr=log
-        )
+    # torchrun itself leaves its directory, with the errors of the workers, behind.
+    with (
+        log_file.open("wb") as log,
+        tempfile.TemporaryDirectory(prefix="torchrun-", ignore_cleanup_errors=True) as log_dir,
+    ):
+        command = torchrun_command(job.config, job.file, module, log_dir)
+        process = subprocess.Popen(command, env=environment(job.config), stderr=log)
         try:
             # An error file means a user's mistake: torchrun must not restart the worker into it.
             while process.poll() is None and not job.error.exists():

@@ -10,10 +10,11 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from k400tiny_lib.config import Config
+from k400tiny_lib.config import NONE, Config
 from k400tiny_lib.data.annotations import Annotations, check_annotations, read_annotations
 from k400tiny_lib.distributed.launch import Job
 from k400tiny_lib.errors import UserError
@@ -22,10 +23,18 @@ from k400tiny_lib.evaluation.comparison import OtherModel, PairedComparison, com
 from k400tiny_lib.evaluation.gradcam import Gallery, make_gallery
 from k400tiny_lib.evaluation.metrics import confused_pairs, per_class, reliability, score
 from k400tiny_lib.evaluation.predictions import probabilities_of
-from k400tiny_lib.evaluation.robustness import compare_corrupted
+from k400tiny_lib.evaluation.shift.robustness import compare_corrupted
+from k400tiny_lib.evaluation.shift.unknown import UnknownAnswers, UnknownRows, judge_unknown
+from k400tiny_lib.evaluation.shift.unknown_clips import find_unknown
+from k400tiny_lib.evaluation.threshold import Threshold, choose_threshold
 from k400tiny_lib.evaluation.views import ViewProtocol, check_views
 from k400tiny_lib.evaluation.worker import CALIBRATION_SPLIT, launch_workers, predict_splits
 from k400tiny_lib.models.loaded import LoadedModel, load_model
+
+NOT_CALIBRATED = (
+    "Probabilities are not calibrated and there is no confidence threshold: both are chosen on "
+    "validation clips, and there are none besides those evaluated."
+)
 
 
 @dataclass(frozen=True)
@@ -38,13 +47,14 @@ class Evaluation:
         tables: predictions tables of the evaluated split and of the calibration split.
         scores: see `metrics.score`, and those of the parts below.
         classes, pairs, bins: see `per_class`, `confused_pairs` and `reliability` of `metrics`.
-        bins_calibrated: the same at the fitted temperature; None without `calibration`.
-        calibration: None without clips to fit a temperature on.
+        bins_calibrated: the same at the temperature in use; None where that is 1.
+        calibration, threshold: None without validation clips besides those evaluated.
         views: averaged views against the center view; None where they are the same.
         comparison: with the model that `compared_with` describes, if there is one.
         compared_with: the other model in words, or "".
         corrupted, corruptions: see `corruption_table` and `compare_corrupted` of `robustness`; None
             and empty where it was not measured.
+        unknown: answers to the clips of `unknown_path`; None without it.
     """
 
     split: str
@@ -59,11 +69,13 @@ class Evaluation:
     bins: pd.DataFrame
     bins_calibrated: pd.DataFrame | None
     calibration: Calibration | None
+    threshold: Threshold | None
     views: PairedComparison | None
     comparison: PairedComparison | None
     compared_with: str
     corrupted: pd.DataFrame | None
     corruptions: Mapping[str, PairedComparison]
+    unknown: UnknownAnswers | None
     gallery: Gallery
 
     @property
@@ -77,12 +89,17 @@ class Evaluation:
 
     @property
     def summary(self) -> str:
-        """The headline in one line."""
-        return (
+        """The headline; then, each in a line, calibration, threshold and unknown clips."""
+        lines = [
             f"{self.split}: top-1 {self.score('acc1'):.1f} % (95 % interval "
             f"{self.score('acc1_ci_low'):.1f} to {self.score('acc1_ci_high'):.1f}) on "
             f"{len(self.table)} clips of {self.table['group'].nunique()} sources. {self.protocol}"
-        )
+        ]
+        if self.calibration is not None and self.threshold is not None:
+            lines += [f"calibration: {self.calibration.statement}", f"threshold: {self.threshold}"]
+        if self.unknown is not None:
+            lines += self.unknown.describe()
+        return "\n".join(lines)
 
     def files(self) -> dict[str, str]:
         """Tables and calibration as the text of files, by name."""
@@ -90,9 +107,19 @@ class Evaluation:
         tables = {"predictions": self.table, **others, "per_class": self.classes}
         if self.corrupted is not None:
             tables["robustness"] = self.corrupted
-        calibration = dataclasses.asdict(self.calibration) if self.calibration else {}
+        if self.unknown is not None:
+            tables["unknown"] = self.unknown.table
         return {f"{name}.csv": table.to_csv(index=False) for name, table in tables.items()} | {
-            "calibration.json": json.dumps({"applied": False} | calibration, indent=1)
+            "calibration.json": json.dumps(self._calibration_facts(), indent=1)
+        }
+
+    def _calibration_facts(self) -> dict[str, Any]:
+        """What export_onnx takes over into the model."""
+        if self.calibration is None or self.threshold is None:
+            return {"applied": False, "confidence_threshold": 0.0, "statement": NOT_CALIBRATED}
+        return dataclasses.asdict(self.calibration) | {
+            "confidence_threshold": self.threshold.value,
+            "statement": f"{self.calibration.statement} {self.threshold.statement}",
         }
 
 
@@ -119,18 +146,21 @@ def evaluate_split(
     protocol = ViewProtocol(config.num_clips, config.num_crops)
     check_annotations(annotations, data_path, model.geometry.clip_len)
     check_views(clips, protocol)
+    has_unknown = config.unknown_path != NONE
+    unknown_clips = find_unknown(Path(config.unknown_path)) if has_unknown else None
     other_table = other.predictions(annotations, config) if other else None
-    tables, corrupted = predict_splits(config, annotations, start_workers)
+    predicted = predict_splits(config, annotations, start_workers, unknown_clips)
     return evaluate_predictions(
         split,
-        tables,
+        predicted.tables,
         annotations,
         model,
         protocol,
-        corrupted=corrupted,
+        corrupted=predicted.corrupted,
+        unknown=predicted.unknown,
         other=other_table,
         compared_with=other.name if other else "",
-        gallery=make_gallery(tables[split], clips, data_path, model),
+        gallery=make_gallery(predicted.tables[split], clips, data_path, model),
     )
 
 
@@ -142,6 +172,7 @@ def evaluate_predictions(
     protocol: ViewProtocol,
     *,
     corrupted: pd.DataFrame | None = None,
+    unknown: UnknownRows | None = None,
     other: pd.DataFrame | None = None,
     compared_with: str = "",
     gallery: Gallery | None = None,
@@ -154,16 +185,23 @@ def evaluate_predictions(
             split.
         annotations, model, protocol: what the predictions were made with.
         corrupted: from `robustness.corruption_table`.
+        unknown: from `join_unknown`, of clips of none of the classes.
         other: predictions of another model for the same clips in the same order.
         compared_with: the other model in words.
         gallery: clips to show.
     """
     table, fitting = tables[split], tables.get(CALIBRATION_SPLIT)
     probabilities, targets = probabilities_of(table), table["target"].to_numpy()
-    calibration = bins_calibrated = None
+    calibration = threshold = bins_calibrated = None
     if fitting is not None and split != CALIBRATION_SPLIT:
         calibration = calibrate(fitting, table)
-        bins_calibrated = reliability(scale(probabilities, calibration.temperature), targets)
+        threshold = choose_threshold(fitting, table, calibration.temperature)
+        if calibration.applied:
+            bins_calibrated = reliability(scale(probabilities, calibration.temperature), targets)
+    answers = None
+    if unknown is not None:
+        temperature = calibration.temperature if calibration else 1.0
+        answers = judge_unknown(unknown, table, temperature, threshold.value if threshold else 0.0)
     views = comparison = None
     if protocol.num_views > 1:
         views = compare_predictions(table, table["predicted"], table["clip_predicted"])
@@ -171,6 +209,7 @@ def evaluate_predictions(
         comparison = compare_predictions(table, table["predicted"], other["predicted"])
     corruptions = compare_corrupted(corrupted) if corrupted is not None else {}
     further = _further_scores(calibration, comparison, corruptions)
+    further |= (threshold.scores() if threshold else {}) | (answers.scores() if answers else {})
     return Evaluation(
         split=split,
         annotations=annotations,
@@ -184,11 +223,13 @@ def evaluate_predictions(
         bins=reliability(probabilities, targets),
         bins_calibrated=bins_calibrated,
         calibration=calibration,
+        threshold=threshold,
         views=views,
         comparison=comparison,
         compared_with=compared_with,
         corrupted=corrupted,
         corruptions=corruptions,
+        unknown=answers,
         gallery=gallery or Gallery([], []),
     )
 

@@ -19,11 +19,13 @@ from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 from k400tiny_lib.data.annotations import SPLITS, Annotations
 from k400tiny_lib.evaluation.evaluation import Evaluation
 from k400tiny_lib.evaluation.metrics import TILES
-from k400tiny_lib.evaluation.robustness import REVERSED
+from k400tiny_lib.evaluation.shift.robustness import REVERSED
+from k400tiny_lib.evaluation.threshold import Marked
 from k400tiny_lib.plots import Histories, LabeledFigure, plot_learning_curves, room_for, short_text
 
 _MAX_LABELED = 40  # classes up to which a confusion matrix is readable with names and numbers
 _MAX_PAIRS = 25
+_MAX_NAMED = 20  # clips that could not be read
 _SVG_METADATA = ("Creator", "Date", "Format", "Type")  # written unless they are None
 
 
@@ -64,6 +66,8 @@ def render_report(evaluation: Evaluation, provenance: Provenance) -> str:
         untested=_untested(evaluation),
         tiles=TILES,
         max_pairs=_MAX_PAIRS,
+        answers=_kinds_of_answers(evaluation),
+        max_named=_MAX_NAMED,
         max_labeled=_MAX_LABELED,
         reversed=evaluation.corruptions.get(REVERSED),
     )
@@ -131,6 +135,15 @@ def _facts(evaluation: Evaluation) -> list[Fact]:
         Fact("weights", model.origin),
         Fact("input", f"{model.geometry.clip_len} frames of {crop} x {crop} pixels"),
     ]
+
+
+def _kinds_of_answers(evaluation: Evaluation) -> list[tuple[str, Marked]]:
+    """The rows of the table of what the confidence threshold marks."""
+    threshold, unknown, split = evaluation.threshold, evaluation.unknown, evaluation.split
+    rows = []
+    if threshold is not None:
+        rows = [(f"right, {split}", threshold.right), (f"wrong, {split}", threshold.wrong)]
+    return [*rows, ("clips of none of the classes", unknown.marked)] if unknown else rows
 
 
 def _untested(evaluation: Evaluation) -> list[str]:

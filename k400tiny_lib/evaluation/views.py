@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from k400tiny_lib.data.annotations import Clip
-from k400tiny_lib.data.loading.pytorchvideo_transforms import uniform_crop
 from k400tiny_lib.data.loading.readers import read_frames
 from k400tiny_lib.data.loading.transforms import center_crop, resize_exactly
 from k400tiny_lib.errors import UserError
@@ -116,4 +115,6 @@ def crop_views(frames: Tensor, geometry: Geometry, num_crops: int) -> list[Tenso
     center = center_crop(video, size)
     if num_crops == 1:
         return [center]
+    from k400tiny_lib.data.loading.pytorchvideo_transforms import uniform_crop
+
     return [uniform_crop(video, size, 0), center, uniform_crop(video, size, 2)]

@@ -10,24 +10,40 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 
-from k400tiny_lib.config import Config
+from k400tiny_lib.config import NONE, Config
 from k400tiny_lib.data.annotations import Annotations, Clip, read_annotations
 from k400tiny_lib.data.loading.loader import shared_memory_problem, worker_count
 from k400tiny_lib.distributed.launch import Job, launch
 from k400tiny_lib.distributed.process import Process, process_group
 from k400tiny_lib.distributed.torchrun import join_torchrun
 from k400tiny_lib.errors import UserError, one_line
-from k400tiny_lib.evaluation import robustness
 from k400tiny_lib.evaluation.predictions import make_table, predict_clips
+from k400tiny_lib.evaluation.shift import robustness
+from k400tiny_lib.evaluation.shift.unknown import UnknownRows, join_unknown, predict_unknown
+from k400tiny_lib.evaluation.shift.unknown_clips import UnknownClips, find_unknown
 from k400tiny_lib.evaluation.views import ViewProtocol
 from k400tiny_lib.models.loaded import load_model
 
-CALIBRATION_SPLIT = "val"  # the temperature is fitted on it
+CALIBRATION_SPLIT = "val"  # temperature and confidence threshold are chosen on it
+
+
+class Predicted(NamedTuple):
+    """What the workers predicted.
+
+    Attributes:
+        tables: the predictions tables by split.
+        corrupted: see `corruption_table`; None with robustness=False.
+        unknown: see `join_unknown`; None without unknown clips.
+    """
+
+    tables: dict[str, pd.DataFrame]
+    corrupted: pd.DataFrame | None
+    unknown: UnknownRows | None
 
 
 def launch_workers(job: Job) -> None:
@@ -36,18 +52,18 @@ def launch_workers(job: Job) -> None:
 
 
 def predict_splits(
-    config: Config, annotations: Annotations, start: Callable[[Job], None] = launch_workers
-) -> tuple[dict[str, pd.DataFrame], pd.DataFrame | None]:
-    """Predict the evaluated split and the calibration split in worker processes.
+    config: Config,
+    annotations: Annotations,
+    start: Callable[[Job], None] = launch_workers,
+    unknown_clips: UnknownClips | None = None,
+) -> Predicted:
+    """Predict the evaluated split, the calibration split and unknown clips in worker processes.
 
     Args:
         config: of evaluate, with local paths.
         annotations: the content of `config.annotations`.
         start: runs the workers of a job to their end.
-
-    Returns:
-        The predictions tables by split, and the table of `corruption_table` for the evaluated split
-        (None with robustness=False).
+        unknown_clips: those at `config.unknown_path`, if it names any.
 
     Raises:
         UserError: with the message of a worker.
@@ -60,9 +76,12 @@ def predict_splits(
 
         splits = _clips_by_split(config, annotations)
         tables = {split: make_table(clips, written(split)) for split, clips in splits.items()}
-        if not config.robustness:
-            return tables, None
-        return tables, robustness.corruption_table(tables[config.split], written("robustness"))
+        corrupted = others = None
+        if config.robustness:
+            corrupted = robustness.corruption_table(tables[config.split], written("robustness"))
+        if unknown_clips is not None:
+            others = join_unknown(unknown_clips, written("unknown"))
+        return Predicted(tables, corrupted, others)
 
 
 def _clips_by_split(config: Config, annotations: Annotations) -> dict[str, list[Clip]]:
@@ -97,6 +116,12 @@ def run(job: Job, process: Process) -> None:
         robustness.predict_corrupted(
             model, clips, corrupted, data_path, loaded.geometry, **options
         ).to_pickle(job.folder / f"robustness-{process.rank}.pkl")
+    if config.unknown_path != NONE:
+        others = find_unknown(Path(config.unknown_path))
+        positions = range(len(others.clips))[share]
+        predict_unknown(model, others, positions, loaded.geometry, protocol, **options).to_pickle(
+            job.folder / f"unknown-{process.rank}.pkl"
+        )
 
 
 def main() -> None:

@@ -14,10 +14,10 @@ from k400tiny_lib.config import NONE, Config
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.export import onnx_graph, parity
 from k400tiny_lib.export.onnx_graph import frames_free
-from k400tiny_lib.export.scoring import ExportClips, read_evaluation
+from k400tiny_lib.export.scoring import Calibrated, ExportClips, read_evaluation
 from k400tiny_lib.export.variants import FLOAT32, Choice, choose_variant
 from k400tiny_lib.models.architectures import ARCHITECTURES
-from k400tiny_lib.models.loaded import LoadedModel
+from k400tiny_lib.models.loaded import Geometry, LoadedModel
 
 SAMPLING = (
     "uniform over the video, first and last frame included; several views are shifted against one "
@@ -82,17 +82,23 @@ def export_model(
         needed = f"test clips to judge {config.quantize} on"
         raise UserError(f"quantize: {not_scored}. Needed: {needed}.")
     eager = partial(parity.run_eager, loaded.model, loaded.geometry, views=views)
-    temperature, predictions = 1.0, None
+    calibrated = Calibrated()
     if config.evaluation != NONE and not not_scored:
         prior = read_evaluation(Path(config.evaluation), clips, eager)
         if isinstance(prior, str):
             note(f"evaluation: not used, {prior}")
         else:
-            temperature, predictions = prior
-            eager = partial(eager, temperature=temperature)
-
-    added = {"views_in_graph": views, "temperature": temperature, "commit": commit}
-    metadata = describe_model(loaded) | added
+            calibrated = prior
+            eager = partial(eager, temperature=calibrated.temperature)
+    if not calibrated.confidence_threshold:
+        note("confidence_threshold: none, no answer will be marked as unknown")
+    temperature, predictions = calibrated.temperature, calibrated.predictions
+    added = {
+        "views_in_graph": views,
+        "num_frames": views * loaded.geometry.clip_len,
+        "commit": commit,
+    }
+    metadata = describe_model(loaded) | added | calibrated.metadata
 
     def graph_of(model: nn.Module) -> onnx.ModelProto:
         module = onnx_graph.FramesToProbabilities(model, loaded.geometry, views, temperature)
@@ -118,13 +124,32 @@ def export_model(
         most = config.max_accuracy_drop
         choice = choose_variant(config.quantize, proto, plain, predictions, clips, most)
         rows = pd.DataFrame(choice.variants)
-        note(rows.to_string(index=False, float_format=lambda value: f"{value:.2f}"))
-    metadata["quantize"] = NONE if choice.name == FLOAT32 else choice.name
-    metadata["frames_free"] = frames_free(choice.proto)
-    if choice.predictions is not None:
-        metadata |= clips.score(choice.predictions, loaded.geometry)
-    onnx_graph.describe(choice.proto, metadata)
+        columns = rows.drop(columns="measured_on")
+        note(columns.to_string(index=False, float_format=lambda value: f"{value:.2f}"))
+        metadata["measured_on"] = choice.variants[0].measured_on
+    if choice.rejected is not None:
+        _describe(choice.rejected, metadata, clips, loaded.geometry)
+        note(
+            f"{choice.rejected.name} is not registered; it stays as variants/"
+            f"{choice.rejected.name}.onnx of this run (measured on {metadata['measured_on']})"
+        )
+    metadata = _describe(choice, metadata, clips, loaded.geometry)
     return Exported(choice, metadata, difference, onnx_ms, torch_ms, clips, not_scored)
+
+
+def _describe(
+    choice: Choice, metadata: dict[str, Any], clips: ExportClips, geometry: Geometry
+) -> dict[str, Any]:
+    """Add what is particular to a graph to the metadata, and write all into it."""
+    quantize = NONE if choice.name == FLOAT32 else choice.name
+    metadata = metadata | {"quantize": quantize, "frames_free": frames_free(choice.proto)}
+    if choice.name != FLOAT32:
+        kept = f"Temperature and confidence threshold are those of float32, kept for {choice.name}."
+        metadata["calibration"] += f" {kept}"
+    if choice.predictions is not None:
+        metadata |= clips.score(choice.predictions, geometry)
+    onnx_graph.describe(choice.proto, metadata)
+    return metadata
 
 
 def describe_model(loaded: LoadedModel) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import logging
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -12,15 +13,17 @@ from typing import Any
 
 import onnx
 import torch
-import torch.nn.functional as F
 from onnxscript.ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 
+from k400tiny_lib.export.resizing import preprocess
 from k400tiny_lib.export.rewrite_conv2d import convolve_in_2d
 from k400tiny_lib.models.loaded import Geometry
 from k400tiny_lib.models.weights import model_input
 
 INPUT, OUTPUT = "frames", "probabilities"
+_WORD, _EXPORTERS_NAME = re.compile(r"[A-Za-z_]\w*"), re.compile(r"\b[su]\d+\b|unk__")
+_LONGEST_EXPRESSION = 24  # characters
 
 
 class FramesToProbabilities(nn.Module):
@@ -64,43 +67,6 @@ class FramesToProbabilities(nn.Module):
         return (logits / self.temperature).softmax(1)
 
 
-def preprocess(frames: Tensor, geometry: Geometry) -> Tensor:
-    """Resize and crop frames to the pixels of `evaluation.views.crop_views`.
-
-    Written with operations that export with a free height and width.
-
-    Args:
-        frames: uint8 (N, T, H, W, 3), RGB in [0, 255].
-        geometry: sizes to resize to and to crop.
-
-    Returns:
-        float32 (N * T, 3, crop_size, crop_size), whole numbers in [0, 255].
-    """
-    height, width = frames.shape[2:4]
-    images = frames.permute(0, 1, 4, 2, 3).flatten(0, 1).float()  # -> (N * T, C, H, W)
-    size: list[Any] = list(geometry.resize)
-    if len(size) == 1:
-        short = torch.sym_min(height, width)
-        size = [size[0] * height // short, size[0] * width // short]
-    images = F.interpolate(images, size=size, mode="bilinear", antialias=geometry.antialias)
-    # Training and evaluation resize to uint8, so the graph rounds too.
-    images = images.round().clamp(0, 255)
-    top, left = (center_offset(side, geometry.crop_size) for side in size)
-    # The exporter gives a slice from a free offset a free size, but attention and pooling need a
-    # known one.
-    pixels = torch.arange(geometry.crop_size, device=images.device)
-    return images.index_select(-2, pixels + top).index_select(-1, pixels + left)
-
-
-def center_offset(size: Any, crop: int) -> Any:
-    """First row of a center crop, halves rounded to even as in torchvision's center_crop.
-
-    Python's round() cannot be exported for a free size, integer arithmetic can.
-    """
-    spare = size - crop
-    return (spare + spare % 4 // 3) // 2
-
-
 def export_graph(
     module: FramesToProbabilities, opset: int, metadata: Mapping[str, Any]
 ) -> onnx.ModelProto:
@@ -125,6 +91,8 @@ def export_graph(
         with contextlib.suppress(torch.onnx.OnnxExporterError):
             proto = _export(module, opset, free_frames=True)
     proto = convolve_in_2d(proto or _export(module, opset, free_frames=False))
+    name_axes(proto)
+    require_oldest_format(proto)
     describe(proto, metadata)
     onnx.checker.check_model(proto, full_check=True)  # with shape inference
     return proto
@@ -168,6 +136,34 @@ def _export(module: FramesToProbabilities, opset: int, free_frames: bool) -> onn
         path = Path(folder) / "model.onnx"
         program.save(str(path), external_data=False)
         return onnx.load(path)
+
+
+def name_axes(proto: onnx.ModelProto) -> None:
+    """Call the free axes of a graph N, T, H and W, in place of the exporter's s41, s45 ..."""
+    [frames], [probabilities] = proto.graph.input, proto.graph.output
+    names = {
+        dim.dim_param: name
+        for dim, name in zip(frames.type.tensor_type.shape.dim, "NTHW", strict=False)
+        if dim.dim_param
+    }
+    for value in (frames, probabilities, *proto.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if not dim.dim_param:
+                continue
+            name = _WORD.sub(lambda word: names.get(word[0], word[0]), dim.dim_param)
+            # An expression of the window's size helps nobody: hundreds of characters.
+            if len(name) > _LONGEST_EXPRESSION or _EXPORTERS_NAME.search(name):
+                dim.Clear()
+            else:
+                dim.dim_param = name
+
+
+def require_oldest_format(proto: onnx.ModelProto) -> None:
+    """Set the lowest IR version that the opset allows: runtimes refuse later ones than they know.
+
+    The exporter writes IR version 10 whatever the opset, which ONNX Runtime 1.17 refuses.
+    """
+    proto.ir_version = onnx.helper.find_min_ir_version_for(proto.opset_import, ignore_unknown=True)
 
 
 def frames_free(proto: onnx.ModelProto) -> bool:

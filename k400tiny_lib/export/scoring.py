@@ -33,6 +33,7 @@ _CALIBRATION_CLIPS = 32
 _COMPARED = 3  # clips whose probabilities show whether an evaluation is of this very model
 # Between a CPU and a GPU the same model differs by 1e-4 at most.
 _SAME_MODEL = 1e-3
+_NO_STATEMENT = "The evaluation does not say how the temperature was chosen; it has no threshold."
 
 
 @dataclass(frozen=True)
@@ -149,9 +150,38 @@ def top1(table: pd.DataFrame) -> float:
     return 100 * float((table["predicted"] == table["target"]).mean())
 
 
-def read_evaluation(
-    folder: Path, clips: ExportClips, eager: Predict
-) -> tuple[float, pd.DataFrame] | str:
+@dataclass(frozen=True)
+class Calibrated:
+    """What an export takes from an evaluation; without one, neither temperature nor threshold.
+
+    Attributes:
+        temperature: 1 where none is applied.
+        confidence_threshold: at that temperature, in [0, 1]; 0 where there is none. A variant keeps
+            the threshold of float32: its probabilities are those of float32, but for its rounding.
+        statement: how both were chosen, or why not, in words.
+        predictions: the predictions table of the test clips at the temperature, None without an
+            evaluation.
+    """
+
+    temperature: float = 1.0
+    confidence_threshold: float = 0.0
+    statement: str = (
+        "Probabilities are not calibrated and there is no confidence threshold: the model was "
+        "exported without the results of evaluate."
+    )
+    predictions: pd.DataFrame | None = None
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The facts that are written into the graph."""
+        return {
+            "temperature": self.temperature,
+            "confidence_threshold": self.confidence_threshold,
+            "calibration": self.statement,
+        }
+
+
+def read_evaluation(folder: Path, clips: ExportClips, eager: Predict) -> Calibrated | str:
     """Read the results of evaluate, if they are of this model, these clips and these views.
 
     Args:
@@ -160,8 +190,7 @@ def read_evaluation(
         eager: the model at temperature 1.
 
     Returns:
-        The temperature, 1 where calibration does not help, and the predictions table of the test
-        clips at that temperature; or why the evaluation cannot be used.
+        What it gives, or why it cannot be used.
 
     Raises:
         UserError: if the folder was not written by evaluate.
@@ -170,6 +199,9 @@ def read_evaluation(
     try:
         calibration = json.loads((folder / "calibration.json").read_text())
         temperature = float(calibration["temperature"]) if calibration["applied"] else 1.0
+        # Evaluations of earlier versions have neither.
+        threshold = float(calibration.get("confidence_threshold", 0))
+        statement = str(calibration.get("statement", _NO_STATEMENT))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"evaluation: {folder} holds no readable calibration.json "
@@ -187,4 +219,4 @@ def read_evaluation(
             return f"its probabilities of {clip.video} are not this model's on {views}"
     scaled = scale(probabilities, temperature)
     table = table.assign(confidence=scaled.max(1), **probability_columns(scaled))
-    return temperature, table
+    return Calibrated(temperature, threshold, statement, table)

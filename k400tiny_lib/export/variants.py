@@ -14,9 +14,10 @@ import onnxruntime
 import pandas as pd
 from torch import Tensor
 
-from k400tiny_lib.export.onnx_graph import INPUT, quiet
+from k400tiny_lib.export.onnx_graph import INPUT, quiet, require_oldest_format
 from k400tiny_lib.export.parity import open_session, run_onnx
 from k400tiny_lib.export.scoring import ExportClips, top1
+from k400tiny_lib.system import cpu_name
 
 FLOAT32 = "float32"
 _ROUNDS, _BATCH, _BATCH_ROUNDS = 20, 4, 5
@@ -34,6 +35,7 @@ class Variant:
         test_acc1: in percent.
         kept: whether this one is registered.
         reason: why or why not.
+        measured_on: the processor of the latencies and accuracies; another one may differ in both.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Variant:
     test_acc1: float
     kept: bool
     reason: str
+    measured_on: str
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,14 @@ class Choice:
         proto: the graph.
         predictions: its predictions table of the test clips, None where it was not scored.
         variants: all that were compared.
+        rejected: a variant that was made and is not to be registered.
     """
 
     name: str
     proto: onnx.ModelProto
     predictions: pd.DataFrame | None
     variants: Sequence[Variant] = ()
+    rejected: "Choice | None" = None
 
 
 def choose_variant(
@@ -92,7 +97,8 @@ def choose_variant(
     batch = time_in_turns(sessions, np.stack([clip] * _BATCH), _BATCH_ROUNDS)
     variants = compare_variants(accuracies, sizes, single, batch, max_accuracy_drop)
     [kept] = [variant.name for variant in variants if variant.kept]
-    return Choice(kept, protos[kept], tables[kept], variants)
+    rejected = None if kept == name else Choice(name, protos[name], tables[name])
+    return Choice(kept, protos[kept], tables[kept], variants, rejected)
 
 
 def make_variant(name: str, proto: onnx.ModelProto, clips: Sequence[Tensor]) -> onnx.ModelProto:
@@ -107,6 +113,7 @@ def make_variant(name: str, proto: onnx.ModelProto, clips: Sequence[Tensor]) -> 
         The checked graph.
     """
     variant = _to_int8(proto, clips) if name == "int8" else _to_fp16(proto)
+    require_oldest_format(variant)
     onnx.checker.check_model(variant, full_check=True)
     return variant
 
@@ -138,6 +145,7 @@ def _to_int8(proto: onnx.ModelProto, clips: Sequence[Tensor]) -> onnx.ModelProto
             weight_type=quantization.QuantType.QInt8,
             activation_type=quantization.QuantType.QUInt8,
             op_types_to_quantize=["Conv", "Relu", "Add", "Reshape", "Transpose"],
+            nodes_to_exclude=_preprocessing(onnx.load(prepared)),
         )
         quantized: onnx.ModelProto = onnx.load(result)
     return quantized
@@ -149,12 +157,29 @@ def _to_fp16(proto: onnx.ModelProto) -> onnx.ModelProto:
 
     copy = onnx.load_from_string(proto.SerializeToString())
     with quiet():
-        # Half precision would round the resized gray levels before the graph does.
-        blocked = [*DEFAULT_OP_BLOCK_LIST, "Resize", "Round"]
-        options = {"keep_io_types": True, "op_block_list": blocked}
-        half: onnx.ModelProto = convert_float_to_float16(copy, **options)
+        half: onnx.ModelProto = convert_float_to_float16(
+            copy,
+            keep_io_types=True,
+            op_block_list=DEFAULT_OP_BLOCK_LIST,
+            node_block_list=_preprocessing(proto),
+        )
         OnnxModel.graph_topological_sort(half.graph)  # the converter appends its casts at the end
     return half
+
+
+def _preprocessing(proto: onnx.ModelProto) -> list[str]:
+    """Names of the nodes that resize the frames, up to their rounding to whole gray levels.
+
+    Coarser numbers would round the gray levels, and the weights of resizing, before the graph does.
+    """
+    producers = {name: node for node in proto.graph.node for name in node.output}
+    pending, nodes = [n for n in proto.graph.node if n.op_type == "Round"], {}
+    while pending:
+        node = pending.pop()
+        if node.name not in nodes:
+            nodes[node.name] = node
+            pending += [producers[name] for name in node.input if name in producers]
+    return list(nodes)
 
 
 def time_in_turns(
@@ -197,7 +222,8 @@ def compare_variants(
     drop = accuracies[FLOAT32] - accuracies[name]
     speedups = np.divide(single[FLOAT32], single[name])  # round by round
     faster = float(np.quantile(speedups, 0.25)) > 1  # in three rounds of four, so not by chance
-    measured = f"{-drop:+.2f} points and {np.median(speedups):.2f} times as fast as float32"
+    gain = round(-drop, 2) + 0.0  # without the addition, none could be -0.00
+    measured = f"{gain:+.2f} points and {np.median(speedups):.2f} times as fast as float32"
     kept = drop <= max_accuracy_drop and faster
     if kept:
         reason = measured
@@ -209,6 +235,7 @@ def compare_variants(
     def row(name: str, kept: bool, reason: str) -> Variant:
         p50, p95 = (1000 * float(np.quantile(single[name], q)) for q in (0.5, 0.95))
         rate = _BATCH / float(np.median(batch[name]))
-        return Variant(name, sizes[name] / 1e6, p50, p95, rate, accuracies[name], kept, reason)
+        size, acc1 = sizes[name] / 1e6, accuracies[name]
+        return Variant(name, size, p50, p95, rate, acc1, kept, reason, cpu_name())
 
     return [row(FLOAT32, not kept, "" if kept else f"{name} is not kept"), row(name, kept, reason)]

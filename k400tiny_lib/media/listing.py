@@ -13,6 +13,7 @@ from pathlib import Path
 from k400tiny_lib.errors import UserError, is_utf8, listed, printable
 from k400tiny_lib.files import Stamps
 from k400tiny_lib.media import own_output
+from k400tiny_lib.media.container.suffixes import is_video
 from k400tiny_lib.media.folders import (
     CIRCLE,
     SPECIAL,
@@ -22,7 +23,6 @@ from k400tiny_lib.media.folders import (
     RemoteFolders,
 )
 from k400tiny_lib.media.frames import is_frame
-from k400tiny_lib.media.video import is_video
 
 NOT_UTF8 = "its name is not UTF-8"
 NOT_A_CLIP = "no video and no frame of a clip"

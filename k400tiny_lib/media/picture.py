@@ -53,6 +53,12 @@ def orientation(frame: Any) -> Orientation:
     return Orientation(sign < 0, round(-clockwise / 90) % 4)
 
 
+def sane_aspect(pixel_aspect: Fraction | None) -> Fraction:
+    """Width of a pixel over its height; 1 for None, 0 and extreme ones, which are mistakes."""
+    sane = pixel_aspect and Fraction(1, _ODDEST) <= pixel_aspect <= _ODDEST
+    return pixel_aspect if sane and pixel_aspect else Fraction(1)
+
+
 class Squarer:
     """Brings the frames of one stream to the same square.
 
@@ -64,8 +70,7 @@ class Squarer:
 
     def __init__(self, side: int, pixel_aspect: Fraction | None, turn: Orientation) -> None:
         self._side = side
-        sane = pixel_aspect and Fraction(1, _ODDEST) <= pixel_aspect <= _ODDEST
-        self._pixel_aspect = pixel_aspect if sane and pixel_aspect else Fraction(1)
+        self._pixel_aspect = sane_aspect(pixel_aspect)
         self._turn = turn
         # Each keeps the filters of the last size.
         self._shrinker, self._reformatter = VideoReformatter(), VideoReformatter()

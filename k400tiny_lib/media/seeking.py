@@ -10,7 +10,13 @@ import av
 from av.video.frame import PictureType
 
 from k400tiny_lib.media.container.index import VideoIndex
-from k400tiny_lib.media.container.opening import Limits, demux, opened, prepare_stream
+from k400tiny_lib.media.container.opening import (
+    Limits,
+    decode_packet,
+    demux,
+    opened,
+    prepare_stream,
+)
 from k400tiny_lib.media.picture import Image, Squarer, orientation
 
 
@@ -40,10 +46,10 @@ def seek_frames(
     if len(index.lost) or not index.is_exact or not keys or keys[0] > index.times[0]:
         return {}
     images: dict[int, Image] = {}
-    with opened(video) as container, suppress(av.FFmpegError, StopIteration):
+    with opened(video, limits) as container, suppress(av.FFmpegError, StopIteration):
         stream = container.streams[index.stream]
         prepare_stream(video, stream, limits)
-        frames, last_key = _frames(container, stream), None
+        frames, last_key = _frames(container, stream, limits), None
         frame = next(frames)
         square = Squarer(side, stream.sample_aspect_ratio, orientation(frame))
         for number in sorted(set(wanted)):
@@ -51,7 +57,7 @@ def seek_frames(
             key = keys[bisect_right(keys, time) - 1]
             if key != last_key:
                 container.seek(key, stream=stream)
-                frames, last_key = _frames(container, stream), key
+                frames, last_key = _frames(container, stream, limits), key
                 frame = next(f for f in frames if f.pts is None or f.pts >= key)
                 # The picture of some streams becomes whole step by step, without such a frame.
                 if frame.pts != key or frame.pict_type > PictureType.I:
@@ -64,6 +70,6 @@ def seek_frames(
     return images if images.keys() >= set(wanted) else {}
 
 
-def _frames(container: Any, stream: Any) -> Iterator[Any]:
+def _frames(container: Any, stream: Any, limits: Limits | None) -> Iterator[Any]:
     for packet in demux(container, stream):
-        yield from packet.decode()
+        yield from decode_packet(packet, limits)

@@ -12,14 +12,14 @@ import numpy as np
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.media.container.index import VideoIndex, index_video, read_packets
 from k400tiny_lib.media.container.opening import (
-    VIDEO_SUFFIXES,
     Limits,
+    decode_packet,
     demux,
-    is_video,
     name_of,
     opened,
     prepare_stream,
 )
+from k400tiny_lib.media.container.suffixes import VIDEO_SUFFIXES, is_video
 from k400tiny_lib.media.picture import SIDE, Image, Squarer, orientation
 from k400tiny_lib.media.sampling import Segment, segment_range, view_indices
 from k400tiny_lib.media.seeking import seek_frames
@@ -94,12 +94,12 @@ def sample_video(
     request = _Request(video, num_frames, views, side, segment, limits, max_bad_frames)
     decoded = None
     if index is None:
-        with opened(video) as container:
+        with opened(video, limits) as container:
             kept = 0 if segment else _MOST_KEPT
             index, packets = read_packets(video, container, limits, kept)
             if packets and len(index.times) <= _SEEK_BEYOND:
                 wanted = request.choose(index, request.part(index))
-                decoded = _decode(packets[0].stream, packets, wanted, side)
+                decoded = _decode(request, packets[0].stream, packets, wanted)
     part = request.part(index)
     wanted = request.choose(index, part)
     is_long = decoded is None and (segment or len(index.times) > _SEEK_BEYOND)
@@ -174,23 +174,27 @@ def _decode_file(
     num_threads: int = 0,
     last: int | None = None,
 ) -> _Decoded:
-    with opened(request.video) as container:
+    with opened(request.video, request.limits) as container:
         stream = container.streams[index.stream]
         prepare_stream(request.video, stream, request.limits, num_threads)
-        return _decode(stream, demux(container, stream), wanted, request.side, last)
+        return _decode(request, stream, demux(container, stream), wanted, last)
 
 
 def _decode(
-    stream: Any, packets: Iterable[Any], wanted: Collection[int], side: int, last: int | None = None
+    request: _Request,
+    stream: Any,
+    packets: Iterable[Any],
+    wanted: Collection[int],
+    last: int | None = None,
 ) -> _Decoded:
     """Decode from the start to the end, or to frame number `last`; keep the frames `wanted`."""
-    decoded, chosen = _Decoded(), set(wanted)
+    decoded, chosen, side = _Decoded(), set(wanted), request.side
     square: Squarer | None = None
     scaled: dict[int, Future[Image]] = {}
     with ThreadPoolExecutor(1) as pool:  # scales a frame while the next ones are decoded
         for packet in packets:
             try:
-                frames = packet.decode()
+                frames = decode_packet(packet, request.limits)
             except av.FFmpegError:
                 decoded.num_errors += 1
                 continue
@@ -225,22 +229,36 @@ def _decode_again(request: _Request, index: VideoIndex, decoded: _Decoded) -> Sa
     if num_threads or not decoded.is_complete:
         decoded = _decode_file(request, index, (), num_threads=num_threads)
     numbers, num_bad = _frames_there(request, index, decoded)
-    num_frames, name = len(numbers) + num_bad, name_of(request.video)
-    if num_bad > request.max_bad_frames * num_frames:
-        raise UserError(
-            f"{name} is damaged: {num_bad} of {num_frames} frames ({num_bad / num_frames:.0%}) "
-            f"cannot be decoded. Needed: at most {request.max_bad_frames:.0%} (max_bad_frames)."
-        )
+    num_frames = len(numbers) + num_bad
+    refuse_damaged(request.video, num_bad, num_frames, request.max_bad_frames)
     sound = [number for number in numbers if number not in decoded.damaged]
     num_damaged = len(numbers) - len(sound)
     wanted = request.choose(index, sound if len(sound) > 1 else numbers)
     images = _decode_file(request, index, wanted, num_threads=num_threads).images
     if not images.keys() >= set(wanted):
+        name = name_of(request.video)
         raise UserError(f"{name} cannot be decoded: it gives other frames each time.")
+    note = damage_note(num_bad, num_damaged, num_frames)
+    return SampledVideo(_stack(images, wanted), num_bad, num_frames, note)
+
+
+def refuse_damaged(
+    video: Path | bytes, num_bad: int, num_frames: int, max_bad_frames: float
+) -> None:
+    """Raise a UserError if more than the share `max_bad_frames` of the frames are bad."""
+    if num_bad > max_bad_frames * num_frames:
+        raise UserError(
+            f"{name_of(video)} is damaged: {num_bad} of {num_frames} frames "
+            f"({num_bad / num_frames:.0%}) cannot be decoded. Needed: at most "
+            f"{max_bad_frames:.0%} (max_bad_frames)."
+        )
+
+
+def damage_note(num_bad: int, num_damaged: int, num_frames: int) -> str:
+    """What is wrong with a video's frames, in words; empty if nothing is."""
     notes = [f"{num_bad} of {num_frames} frames cannot be decoded"] if num_bad else []
     notes += [f"{num_damaged} of {num_frames} frames are damaged"] if num_damaged else []
-    note = ", ".join(notes)
-    return SampledVideo(_stack(images, wanted), num_bad, num_frames, note)
+    return ", ".join(notes)
 
 
 def _frames_there(

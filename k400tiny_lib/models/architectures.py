@@ -28,8 +28,8 @@ class Architecture:
         clip_len, resize_size, crop_size: frames of a clip, short side after resizing and side of
             the square crop in pixels, unless the user gives them.
         min_clip_len, min_crop_size: the smallest clip that it can be trained on.
-        gains_from_bf16_on_cpu: whether bf16 trains it faster on a CPU with matrix instructions for
-            it; two were measured to train slower.
+        gains_from_bf16_on_cpu: whether bf16 trains it faster on a CPU that multiplies it; two were
+            measured to train slower.
         optimize_for_export: from a model in evaluation mode to one of the same function that ONNX
             Runtime computes faster, in float32 only; None where there is no such form.
     """

@@ -72,8 +72,8 @@ def to_fast_layout(
         model: its `state_dict` keeps its names and shapes.
         device: the target.
         channels_last: channels-last memory and 2D convolutions, or neither; `auto` decides by the
-            device: both on a GPU and on a CPU with matrix instructions for bf16, neither on
-            another CPU, where they change little (benchmarks/training_step.py).
+            device: both on a GPU and on a CPU that multiplies bf16, neither on another CPU, where
+            they change little (benchmarks/training_step.py).
     """
     model = model.to(device)
     if channels_last == "auto":

@@ -15,6 +15,7 @@ import mlflow
 import pandas as pd
 import torch
 from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from k400tiny_lib.errors import UserError
@@ -23,13 +24,14 @@ from k400tiny_lib.evaluation.comparison import align, compare_predictions
 from k400tiny_lib.evaluation.predictions import probabilities_of, read_predictions
 from k400tiny_lib.export.parity import Probabilities
 from k400tiny_lib.export.scoring import ExportClips
-from k400tiny_lib.tracking.models import open_registered
+from k400tiny_lib.serving.onnx_classifier import OnnxClassifier
+from k400tiny_lib.tracking.models import NOT_THERE, NotLoadable, open_registered
 
 CHAMPION, CHALLENGER = "champion", "challenger"
+PREVIOUS = "previous"  # alias of the champion before the present one
 PREDICTIONS = "export/predictions.csv"  # in the run of an export
 TEST_DIGEST_TAG = "test_digest"  # of a version: the clips that its predictions are of
 _LOSS_DIGITS = 4  # two runs of one model differ in the digits after these
-_NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 @dataclass(frozen=True)
@@ -64,29 +66,35 @@ class Promotion:
     not_scored: str = ""
 
     def decide(self, champion: str | None) -> PromotionDecision:
-        """Decide against a champion's version, if any; it stays where nothing can be compared."""
+        """Decide against a champion's version, if any; it stays where nothing can be compared.
+
+        A champion that cannot be loaded by anybody loses. One that cannot be reached stays.
+        """
         if champion is None:
             return PromotionDecision(True, "there was none")
         if self.policy != "better":
             return PromotionDecision(self.policy == "always", f"promote={self.policy}")
-        if self.predictions is None:
-            reason = f"{self.not_scored}, so it was not compared with version {champion}"
-            return PromotionDecision(False, reason)
         try:
-            other = self._predictions_of(champion)
+            model = open_registered(
+                f"models:/{self.name}/{champion}", self.name, device="cpu", parameter="promote"
+            )
+            if self.predictions is None:
+                reason = f"{self.not_scored}, so it was not compared with version {champion}"
+                return PromotionDecision(False, reason)
+            other = self._predictions_of(champion, model)
+        except NotLoadable as error:
+            reason = f"the champion, version {champion}, cannot be loaded ({error.reason})"
+            return PromotionDecision(True, reason)
         except UserError as error:
-            reason = f"it cannot be compared with version {champion}: {error}"
-            return PromotionDecision(False, reason)
+            reason = f"it cannot be compared with version {champion}: {str(error).rstrip('.')}"
+            return PromotionDecision(False, f"{reason}; the entry point promote decides by hand")
         return compare_to_champion(self.predictions, other, f"version {champion}")
 
-    def _predictions_of(self, version: str) -> pd.DataFrame:
+    def _predictions_of(self, version: str, model: OnnxClassifier) -> pd.DataFrame:
         """The predictions of a version: stored by its export, or computed from its graph."""
         stored = _stored_predictions(self.name, version, self.clips.test_digest)
         if stored is not None:
             return align(read_predictions(stored, "promote"), self.clips.test, "promote")
-        model = open_registered(
-            f"models:/{self.name}/{version}", self.name, device="cpu", parameter="promote"
-        )
         if reason := self.clips.reason_not_to_score(model.class_names):
             raise UserError(reason)
 
@@ -122,12 +130,17 @@ def compare_to_champion(
     ours, theirs = ranking_key(table), ranking_key(champion)
     reason = (
         f"top-1 {paired.acc1:.1f} % against {paired.other_acc1:.1f} % of {name} on the same "
-        f"{len(table)} clips (difference {paired.difference:+.1f}, 95 % interval "
-        f"{paired.low:+.1f} to {paired.high:+.1f}, McNemar p {paired.mcnemar_p:.2g})"
+        f"{len(table)} clips (difference {_signed(paired.difference)}, 95 % interval "
+        f"{_signed(paired.low)} to {_signed(paired.high)}, McNemar p {paired.mcnemar_p:.2g})"
     )
     if ours[0] == theirs[0]:
         reason += f", loss {-ours[1]:.4f} against {-theirs[1]:.4f}"
     return PromotionDecision(ours > theirs, reason)
+
+
+def _signed(points: float) -> str:
+    """A difference in points with its sign; no "-0.0"."""
+    return f"{round(points, 1) + 0.0:+.1f}"
 
 
 def ranking_key(table: pd.DataFrame) -> tuple[int, float]:
@@ -138,15 +151,20 @@ def ranking_key(table: pd.DataFrame) -> tuple[int, float]:
 
 
 def champion_of(name: str) -> str | None:
-    """The version of a registered model with the alias `champion`, None where there is none.
+    """The version of a registered model with the alias `champion`; see `version_with`."""
+    return version_with(CHAMPION, name)
+
+
+def version_with(alias: str, name: str) -> str | None:
+    """The version of a registered model with an alias, None where there is none.
 
     Raises:
         MlflowException: if the registry cannot be asked, which does not mean that there is none.
     """
     try:
-        return str(MlflowClient().get_model_version_by_alias(name, CHAMPION).version)
+        return str(MlflowClient().get_model_version_by_alias(name, alias).version)
     except MlflowException as error:
-        if error.error_code in _NOT_THERE:
+        if error.error_code in NOT_THERE:
             return None
         raise
 
@@ -170,7 +188,7 @@ def promote(version: str, promotion: Promotion, wait_s: float = 1.0) -> Promotio
             continue
         if not decision.promoted:
             return decision
-        MlflowClient().set_registered_model_alias(promotion.name, CHAMPION, version)
+        make_champion(promotion.name, version, before=champion)
         if promotion.policy != "better":
             return decision
         time.sleep(wait_s)
@@ -180,6 +198,28 @@ def promote(version: str, promotion: Promotion, wait_s: float = 1.0) -> Promotio
 
 def make_challenger(name: str) -> None:
     """Give the alias `challenger` to the newest version, whichever of several exports is last."""
+    newest = versions_of(name)[-1]
+    MlflowClient().set_registered_model_alias(name, CHALLENGER, str(newest.version))
+
+
+def make_champion(name: str, version: str, before: str | None) -> None:
+    """Give the alias `champion` to a version, and `previous` to the champion before it, if any."""
     client = MlflowClient()
-    newest = max(int(v.version) for v in client.search_model_versions(f"name = '{name}'"))
-    client.set_registered_model_alias(name, CHALLENGER, str(newest))
+    client.set_registered_model_alias(name, CHAMPION, version)
+    if before not in (None, version):
+        client.set_registered_model_alias(name, PREVIOUS, before)
+
+
+def versions_of(name: str) -> list[ModelVersion]:
+    """All versions of a registered model, oldest first; none where there is no such model."""
+    found = mlflow.search_model_versions(filter_string=equals("name", name))
+    return sorted((v for v in found if v.name == name), key=lambda v: int(v.version))
+
+
+def equals(field: str, text: str) -> str | None:
+    """A filter of MLflow's searches, None where it cannot be written: the caller filters again.
+
+    Filters have no escapes: a text with one kind of quotes is put into the other kind.
+    """
+    quote = '"' if "'" in text else "'"
+    return None if quote in text else f"{field} = {quote}{text}{quote}"

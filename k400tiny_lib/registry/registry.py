@@ -1,7 +1,9 @@
 """Logs an export and registers it: a version with signature, tags, description and aliases."""
 
 import json
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -15,6 +17,7 @@ from mlflow.types import Schema, TensorSpec
 
 from k400tiny_lib.config import NONE, Config
 from k400tiny_lib.config.model_names import name_models
+from k400tiny_lib.export.companions import write_companions
 from k400tiny_lib.export.exporter import Exported
 from k400tiny_lib.export.onnx_graph import INPUT, OUTPUT, frames_free
 from k400tiny_lib.export.parity import ParityCase
@@ -27,7 +30,8 @@ from k400tiny_lib.registry.promotion import (
     make_challenger,
     promote,
 )
-from k400tiny_lib.registry.video_model import installed, register_video_classifier
+from k400tiny_lib.registry.video_log import installed
+from k400tiny_lib.registry.video_model import register_video_classifier
 from k400tiny_lib.tracking.evaluation_log import evaluation_folder
 from k400tiny_lib.tracking.runs import (
     MODEL_VERSION_TAG,
@@ -37,6 +41,7 @@ from k400tiny_lib.tracking.runs import (
 )
 
 MODEL_NAME = "model"
+COMPANIONS = "export"  # folder of the run's artifacts with the labels and the test vector
 DECISION_TAG = "k400tiny.promotion"  # of a version: how its promotion was decided
 _MODEL_TAGS = ("architecture", "quantize", "training_run_id", "commit", "temperature", "protocol")
 _SCORE_TAGS = ("test_acc1", "test_acc1_interval", "test_loss", "data_digest", TEST_DIGEST_TAG)
@@ -63,11 +68,16 @@ def log_parity(cases: Sequence[ParityCase]) -> None:
 
 
 def log_export(exported: Exported) -> None:
-    """Log the metrics and tables of an export to the active run."""
+    """Log the metrics, the tables and a variant that was not chosen to the active run."""
     latencies = {"onnx_latency_ms": exported.onnx_ms, "torch_latency_ms": exported.torch_ms}
     mlflow.log_metrics(latencies)
     if exported.choice.variants:
         mlflow.log_table(pd.DataFrame(exported.choice.variants), "variants.json")
+    if (rejected := exported.choice.rejected) is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, f"{rejected.name}.onnx")
+            onnx.save(rejected.proto, path)
+            mlflow.log_artifact(str(path), "variants")
     if exported.choice.predictions is not None:
         mlflow.log_text(exported.choice.predictions.to_csv(index=False), PREDICTIONS)
 
@@ -90,7 +100,7 @@ def register_export(exported: Exported, config: Config) -> tuple[ModelVersion, P
         model_uri,
         Promotion(config.promote, name, exported.clips, choice.predictions, exported.not_scored),
         version_tags(metadata, exported.parity),
-        model_card(name, metadata, exported.parity),
+        lambda version: model_card(name, version, metadata, exported.parity),
     )
     video = register_video_classifier(model_uri, registered, config.video_model_name)
     versions = {MODEL_VERSION_TAG: registered, VIDEO_VERSION_TAG: video}
@@ -100,6 +110,8 @@ def register_export(exported: Exported, config: Config) -> tuple[ModelVersion, P
 
 def log_onnx(proto: onnx.ModelProto, metadata: Mapping[str, Any]) -> str:
     """Log a graph to the active run as one file, with signature; returns the model's URI.
+
+    Its labels and its test vector are artifacts of the run, and extra files of the model.
 
     Args:
         proto: from `export_graph`; MLflow changes it.
@@ -112,17 +124,21 @@ def log_onnx(proto: onnx.ModelProto, metadata: Mapping[str, Any]) -> str:
         inputs=Schema([TensorSpec(np.dtype(np.uint8), frames, INPUT)]),
         outputs=Schema([TensorSpec(np.dtype(np.float32), probabilities, OUTPUT)]),
     )
-    info = mlflow.onnx.log_model(
-        onnx_model=proto,
-        name=MODEL_NAME,
-        signature=signature,
-        save_as_external_data=False,
-        # Without this MLflow asks for CUDA first and warns where there is none.
-        onnx_execution_providers=["CPUExecutionProvider"],
-        # Without this MLflow loads the model once more to find the requirements.
-        pip_requirements=installed("mlflow", "onnxruntime", "onnx", "numpy"),
-        metadata={key: json.dumps(value) for key, value in metadata.items()},
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        write_companions(Path(folder), proto, metadata)
+        mlflow.log_artifacts(folder, COMPANIONS)
+        info = mlflow.onnx.log_model(
+            onnx_model=proto,
+            name=MODEL_NAME,
+            signature=signature,
+            save_as_external_data=False,
+            extra_files=[str(path) for path in sorted(Path(folder).iterdir())],
+            # Without this MLflow asks for CUDA first and warns where there is none.
+            onnx_execution_providers=["CPUExecutionProvider"],
+            # Without this MLflow loads the model once more to find the requirements.
+            pip_requirements=installed("mlflow", "onnxruntime", "onnx", "numpy"),
+            metadata={key: json.dumps(value) for key, value in metadata.items()},
+        )
     return str(info.model_uri)
 
 
@@ -136,7 +152,7 @@ def register(
     model_uri: str,
     promotion: Promotion,
     tags: Mapping[str, str],
-    description: str = "",
+    card: Callable[[str], str] = lambda version: "",
     wait_s: float = 1.0,
 ) -> tuple[ModelVersion, PromotionDecision]:
     """Register a logged model that passed the parity check and decide who is champion.
@@ -146,7 +162,8 @@ def register(
         promotion: the rule, with the name of the registered model, which is created where it does
             not exist.
         tags: of the version.
-        description: of the version, in markdown, at most 5000 characters.
+        card: makes the description of a version from its number: markdown, at most 5000
+            characters.
         wait_s: see `promote`.
 
     Returns:
@@ -157,7 +174,7 @@ def register(
     make_challenger(name)
     decision = PromotionDecision(False, "interrupted before it was compared")
     try:
-        if description:
+        if description := card(str(registered.version)):
             client.update_model_version(name, registered.version, description)
         decision = promote(str(registered.version), promotion, wait_s)
     finally:

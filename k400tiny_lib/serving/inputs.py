@@ -1,6 +1,6 @@
 """What `predict` labels: a frame folder, a video, or every clip in a directory of either."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,21 +34,20 @@ class Inputs(NamedTuple):
         lines = [f"skipped: {message}" for message in self.unusable]
         return "".join(f"{line}\n" for line in lines + describe_left_out(self.left_out))
 
-    def skipped(self, failures: Sequence[str]) -> str:
-        """One line for everything in the directory that has no label; empty for nothing.
+    def skipped(self) -> list[str]:
+        """A line for everything in the directory that is not labeled."""
+        left_out = self.left_out.items()
+        return [*self.unusable, *(f"left out {printable(path)}: {why}" for path, why in left_out)]
+
+    def problem(self, num_failed: int) -> str:
+        """Why somebody could miss a label; empty if nothing looks like a clip without one.
 
         Args:
-            failures: messages about clips that could not be read.
+            num_failed: clips that turned out to have no label.
         """
-        lines = [*self.unusable, *failures]
-        lines += [f"left out {printable(path)}: {why}" for path, why in self.left_out.items()]
-        return "".join(f"{line}\n" for line in lines)
-
-    def problem(self, failures: Sequence[str]) -> str:
-        """Why somebody could miss a label; empty if nothing looks like a clip without one."""
-        unread, missed = len(self.unusable) + len(failures), len(may_be_clips(self.left_out))
+        unread, missed = len(self.unusable) + num_failed, len(may_be_clips(self.left_out))
         total = len(self.clips) + len(self.unusable)
-        texts = [f"{unread} of {total} could not be read"] if unread else []
+        texts = [f"{unread} of {total} could not be labeled"] if unread else []
         texts += [f"{missed} that may be clips were left out"] if missed else []
         return " and ".join(texts)
 

@@ -31,12 +31,24 @@ class OnnxClassifier:
         class_names: labels by class id.
         clip_len: frames of a view.
         views: averaged in the graph; they follow one another along T.
+        confidence_threshold: of the largest probability of a clip; an answer below it is marked as
+            unknown. 0 marks none.
     """
 
     session: onnxruntime.InferenceSession
     class_names: list[str]
     clip_len: int
     views: int = 1
+    confidence_threshold: float = 0.0
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of a clip, the T of `predict`."""
+        return self.views * self.clip_len
+
+    def is_known(self, probabilities: npt.NDArray[np.float32]) -> bool:
+        """Whether the largest probability of one clip (K,) reaches the confidence threshold."""
+        return bool(probabilities.max() >= self.confidence_threshold)
 
     def predict(self, frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Classify clips.
@@ -103,14 +115,15 @@ def open_classifier(
         class_names = json.loads(metadata["class_names"])
         clip_len = int(json.loads(metadata["clip_len"]))
         views = int(json.loads(metadata.get("views_in_graph", "1")))
+        threshold = float(json.loads(metadata.get("confidence_threshold", "0")))
     except KeyError:
         what = f"{path} was not exported by export_onnx (no class names)"
         raise UserError(f"{parameter}: {what}.") from None
     except Exception as error:  # ONNX Runtime has an exception class for each status
-        raise UserError(f"{parameter}: {path} cannot be opened: {one_line(error)}.") from None
+        raise UserError(f"{parameter}: {path} cannot be opened ({one_line(error)}).") from None
     if device == "cuda" and _CUDA not in session.get_providers():
         raise UserError("device: CUDA cannot be used on this machine. Needed: device=cpu.")
-    return OnnxClassifier(session, class_names, clip_len, views)
+    return OnnxClassifier(session, class_names, clip_len, views, threshold)
 
 
 def _return_freed_memory() -> None:
@@ -121,6 +134,12 @@ def _return_freed_memory() -> None:
     """
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
+
+
+def return_memory() -> None:
+    """Give what is free back to the system now, also the small blocks of each thread."""
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def execution_providers(device: str) -> list[Any]:

@@ -1,8 +1,8 @@
-"""Labels of clips (frame folders and videos) as a table, decoded while the model computes."""
+"""Labels of clips (frame folders and videos), decoded while the model computes."""
 
-import sys
+import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -10,65 +10,49 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from tqdm import tqdm
 
-from k400tiny_lib.errors import UserError, listed, printable
-from k400tiny_lib.media.frames import list_frames, read_images
-from k400tiny_lib.media.sampling import view_indices
-from k400tiny_lib.media.video import sample_video
+from k400tiny_lib.errors import UserError, one_line, printable
+from k400tiny_lib.serving.clips import Clip, Frames, read_clip, read_frames, reading_failure
 from k400tiny_lib.serving.onnx_classifier import OnnxClassifier
 
-Frames = npt.NDArray[np.uint8]
+__all__ = ["Clip", "Labeled", "Labels", "label_each", "label_inputs", "read_clip", "read_frames"]
+
+COLUMNS = ("input", "rank", "label", "probability", "known")
 
 # The graph converts a clip to float32 several times over, so large clips get small batches.
 _BATCH_BYTES = 64 << 20
-_MAX_NAMES = 3  # of pictures in a note
 _DECODED_AHEAD = 2  # clips, or one batch where that is more
+_STATUS = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
+
+
+class Labeled(NamedTuple):
+    """What became of an input.
+
+    Attributes:
+        path: of the input.
+        probabilities: float32 (K,); None if it has no label.
+        failure: why it has none, in one line.
+        note: what of it is damaged or left out; empty for nothing.
+    """
+
+    path: Path
+    probabilities: npt.NDArray[np.float32] | None
+    failure: str = ""
+    note: str = ""
 
 
 class Labels(NamedTuple):
     """What `label_inputs` gives.
 
     Attributes:
-        table: columns input, rank, label, probability.
-        failures: a message per unreadable input.
+        table: columns input, rank, label, probability, known.
+        failures: a message per input without a label.
         notes: a message per input of which something is damaged or left out.
     """
 
     table: pd.DataFrame
     failures: list[str]
     notes: list[str]
-
-
-class Clip(NamedTuple):
-    """The frames of an input."""
-
-    frames: Frames
-    note: str = ""  # what is damaged in a video, or which pictures of a folder are no frames
-
-
-def read_clip(path: Path, clip_len: int, views: int = 1, max_bad_frames: float = 0.1) -> Clip:
-    """Frames spread evenly over a frame folder or a video.
-
-    Args:
-        path: the folder or the file.
-        clip_len: frames of a view.
-        views: one after the other.
-        max_bad_frames: share of a video's frames that may be damaged.
-
-    Returns:
-        uint8 (views * clip_len, H, W, 3), RGB; of a video, squares as prepare_data makes them.
-
-    Raises:
-        UserError: if it cannot be read.
-    """
-    if path.is_dir():
-        names = list_frames(path)
-        indices = view_indices(len(names.frames), clip_len, views).ravel()
-        pictures = [f"{name} is left out ({kind})" for name, kind in names.left_out.items()]
-        return Clip(read_images(path, indices.tolist()), listed(pictures, _MAX_NAMES))
-    sampled = sample_video(path, clip_len, views=views, max_bad_frames=max_bad_frames)
-    return Clip(sampled.frames, sampled.note)
 
 
 def label_inputs(
@@ -79,7 +63,7 @@ def label_inputs(
     root: Path | None = None,
     max_bad_frames: float = 0.1,
 ) -> Labels:
-    """Label every input that can be read, while a thread decodes the next ones.
+    """Label every input that can be labeled, and collect the results in memory.
 
     Args:
         model: the exported model.
@@ -90,39 +74,91 @@ def label_inputs(
             last part of each path.
         max_bad_frames: share of a video's frames that may be damaged.
     """
-    failures: list[str] = []
-    notes: list[str] = []
+    labels = Labels(pd.DataFrame(), [], [])
     rows = []
+    for path, probabilities, failure, note in label_each(model, inputs, batch_size, max_bad_frames):
+        if probabilities is None:
+            labels.failures.append(failure)
+            continue
+        if note:
+            labels.notes.append(note)
+        rows += label_rows(model, name_of_input(path, root), probabilities, top_k)
+    return labels._replace(table=pd.DataFrame(rows, columns=list(COLUMNS)))
+
+
+def name_of_input(path: Path, root: Path | None) -> str:
+    """What the tables call an input: its path relative to `root`, or the last part of it."""
+    return path.relative_to(root).as_posix() if root else path.name
+
+
+def label_rows(
+    model: OnnxClassifier, name: str, probabilities: npt.NDArray[np.float32], top_k: int
+) -> list[tuple[str, int, str, float, bool]]:
+    """The rows of an input in the table, whose columns are COLUMNS."""
+    known = model.is_known(probabilities)
+    best = enumerate(model.best(probabilities, top_k), start=1)
+    return [(name, rank, label, value, known) for rank, (label, value) in best]
+
+
+def label_each(
+    model: OnnxClassifier, inputs: Sequence[Path], batch_size: int, max_bad_frames: float = 0.1
+) -> Iterator[Labeled]:
+    """Label inputs one after the other, while a thread decodes the next ones.
+
+    An input that cannot be read, or on which the model fails, has no label; the others do not
+    notice.
+
+    Args:
+        model: the exported model.
+        inputs: from `find_inputs`.
+        batch_size: clips per call of the model, at most; clips of one size share a call.
+        max_bad_frames: share of a video's frames that may be damaged.
+    """
 
     def read(path: Path) -> Clip | UserError:
         try:
             return read_clip(path, model.clip_len, model.views, max_bad_frames)
-        except UserError as error:
-            return UserError(str(error).removeprefix("data_path: "))
-        except OSError as error:
-            return UserError(f"{path} cannot be read: {error.strerror or error}.")
+        except Exception as error:  # of the libraries that decode, too
+            return reading_failure(path, error)
 
-    def readable() -> Iterator[tuple[Path, Frames]]:
-        for path, clip in _decode_ahead(inputs, read, batch_size):
-            if isinstance(clip, UserError):
-                failures.append(printable(str(clip)))
-                bar.write(f"skipped: {failures[-1]}", file=sys.stderr)
-                bar.update()
-                continue
-            if clip.note:
-                notes.append(printable(f"{path}: {clip.note}."))
-                bar.write(f"note: {notes[-1]}", file=sys.stderr)
-            yield path, clip.frames
+    batch: list[tuple[Path, Clip]] = []
+    for path, clip in _decode_ahead(inputs, read, batch_size):
+        if isinstance(clip, UserError):
+            yield Labeled(path, None, printable(str(clip)))
+            continue
+        full = len(batch) >= clips_a_batch(batch_size, clip.frames.nbytes)
+        if batch and (full or clip.frames.shape != batch[0][1].frames.shape):
+            yield from _classify(model, batch)
+            batch = []
+        batch.append((path, clip))
+    if batch:
+        yield from _classify(model, batch)
 
-    with tqdm(total=len(inputs), desc="predict", unit="clip", mininterval=1) as bar:
-        for paths, clips in _batches(readable(), batch_size):
-            for path, values in zip(paths, model.predict(np.stack(clips)), strict=True):
-                best = enumerate(model.best(values, top_k), start=1)
-                name = path.relative_to(root).as_posix() if root else path.name
-                rows += [(name, rank, label, value) for rank, (label, value) in best]
-            bar.update(len(paths))
-    table = pd.DataFrame(rows, columns=["input", "rank", "label", "probability"])
-    return Labels(table, failures, notes)
+
+def model_failure(path: Path, frames: Frames, error: Exception) -> UserError:
+    """The error for an input on which the model fails, in one line."""
+    height, width = frames.shape[-3:-1]
+    reason = _STATUS.sub("", one_line(error, 1000))
+    if isinstance(error, MemoryError) or "alloc" in reason:
+        reason = "there is not enough memory"
+    return UserError(f"{path}: the model fails on frames of {width}x{height} ({reason[:200]}).")
+
+
+def _classify(model: OnnxClassifier, batch: Sequence[tuple[Path, Clip]]) -> Iterator[Labeled]:
+    """Label clips of one size together; one by one if the model fails on them."""
+    try:
+        results = model.predict(np.stack([clip.frames for _, clip in batch]))
+    except Exception as error:  # ONNX Runtime has a class for each status
+        if len(batch) > 1:
+            for item in batch:
+                yield from _classify(model, [item])
+            return
+        [(path, clip)] = batch
+        yield Labeled(path, None, printable(str(model_failure(path, clip.frames, error))))
+        return
+    for (path, clip), probabilities in zip(batch, results, strict=True):
+        note = printable(f"{path}: {clip.note}.") if clip.note else ""
+        yield Labeled(path, probabilities, note=note)
 
 
 def _decode_ahead(
@@ -139,7 +175,7 @@ def _decode_ahead(
                     first, future = waiting.popleft()
                     clip = future.result()
                     if not isinstance(clip, UserError):
-                        ahead = max(_DECODED_AHEAD, _clips_a_batch(batch_size, clip.frames))
+                        ahead = max(_DECODED_AHEAD, clips_a_batch(batch_size, clip.frames.nbytes))
                     yield first, clip
             for first, future in waiting:
                 yield first, future.result()
@@ -147,21 +183,6 @@ def _decode_ahead(
             pool.shutdown(cancel_futures=True)
 
 
-def _clips_a_batch(batch_size: int, clip: Frames) -> int:
-    return max(1, min(batch_size, _BATCH_BYTES // clip.nbytes))
-
-
-def _batches(
-    readable: Iterable[tuple[Path, Frames]], batch_size: int
-) -> Iterator[tuple[list[Path], list[Frames]]]:
-    paths: list[Path] = []
-    clips: list[Frames] = []
-    for path, clip in readable:
-        full = len(clips) >= _clips_a_batch(batch_size, clip)
-        if clips and (full or clip.shape != clips[0].shape):
-            yield paths, clips
-            paths, clips = [], []
-        paths.append(path)
-        clips.append(clip)
-    if clips:
-        yield paths, clips
+def clips_a_batch(batch_size: int, num_bytes: int) -> int:
+    """At most `batch_size`, and fewer of large clips (bytes of the frames of one)."""
+    return max(1, min(batch_size, _BATCH_BYTES // num_bytes))

@@ -1,52 +1,65 @@
 """The model behind `mlflow models serve`: from a whole video to labels.
 
-MLflow runs this file when the model is loaded ("models from code"), with a copy of the library.
-PyTorch is not imported.
+`served_model.py` makes it known to MLflow. PyTorch is not imported.
 """
 
-import base64
-import binascii
-import threading
-from collections.abc import Mapping
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import mlflow
 import pandas as pd
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_EXHAUSTED
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from k400tiny_lib.errors import UserError
+from k400tiny_lib.errors import UserError, one_line
 from k400tiny_lib.media.video import Limits, sample_video
-from k400tiny_lib.serving.onnx_classifier import OnnxClassifier, open_classifier
+from k400tiny_lib.serving.onnx_classifier import OnnxClassifier, open_classifier, return_memory
+from k400tiny_lib.serving.request_rows import decoded_video, path_below
+from k400tiny_lib.serving.serving_config import checked_config, is_server
+from k400tiny_lib.serving.turns import BusyError, Turns, Work
 
-# The defaults of model_config. load_model(..., model_config={...}) overrides them and, for a served
-# model, the environment variable SERVING_MODEL_CONFIG with the same as JSON.
-DEFAULTS: dict[str, Any] = {
-    # Directory of the files that a request may name by `path`; without one, `path` is refused.
-    "video_root": "",
-    "num_threads": "auto",
-    "device": "auto",
-    "max_videos": 16,
-    "max_megabytes": 64,
-    "max_frames": 36_000,  # 20 minutes at 30 a second
-    "max_pixels": 3840 * 2160,
-    "max_bad_frames": 0.1,  # share of a video's frames that may be damaged
-}
 TOP_K = 5
-_AT_ONCE = 2  # one video is decoded while another is classified; more would only take memory
+COLUMNS = ("labels", "probabilities", "known", "error")
+_THREADS = 32  # of the server; all but three wait for their turn
+_COLUMNS_NEEDED = "a table with a column `video` (base64) or `path`"
+
+_logger = logging.getLogger(__name__)
+
+
+class Answer(NamedTuple):
+    """A row of the answer: labels, best first, or why there are none."""
+
+    labels: list[str]
+    probabilities: list[float]
+    known: bool
+    error: str = ""
+    cause: UserError | MlflowException | None = None
 
 
 class VideoClassifier(PythonModel):
     """From a table with a column `video` (base64) or `path` to labels with probabilities."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Open the ONNX file that is stored with the model."""
-        self.config: Mapping[str, Any] = DEFAULTS | dict(context.model_config or {})
-        self.turns = threading.BoundedSemaphore(_AT_ONCE)
-        self.model: OnnxClassifier = open_classifier(
-            Path(context.artifacts["onnx"]), self.config["num_threads"], self.config["device"]
-        )
+        """Open the ONNX file that is stored with the model.
+
+        Raises:
+            MlflowException: if the configuration is wrong, one line.
+        """
+        if is_server():
+            _prepare_server()
+        try:
+            self.config: Mapping[str, Any] = checked_config(context.model_config or {})
+            self.turns = Turns()
+            self.model: OnnxClassifier = open_classifier(
+                Path(context.artifacts["onnx"]), self.config["num_threads"], self.config["device"]
+            )
+        except UserError as error:
+            raise MlflowException.invalid_parameter_value(f"model_config: {error}") from None
 
     def predict(
         self,
@@ -58,42 +71,70 @@ class VideoClassifier(PythonModel):
 
         Args:
             context: not used, `load_context` has read it.
-            model_input: a row per video: `video`, its bytes in base64, or `path`, a file below
-                `video_root`.
+            model_input: a row per video: `video`, its bytes or these in base64, or `path`, a file
+                below `video_root`.
             params: `top_k`, labels per video.
 
         Returns:
-            A row per video: `labels` and their `probabilities`, best first.
+            A row per video, with the index of the input: `labels` and their `probabilities`, best
+            first; `known`, whether the model is sure enough; `error`, why a video has no labels,
+            empty for the others.
 
         Raises:
-            MlflowException: for a bad request, one line; the scoring server answers with 400.
+            MlflowException: for a bad request, and if none of the videos can be labeled, with what
+                is wrong with the first; one line. The scoring server answers with 400, with 429 if
+                it has too much to do, and with 500 if the fault is its own.
         """
         try:
-            top_k = (params or {}).get("top_k", TOP_K)
-            if top_k is None or top_k < 1:
-                raise UserError(f"top_k: {top_k} is not allowed. Needed: at least 1.")
-            if model_input.empty:
-                raise UserError("no videos. Needed: rows with `video` (base64) or `path`.")
-            if len(model_input) > self.config["max_videos"]:
-                raise UserError(
-                    f"{len(model_input)} videos. Needed: at most {self.config['max_videos']}."
-                )
-            labeled = [
-                self._label(number, row, top_k)
-                for number, row in enumerate(model_input.to_dict("records"), start=1)
-            ]
+            rows, top_k = self._rows(model_input), _checked_top_k(params)
+            with self.turns.request(
+                self.config["max_seconds"], self.config["max_total_pixels"]
+            ) as work:
+                answers = [
+                    self._answer(row, top_k, work, is_last=number == len(rows))
+                    for number, row in enumerate(rows, start=1)
+                ]
+            _raise_if_none(answers)
+        except BusyError as error:
+            raise MlflowException(str(error), RESOURCE_EXHAUSTED) from None
         except UserError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
-        labels = [[label for label, _ in best] for best in labeled]
-        probabilities = [[probability for _, probability in best] for best in labeled]
-        return pd.DataFrame({"labels": labels, "probabilities": probabilities})
+        except MlflowException:
+            raise
+        except Exception:
+            raise _own_fault() from None
+        finally:
+            return_memory()
+        columns = {name: [getattr(answer, name) for answer in answers] for name in COLUMNS}
+        return pd.DataFrame(columns, index=model_input.index)
 
-    def _label(self, number: int, row: Mapping[Any, Any], top_k: int) -> list[tuple[str, float]]:
-        limits = Limits(int(self.config["max_frames"]), int(self.config["max_pixels"]))
+    def _rows(self, model_input: pd.DataFrame) -> list[dict[Any, Any]]:
+        if not isinstance(model_input, pd.DataFrame):
+            raise UserError(f"a {type(model_input).__name__}. Needed: {_COLUMNS_NEEDED}.")
+        if not len(model_input):
+            raise UserError("no videos. Needed: rows with `video` (base64) or `path`.")
+        if not {"video", "path"} & set(model_input.columns):
+            # MLflow drops the others, and the content of a list or a series.
+            raise UserError(f"no column `video` or `path`. Needed: {_COLUMNS_NEEDED}.")
+        if len(model_input) > (most := self.config["max_videos"]):
+            raise UserError(f"{len(model_input)} videos. Needed: at most {most} (max_videos).")
+        rows: list[dict[Any, Any]] = model_input.to_dict("records")
+        return rows
+
+    def _answer(self, row: Mapping[Any, Any], top_k: int, work: Work, is_last: bool) -> Answer:
         try:
-            # A missing value is None or NaN.
-            video = self._video({name: v for name, v in row.items() if isinstance(v, str)})
-            with self.turns:
+            return self._label(row, top_k, work, is_last)
+        except UserError as error:
+            return Answer([], [], False, one_line(error, limit=500), error)
+        except Exception:
+            fault = _own_fault()
+            return Answer([], [], False, fault.message, fault)
+
+    def _label(self, row: Mapping[Any, Any], top_k: int, work: Work, is_last: bool) -> Answer:
+        video, name = self._video(row)
+        limits = Limits(self.config["max_frames"], self.config["max_pixels"], work.check)
+        with work.turn(is_last):
+            try:
                 sampled = sample_video(
                     video,
                     self.model.clip_len,
@@ -101,50 +142,68 @@ class VideoClassifier(PythonModel):
                     limits=limits,
                     max_bad_frames=float(self.config["max_bad_frames"]),
                 )
-                return self.model.best(self.model.predict(sampled.frames[None])[0], top_k)
-        except UserError as error:
-            raise UserError(f"video {number}: {error}") from None
+            except UserError as error:
+                # Whoever asks need not know where the directory is.
+                raise type(error)(str(error).replace(str(video), name)) if name else error from None
+            work.check(0)
+            probabilities = self.model.predict(sampled.frames[None])[0]
+        best = self.model.best(probabilities, top_k)
+        labels, values = [label for label, _ in best], [value for _, value in best]
+        return Answer(labels, values, self.model.is_known(probabilities))
 
-    def _video(self, fields: Mapping[Any, str]) -> Path | bytes:
-        """The video of a request: a file below video_root, or the bytes of the base64 text."""
+    def _video(self, row: Mapping[Any, Any]) -> tuple[Path | bytes, str]:
+        """The video of a row, and what the row calls it: a file below video_root, or bytes."""
+        # A missing value is None or NaN.
+        given = {name: v for name, v in row.items() if isinstance(v, str | bytes)}
         most = float(self.config["max_megabytes"])
-        if set(fields) == {"path"}:
-            path = self._path(fields["path"])
-            size = path.stat().st_size
-        elif set(fields) == {"video"}:
-            text = "".join(fields["video"].split())  # base64 tools break lines
-            size = len(text) * 3 // 4
-        else:
-            raise UserError(
-                f"{' and '.join(map(str, fields)) or 'no text'} given. Needed: `video` (base64) or "
-                "`path`."
-            )
-        if size > most * 1e6:
-            raise UserError(f"{size / 1e6:.1f} MB. Needed: at most {most:g} MB.")
-        if "path" in fields:
-            return path
-        try:
-            return base64.b64decode(text, validate=True)
-        except (binascii.Error, ValueError):
-            raise UserError("not base64. Needed: the bytes of a video file in base64.") from None
-
-    def _path(self, name: str) -> Path:
-        root = str(self.config["video_root"])
-        if not root:
-            raise UserError(
-                "paths are refused here. Needed: `video` (base64), or a `video_root` in the "
-                "model's configuration."
-            )
-        # Links are resolved first, so that one that leads out of the directory is refused too. The
-        # message is the same for every refused path: it does not tell which files exist.
-        try:
-            path = Path(root, name).resolve()
-            allowed = path.is_relative_to(Path(root).resolve()) and path.is_file()
-        except (OSError, RuntimeError, ValueError):  # too long, a loop of links, a null byte
-            allowed = False
-        if not allowed:
-            raise UserError(f"there is no {name!r} below video_root.")
-        return path
+        if set(given) == {"path"}:
+            name = str(given["path"])
+            return path_below(str(self.config["video_root"]), name, most), repr(name)
+        if set(given) == {"video"}:
+            return decoded_video(given["video"], most), ""
+        raise UserError(
+            f"{' and '.join(map(str, given)) or 'nothing'} given. Needed: `video` (base64) or "
+            "`path`."
+        )
 
 
-mlflow.models.set_model(VideoClassifier())
+def _raise_if_none(answers: Sequence[Answer]) -> None:
+    """Raise the error of the first video if no video has labels."""
+    first = answers[0].cause
+    if first is None or not all(answer.error for answer in answers):
+        return
+    if isinstance(first, MlflowException):
+        raise first
+    others = f" (none of the {len(answers)} videos can be labeled)" if len(answers) > 1 else ""
+    raise type(first)(f"video 1: {answers[0].error}{others}")
+
+
+def _checked_top_k(params: Mapping[str, Any] | None) -> int:
+    top_k = (params or {}).get("top_k", TOP_K)
+    if not isinstance(top_k, int) or top_k < 1:
+        raise UserError(f"top_k: {top_k} is not allowed. Needed: at least 1.")
+    return top_k
+
+
+def _own_fault() -> MlflowException:
+    """The answer to an error that is not the caller's; its details are for the server's log."""
+    _logger.exception("A video could not be labeled.")
+    return MlflowException("The server failed on this video; its log says why.")
+
+
+def _prepare_server() -> None:
+    """Set MLflow's server up, which loads the model within its event loop."""
+    # By default it has 4 threads more than there are processors. Requests that wait for one are
+    # not seen here: their time goes by, and short ones wait behind long ones.
+    with suppress(RuntimeError):  # no event loop in this thread
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS))
+    # It sends its stack trace to whoever sent a body that it cannot read.
+    serialize = MlflowException.serialize_as_json
+
+    def without_trace(error: MlflowException) -> str:
+        trace = error.json_kwargs.pop("stack_trace", None)
+        if trace:
+            _logger.warning("A request was refused.\n%s", trace)
+        return str(serialize(error))
+
+    MlflowException.serialize_as_json = without_trace  # type: ignore[method-assign]

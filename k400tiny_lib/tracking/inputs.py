@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 from k400tiny_lib.config import AUTO, NONE, PARAMETERS, Config
 from k400tiny_lib.config.steps import check_together
 from k400tiny_lib.errors import UserError, hide_passwords
-from k400tiny_lib.files import is_remote
+from k400tiny_lib.files import is_remote, problem_of
 from k400tiny_lib.tracking.runs import (
     ANNOTATIONS_TAG,
     DATA_PATH_TAG,
@@ -142,7 +142,7 @@ def _run_of(uri: str) -> Run | None:
 
 
 def _exists(data_path: str) -> bool:
-    return is_remote(data_path) or Path(data_path).exists()
+    return is_remote(data_path) or not problem_of(Path(data_path))
 
 
 def _absolute(uri: str) -> str:

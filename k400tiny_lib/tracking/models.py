@@ -1,18 +1,43 @@
 """Registered models: opens them, and says which version a name means and whether it has files."""
 
 import re
+from pathlib import Path
 
+import mlflow
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.utils.models import get_model_name_and_version
+from mlflow.utils.file_utils import local_file_uri_to_path
+from mlflow.utils.uri import is_local_uri
 
 from k400tiny_lib.config import AUTO
 from k400tiny_lib.config.model_names import DEFAULT_MODEL, default_model_name
 from k400tiny_lib.errors import UserError, one_line
+from k400tiny_lib.files import problem_of
 from k400tiny_lib.models.architectures import ARCHITECTURES
-from k400tiny_lib.serving.onnx_classifier import OnnxClassifier, open_classifier
+from k400tiny_lib.serving.onnx_classifier import (
+    OnnxClassifier,
+    execution_providers,
+    open_classifier,
+)
 from k400tiny_lib.tracking.runs import local_copy
+
+NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the registry's error codes
+
+
+class NotLoadable(UserError):
+    """The registry and the store answer, and the model is not there or cannot be opened.
+
+    Another UserError about a model can also mean that they cannot be reached at the moment.
+
+    Attributes:
+        reason: in a few words.
+    """
+
+    def __init__(self, message: str = "", reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 def open_registered(
@@ -32,18 +57,91 @@ def open_registered(
         num_threads, device, parameter: as for `open_classifier`.
 
     Raises:
-        UserError: if there is no such model, or it was not exported by export_onnx.
+        NotLoadable: if there is no such registered model, it has no files, or they are not those of
+            export_onnx.
+        UserError: if this is not known, for it cannot be fetched, or `device` is not available.
     """
     uri = f"models:/{_name_with_champion(name)}@champion" if model_uri == AUTO else model_uri
+    file = onnx_file_of(uri, parameter)
+    execution_providers(device)  # a refusal of the device is not one of the file
+    try:
+        return open_classifier(file, num_threads, device, parameter)
+    except UserError as error:
+        reason = str(error).removeprefix(f"{parameter}: ").replace(str(file), file.name)
+        raise NotLoadable(str(error), reason.rstrip(".")) from None
+
+
+def onnx_file_of(uri: str, parameter: str) -> Path:
+    """A local copy of the .onnx file of a model.
+
+    Args:
+        uri: a model or artifact URI, a directory or the .onnx file.
+        parameter: the parameter that named it, for the message.
+
+    Raises:
+        NotLoadable: if there is no such registered model, or not one .onnx file in it.
+        UserError: if it cannot be fetched.
+    """
     try:
         path = local_copy(uri, parameter)
     except UserError as error:
-        needed = "a registered model; `mlflow run . -e main` makes one"
-        raise UserError(f"{str(error).rstrip('.')}. Needed: {needed}.") from None
+        if not uri.startswith("models:/"):
+            raise
+        needed = "Needed: a registered model; `mlflow run . -e main` makes one."
+        if reason := _why_not_there(uri):
+            raise NotLoadable(f"{parameter}: {uri}: {reason}. {needed}", reason) from None
+        raise UserError(f"{str(error).rstrip('.')}. {needed}") from None
     files = [path] if path.is_file() else sorted(path.rglob("*.onnx"))
     if len(files) != 1:
-        raise UserError(f"{parameter}: {uri} holds {len(files)} .onnx files. Needed: one.")
-    return open_classifier(files[0], num_threads, device, parameter)
+        reason = f"{len(files)} .onnx files are in it"
+        raise NotLoadable(f"{parameter}: {uri}: {reason}. Needed: one.", reason)
+    return files[0]
+
+
+def _why_not_there(uri: str) -> str:
+    """Why a registered model cannot be fetched, if the registry or the store says so, else ""."""
+    name, version, _ = _split_model_uri(uri)
+    client = MlflowClient()
+    try:
+        named = get_model_name_and_version(client, f"models:/{name}{version}")
+        if len(named) != 2:
+            return ""
+        return "its files are gone" if files_are_gone(client.get_model_version(*named)) else ""
+    except MlflowException as error:
+        return one_line(error).rstrip(".") if error.error_code in NOT_THERE else ""
+
+
+def files_are_gone(version: ModelVersion) -> bool:
+    """Whether the store answers, and lacks the MLmodel or the ONNX file of a version.
+
+    False where the store cannot be reached: it may have the files.
+    """
+    try:
+        return not version_has_files(version.name, version.version) and _store_is_there(version)
+    except MlflowException as error:  # the logged model was deleted
+        return bool(error.error_code == NOT_THERE[0])
+    except Exception:  # every artifact store raises its own
+        return False
+
+
+def _store_is_there(version: ModelVersion) -> bool:
+    """Whether the directory of a version's experiment is there, if it is a local one.
+
+    A local store lists nothing, without an error, where a disk is not mounted or a folder is
+    locked.
+    """
+    model_id = logged_model_id(version)
+    if model_id is None:
+        return True
+    model = MlflowClient().get_logged_model(model_id)
+    experiment = MlflowClient().get_experiment(model.experiment_id)
+    if not is_local_uri(model.artifact_location):
+        return True
+    files, store = (
+        problem_of(Path(local_file_uri_to_path(uri)))
+        for uri in (model.artifact_location, experiment.artifact_location)
+    )
+    return not store and files in ("", "does not exist")
 
 
 def _name_with_champion(name: str) -> str:
@@ -102,13 +200,12 @@ def version_has_files(name: str, number: str) -> bool:
     Raises:
         Exception: whatever the registry or the artifact store raises.
     """
-    client = MlflowClient()
-    model_id = logged_model_id(client.get_model_version(name, number))
-    if model_id is None:
-        return False
+    uri = f"models:/{name}/{number}"
     # The ONNX file of a video classifier is in artifacts/.
     files = [
-        f.path for p in ("", "artifacts") for f in client.list_logged_model_artifacts(model_id, p)
+        file.path
+        for folder in (uri, f"{uri}/artifacts")
+        for file in mlflow.artifacts.list_artifacts(artifact_uri=folder)
     ]
     return "MLmodel" in files and any(file.endswith(".onnx") for file in files)
 

@@ -33,6 +33,7 @@ def initial_name(step: str, config: Config) -> str:
         "train": config.model,
         "evaluate": config.split,
         "predict": _last_part(config.input),
+        "promote": config.version,
     }.get(step)
     first = _last_part(config.data_path) if step == "main" else step
     return " · ".join(filter(None, (first, subject)))

@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing.util
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from mlflow.exceptions import MlflowException
 
 from k400tiny_lib.config import AUTO, NONE, STEPS, Config, parameters_of
 from k400tiny_lib.errors import UserError, hide_passwords, one_line
-from k400tiny_lib.files import problem_of
+from k400tiny_lib.files import problem_of, writing_to
 from k400tiny_lib.leftovers import Mark, temporary_directory
 from k400tiny_lib.remote_files import fetch
 from k400tiny_lib.tracking.naming import NOTE_TAG, initial_name, name_run
@@ -34,7 +35,8 @@ MODEL_VERSION_TAG = "k400tiny.model_version"
 VIDEO_VERSION_TAG = "k400tiny.video_model_version"
 RESUMED_FROM_TAG = "k400tiny.resumed_from"
 RESOLVED = "config/resolved.yaml"
-MARKS = Path(".k400tiny", "runs")  # a mark for each run of a step that is running
+MARKS = Path(".k400tiny", "running")  # a mark for each run of a step that is running
+_KEPT = Path(".k400tiny", "runs")  # directory of unfinished runs
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 _ERROR_LENGTH = 5000  # MLflow refuses tags beyond 8000 characters
 
@@ -158,6 +160,32 @@ def _check_artifact_store(run: Run) -> None:
             "on that server. Needed: another experiment (mlflow run --experiment-name k400tiny "
             "...) or the server's address in MLFLOW_TRACKING_URI."
         )
+
+
+@contextmanager
+def kept_artifacts(artifact_path: str) -> Iterator[Path]:
+    """A directory for files that become artifacts of the active run, however the block ends.
+
+    It is below `.k400tiny`, so that the files of a process that was killed are found there, and
+    is deleted when the run has them.
+
+    Raises:
+        UserError: if a file cannot be written.
+    """
+    # A checkout may belong to somebody else.
+    base = _KEPT if os.access(".", os.W_OK) else Path(tempfile.gettempdir())
+    folder = Path(base, active_run_id(), artifact_path).absolute()
+    with writing_to(folder, artifact_path):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            yield folder
+        finally:
+            try:
+                mlflow.log_artifacts(str(folder), artifact_path)
+            except BaseException:
+                print(f"{artifact_path}: what there is, is in {folder}", file=sys.stderr)
+                raise
+            shutil.rmtree(folder.parent, ignore_errors=True)
 
 
 def local_copy(uri: str, parameter: str) -> Path:

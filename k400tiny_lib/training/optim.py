@@ -105,8 +105,8 @@ def amp_dtype(amp: str, model: str, device: torch.device) -> torch.dtype | None:
     """The autocast type of the parameter `amp` on a device; None for full precision.
 
     `auto` is bf16 where that is faster (benchmarks/training_step.py): on GPUs, and for most
-    architectures on a CPU, that have matrix instructions for it. On a CPU without them, autocast is
-    slower than float32 by an order of magnitude.
+    architectures on a CPU, that multiply bf16. On a CPU that does not, autocast is slower than
+    float32 by an order of magnitude.
     """
     if amp == "auto":
         gains = device.type == "cuda" or ARCHITECTURES[model].gains_from_bf16_on_cpu

@@ -260,8 +260,12 @@ def compile_problem(error: BaseException) -> str:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory is full, of a GPU or of the machine."""
-    # PyTorch has a dedicated exception for GPUs only. The kernel kills a loader process.
-    signs = ("DefaultCPUAllocator", "MemoryError", "Cannot allocate", "killed by signal: Killed")
+    # PyTorch has a dedicated exception for its own allocator of GPUs only; the libraries below it
+    # take memory themselves. The kernel kills a loader process.
+    signs = (
+        *("DefaultCPUAllocator", "MemoryError", "Cannot allocate", "killed by signal: Killed"),
+        *("CUDA out of memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED"),
+    )
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
         sign in str(error) for sign in signs
     )

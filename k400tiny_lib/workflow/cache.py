@@ -8,6 +8,7 @@ from mlflow.entities import Run
 
 from k400tiny_lib.config import AUTO, NONE, PARAMETERS, Config, parameters_of
 from k400tiny_lib.data.sources.base import Source, open_source
+from k400tiny_lib.evaluation.shift.unknown_clips import digest_unknown
 from k400tiny_lib.files import combine_digests, combine_named_digests, file_digest
 from k400tiny_lib.tracking.evaluation_log import evaluation_folder, predictions_uri
 from k400tiny_lib.tracking.models import model_version_uri, version_has_files
@@ -81,6 +82,9 @@ def _identity(name: str, value: str, config: Config) -> str:
         folder = evaluation_folder(value)
         files = (local_copy(f"{folder}/{f}", name) for f in ("predictions.csv", "calibration.json"))
         return combine_digests(map(_content, files))
+    if name == "unknown_path" and not value.startswith("runs:/"):
+        # What evaluate reads there: links are followed, and other files change nothing.
+        return digest_unknown(local_copy(value, name))
     if name == "compare_with":
         value, _ = predictions_uri(value)
     return _input_identity(value, name)

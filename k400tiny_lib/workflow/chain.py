@@ -12,6 +12,9 @@ from mlflow.exceptions import ExecutionException
 from k400tiny_lib.config import CHAIN, NONE, Config, parameters_of
 from k400tiny_lib.data.sources.base import Source, open_source
 from k400tiny_lib.errors import UserError, hide_passwords
+from k400tiny_lib.evaluation.shift.unknown_clips import find_unknown
+from k400tiny_lib.registry.delivery import deliver
+from k400tiny_lib.remote_files import check_writable
 from k400tiny_lib.tracking import runs
 from k400tiny_lib.tracking.models import logged_model_id
 from k400tiny_lib.tracking.naming import NOTE_TAG, name_run
@@ -42,6 +45,10 @@ def run_chain(config: Config) -> list[Finished]:
     source = open_source(config)
     source.check()
     _check_initial_weights(config)
+    if config.onnx_dir != NONE:
+        check_writable(config.onnx_dir, "onnx_dir")
+    if config.unknown_path != NONE:  # not only after the training
+        find_unknown(runs.local_copy(config.unknown_path, "unknown_path"))
     # mlflow would print every step's whole command line.
     logging.getLogger("mlflow.projects").setLevel(logging.WARNING)
     parent = runs.active_run_id()
@@ -99,6 +106,9 @@ def _run_or_reuse(step: str, config: Config, source: Source) -> Finished:
     seconds = time.perf_counter() - start
     word = "re-used" if reused else "done"
     print(f"{step}: {word} in {seconds:.0f} s, run {run.info.run_id}", flush=True)
+    if reused and step == "export_onnx" and config.onnx_dir != NONE:
+        name, _, number = run.data.tags[runs.MODEL_VERSION_TAG].partition("/")
+        print(deliver(MlflowClient().get_model_version(name, number), config.onnx_dir), flush=True)
     return Finished(step, run, reused, seconds)
 
 
@@ -120,8 +130,11 @@ def _run_nested(step: str, config: Config, parent: Run) -> Run:
         if not children:
             raise
         run = children[0]
-        reason = run.data.tags.get(runs.ERROR_TAG, "it ended without a message; see above")
-        raise UserError(f"{step} failed (run {run.info.run_id}): {reason}") from None
+        failed = f"{step} failed (run {run.info.run_id})"
+        reason = run.data.tags.get(runs.ERROR_TAG)
+        if reason is None:  # killed, say
+            raise UserError(f"{failed}: it ended without a message; see above") from None
+        raise UserError(f"{failed}: {reason}", in_short=f"{failed}, see above") from None
     return client.get_run(submitted.run_id)
 
 

@@ -102,8 +102,8 @@ def _run(step: str, function: Callable[[Config], None], arguments: list[str]) ->
 
 
 def _complain(step: str, error: UserError) -> None:
-    # main quotes the message of a failed step, which begins with the name of that step.
-    message = " ".join(str(error).split())
+    # main's message about a failed step begins with the name of that step.
+    message = " ".join((error.in_short or str(error)).split())
     print(message if step == "main" else f"{step}: {message}", file=sys.stderr, flush=True)
     if os.environ.get("K400TINY_TRACEBACK"):
         print(hide_passwords("".join(traceback.format_exception(error))), file=sys.stderr)

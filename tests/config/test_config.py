@@ -57,7 +57,7 @@ def test_mlproject_declares_for_main_only_what_no_recipe_sets() -> None:
     project = yaml.safe_load((ROOT / "MLproject").read_text())
     names = "recipe data_path gt_csv output_dir use_cache env_manager"
     assert " ".join(project["entry_points"]["main"]["parameters"]) == names
-    for step in ("prepare_data", "train", "evaluate", "export_onnx", "predict"):
+    for step in STEPS.keys() - {"main"}:
         assert list(project["entry_points"][step]["parameters"]) == list(STEPS[step].params)
 
 
@@ -91,6 +91,52 @@ def test_a_model_name_is_refused_at_once_exactly_where_mlflow_refuses_it(
             resolve("main", {parameter: name})
     else:
         assert getattr(resolve("main", {parameter: name}), parameter) == name
+
+
+@pytest.mark.parametrize("step", ["main", "export_onnx", "predict", "promote"])
+@pytest.mark.parametrize(
+    "name", ["a/b", "a:b", "a?b", "a@b", "a\nb", "a\tb", "a\0b", "a\x7fb", "x" * 300, "ü" * 130]
+)
+@pytest.mark.parametrize("parameter", ["registered_model_name", "video_model_name"])
+def test_a_name_that_no_model_uri_or_database_can_hold_is_refused_by_every_step(
+    step: str, name: str, parameter: str
+) -> None:
+    if parameter not in STEPS[step].params:
+        pytest.skip(f"{step} does not take it")
+    needed = {"predict": {"input": "x"}, "promote": {"version": "1"}}.get(step, {})
+    with pytest.raises(UserError, match=f"^{parameter}: .* is not allowed") as caught:
+        resolve(step, needed | {parameter: name})
+    assert "\n" not in str(caught.value)
+    for fine in ("back\\slash", "50%", "k400 tiny", "x" * 250, "#1"):
+        assert getattr(resolve(step, needed | {parameter: fine}), parameter) == fine
+
+
+@pytest.mark.parametrize("name", ["o'brien", 'the "best"', "'", "`x`"])
+@pytest.mark.parametrize("parameter", ["registered_model_name", "video_model_name"])
+def test_a_new_model_gets_no_quotes_in_its_name_and_an_old_one_keeps_them(
+    name: str, parameter: str
+) -> None:
+    for step in ("main", "export_onnx"):
+        with pytest.raises(UserError, match=f"^{parameter}: .*has quotes"):
+            resolve(step, {parameter: name})
+    promoted = resolve("promote", {"version": "1", parameter: name})
+    assert getattr(promoted, parameter) == name
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"registered_model_name": "k400tiny-video-classifier-s3d"},
+        {"registered_model_name": "k400tiny-video-classifier"},
+        {"video_model_name": "k400tiny-x3d_s"},
+        {"registered_model_name": "a", "video_model_name": "a"},
+    ],
+)
+def test_an_export_refuses_one_name_for_both_models_before_it_reads_the_checkpoint(
+    names: dict[str, str],
+) -> None:
+    with pytest.raises(UserError, match=r"^video_model_name: .*is the registered_model_name too"):
+        resolve("export_onnx", names)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -307,3 +353,21 @@ def test_directories_of_training_are_on_this_machine(name: str) -> None:
         assert getattr(resolve("train", needed | {name: path}), name) == path
     for uri in ("file:///ck/mine", "file:/ck/mine"):
         assert getattr(resolve("train", needed | {name: uri}), name) == "/ck/mine"
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ({"annotate": "True"}, "annotate: True without windows"),
+        ({"stride_seconds": "1"}, r"stride_seconds: 1\.0 without windows"),
+        ({"window_seconds": "2", "stride_seconds": "3"}, "stride_seconds: 3 leaves parts between"),
+        ({"window_seconds": "9", "stride_seconds": "0.1"}, "more than 50 windows of 9 s overlap"),
+        ({"window_seconds": "0.01"}, r"window_seconds: 0\.01 is about one frame"),
+        ({"window_seconds": "-1"}, "window_seconds: '-1' is not allowed"),
+        ({"window_seconds": "inf"}, "window_seconds: 'inf' is not allowed"),
+    ],
+)
+def test_windows_that_make_no_sense_are_refused(texts: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        resolve("predict", {"input": "x"} | texts)
+    assert resolve("predict", {"input": "x", "window_seconds": "2", "stride_seconds": "2"})

@@ -116,6 +116,20 @@ def test_a_user_s_mistake_is_not_repeated_by_restarts(tmp_path: Path) -> None:
     assert set(psutil.Process().children(recursive=True)) == before
 
 
+def test_torchrun_leaves_nothing_in_the_temporary_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    with pytest.raises(UserError, match="lr: too large"):
+        launch.launch(
+            Job(Config(), tmp_path), module="tests.helpers.mistaken_worker", poll_seconds=0.1
+        )
+    assert list(temporary.iterdir()) == []
+
+
 def test_restarted_workers_do_not_meet_where_their_predecessors_left_their_addresses(
     tmp_path: Path,
 ) -> None:
@@ -143,7 +157,9 @@ def test_on_one_core_of_many_a_worker_has_one_thread(tmp_path: Path) -> None:
 
 
 def test_one_node_meets_at_the_loopback_address_whatever_its_name(tmp_path: Path) -> None:
-    command = launch.torchrun_command(Config(nproc_per_node=1), tmp_path / "job.json", "worker")
+    command = launch.torchrun_command(
+        Config(nproc_per_node=1), tmp_path / "job.json", "worker", str(tmp_path)
+    )
     assert "--local-addr=127.0.0.1" in command
     assert "--rdzv-endpoint=127.0.0.1:0" in command
     assert launch.environment(Config())["GLOO_SOCKET_IFNAME"] == "lo"

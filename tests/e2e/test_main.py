@@ -193,11 +193,12 @@ def test_a_step_that_fails_stops_the_chain_with_its_message(
     done = project.run(batch_size="1000")
     assert done.returncode != 0
     assert "train failed" in done.stderr
-    assert "batch_size: 1000 on 1 process(es) needs 1000" in done.stderr
+    assert done.stderr.count("batch_size: 1000 on 1 process(es) needs 1000") == 1
     assert "Traceback" not in done.stderr
     assert project.runs("attributes.status = 'RUNNING'") == []
     newest = project.runs("tags.`k400tiny.step` = 'main'")[0]
     assert newest.info.status == "FAILED"
+    assert "batch_size: 1000 on 1 process(es) needs" in newest.data.tags["k400tiny.error"]
 
 
 def test_sigterm_in_the_middle_of_training_leaves_no_run_running(

@@ -21,7 +21,7 @@ from k400tiny_lib.errors import UserError
 from k400tiny_lib.evaluation.comparison import OtherModel
 from k400tiny_lib.evaluation.evaluation import evaluate_split
 from k400tiny_lib.evaluation.predictions import probabilities_of
-from k400tiny_lib.evaluation.robustness import CORRUPTIONS
+from k400tiny_lib.evaluation.shift.robustness import CORRUPTIONS
 from k400tiny_lib.evaluation.worker import Job, launch_workers, predict_splits
 from k400tiny_lib.models.loaded import load_model
 from k400tiny_lib.models.weights import build_model
@@ -108,7 +108,7 @@ def test_the_inputs_are_checked_before_anything_is_predicted(
 def test_an_evaluation_has_the_scores_and_files_of_its_parts(config: Config) -> None:
     changed = config.replace(num_clips=2, robustness=True)
     annotations = read_annotations(Path(config.annotations))
-    tables, _ = predict_splits(changed, annotations, run_workers_here)
+    tables = predict_splits(changed, annotations, run_workers_here).tables
     evaluation = evaluate_split(changed, OtherModel("itself", tables["test"]), run_workers_here)
     assert evaluation.views is not None
     assert evaluation.comparison is not None
@@ -129,7 +129,13 @@ def test_an_evaluation_has_the_scores_and_files_of_its_parts(config: Config) -> 
         "robustness.csv",
         "calibration.json",
     ]
-    assert json.loads(files["calibration.json"])["fitted_on"] == 5
+    facts = json.loads(files["calibration.json"])
+    assert facts["fitted_on"] == 5
+    # 5 clips of 3 sources promise nothing.
+    assert facts["confidence_threshold"] == evaluation.scores["test_confidence_threshold"] == 0
+    assert evaluation.calibration.statement in facts["statement"]
+    assert "There is no confidence threshold: " in facts["statement"]
+    assert facts["statement"].split(". ")[0] in evaluation.summary
 
 
 def test_the_validation_split_is_not_calibrated_on_itself(config: Config) -> None:
@@ -137,7 +143,10 @@ def test_the_validation_split_is_not_calibrated_on_itself(config: Config) -> Non
     assert evaluation.calibration is evaluation.views is evaluation.comparison is None
     files = evaluation.files()
     assert list(files) == ["predictions.csv", "per_class.csv", "calibration.json"]
-    assert json.loads(files["calibration.json"]) == {"applied": False}
+    facts = json.loads(files["calibration.json"])
+    assert facts["applied"] is False
+    assert facts["confidence_threshold"] == 0
+    assert "there are none besides those evaluated" in facts["statement"]
 
 
 def test_the_other_model_is_a_run_a_table_or_a_registered_model(

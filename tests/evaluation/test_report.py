@@ -15,7 +15,9 @@ from k400tiny_lib.evaluation.evaluation import Evaluation, evaluate_predictions
 from k400tiny_lib.evaluation.gradcam import grad_cam, make_gallery
 from k400tiny_lib.evaluation.predictions import table_of_probabilities
 from k400tiny_lib.evaluation.report import Fact, Provenance, plot_confusion_matrix, render_report
-from k400tiny_lib.evaluation.robustness import CORRUPTIONS, UNCORRUPTED
+from k400tiny_lib.evaluation.shift.robustness import CORRUPTIONS, UNCORRUPTED
+from k400tiny_lib.evaluation.shift.unknown import UnknownRows
+from k400tiny_lib.evaluation.shift.unknown_clips import UnknownClips
 from k400tiny_lib.evaluation.views import ViewProtocol
 from k400tiny_lib.models.loaded import Geometry, LoadedModel, Published
 from k400tiny_lib.models.weights import build_model
@@ -95,6 +97,15 @@ def annotations_of(table: pd.DataFrame, names: list[str], split: str) -> Annotat
     return Annotations(categories, splits, "0123")
 
 
+def unknown_rows(num_unreadable: int = 2) -> UnknownRows:
+    """Answers to 40 clips; some more cannot be read."""
+    table = random_table(40 + num_unreadable, seed=3)
+    rows = table[["video"]].assign(problem="").join(table.filter(regex="^prob_"))
+    rows.loc[rows.index[40:], "problem"] = f"<b>torn</b> {HOSTILE}"
+    clips = UnknownClips(dict.fromkeys(rows["video"], Path()), {}, {"notes.txt": "no clip"})
+    return UnknownRows(clips, rows)
+
+
 @pytest.fixture(scope="module")
 def full() -> Evaluation:
     """Every part, of 60 clips in 7 classes."""
@@ -103,11 +114,12 @@ def full() -> Evaluation:
     predicted = {name: np.roll(table["target"], n % 3) for n, name in enumerate(CORRUPTIONS)}
     return evaluate_predictions(
         "test",
-        {"test": table, "val": random_table(seed=1)},
+        {"test": table, "val": random_table(90, seed=1)},
         annotations_of(table, NAMES, "test"),
         model_of(NAMES, Published(67.463, 86.175, "15 fps, 5 clips")),
         ViewProtocol(3, 1),
         corrupted=recorded.assign(**predicted),
+        unknown=unknown_rows(),
         other=random_table(seed=2).assign(target=table["target"]),
         compared_with="OTHER MODEL",
     )
@@ -209,11 +221,12 @@ def test_the_drawings_have_their_labels_and_numbers(full: Evaluation, page: Page
 def test_calibration_and_robustness_have_their_numbers(full: Evaluation, page: Page) -> None:
     fitted = full.calibration
     text = " ".join(page.paragraphs["calibration"])
+    assert fitted.applied
     for part in (
-        f"fitted on 60 validation clips: temperature {fitted.temperature:.3f}, calibration error "
-        f"{fitted.ece_before:.4f} before and {fitted.ece_after:.4f} after, loss "
-        f"{fitted.loss_before:.3f} before and {fitted.loss_after:.3f} after.",
-        f"{'Applied' if fitted.applied else 'Not applied'}: {fitted.reason}.",
+        f"fitted on 90 validation clips, {fitted.errors} of them labeled wrongly: temperature "
+        f"{fitted.temperature:.3f}, as {fitted.reason}.",
+        f"the calibration error is {fitted.ece_before:.4f} before and {fitted.ece_after:.4f} "
+        f"after, the loss {fitted.loss_before:.3f} before and {fitted.loss_after:.3f} after.",
     ):
         assert part in text
     _, recorded, *rows = page.rows["robustness"]
@@ -229,6 +242,62 @@ def test_calibration_and_robustness_have_their_numbers(full: Evaluation, page: P
     )
 
 
+def test_what_the_threshold_marks_has_its_numbers(full: Evaluation, page: Page) -> None:
+    threshold, unknown = full.threshold, full.unknown
+    text = " ".join(page.paragraphs["unknown"])
+    assert threshold.value > 0
+    assert f"Confidence threshold {threshold.value:.3f}, at temperature " in text
+    assert threshold.reason in text
+    header, *rows = page.rows["unknown"]
+    assert header == ["answers", "clips", "below the threshold", "above 0.99"]
+    assert rows == [
+        [name, str(m.clips), f"{100 * m.below:.1f} %", f"{100 * m.certain:.1f} %"]
+        for name, m in (
+            ("right, test", threshold.right),
+            ("wrong, test", threshold.wrong),
+            ("clips of none of the classes", unknown.marked),
+        )
+    ]
+    assert len({row[2] for row in rows}) == 3  # a swap would be seen
+    assert f"in {100 * unknown.auroc:.1f} % of the pairs" in text
+    assert "2 clips of unknown_path could not be read:" in text
+    assert "1 other files or folders there are no clips." in text
+
+
+def test_many_unreadable_clips_are_counted_and_the_first_named() -> None:
+    table = random_table()
+    evaluation = evaluate_predictions(
+        "test",
+        {"test": table},
+        annotations_of(table, NAMES, "test"),
+        model_of(NAMES),
+        ViewProtocol(1, 1),
+        unknown=unknown_rows(30),
+    )
+    text = render_report(evaluation, Provenance())
+    assert "30 clips of unknown_path could not be read:" in text
+    assert text.count("torn&lt;/b&gt;") == 20
+    assert "and 10 more, which the console names" in text
+
+
+def test_a_temperature_that_is_not_applied_says_why_and_has_no_second_diagram() -> None:
+    table = random_table()
+    sure = table.assign(target=table["predicted"])
+    evaluation = evaluate_predictions(
+        "test",
+        {"test": table, "val": sure},
+        annotations_of(table, NAMES, "test"),
+        model_of(NAMES),
+        ViewProtocol(1, 1),
+    )
+    assert not evaluation.calibration.applied
+    page = Page(render_report(evaluation, Provenance()))
+    text = " ".join(page.paragraphs["calibration"])
+    assert f"0 of them labeled wrongly: not applied, as {evaluation.calibration.reason}." in text
+    assert page.svg["calibration"].count("confidence") == 1
+    assert "not measured here: -P unknown_path=" in page.paragraphs["unknown"][-1]
+
+
 def test_parts_that_were_not_measured_say_so() -> None:
     table, names = random_table(num_classes=9), [f"c{n}" for n in range(9)]
     some = table[table["target"] < 6].reset_index(drop=True)
@@ -241,6 +310,7 @@ def test_parts_that_were_not_measured_say_so() -> None:
     )
     page = Page(render_report(evaluation, Provenance()))
     assert "Temperature scaling: not applied." in page.paragraphs["calibration"][1]
+    assert page.paragraphs["unknown"][0].startswith("No confidence threshold: it is chosen on")
     assert page.paragraphs["robustness"] == ["Not measured (robustness=False)."]
     assert "comparison" not in page.paragraphs
     assert "not in this tracking store" in page.paragraphs["curves"][0]

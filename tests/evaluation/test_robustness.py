@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from k400tiny_lib.evaluation.robustness import (
+from k400tiny_lib.evaluation.shift.robustness import (
     CORRUPTIONS,
     MAX_CLIPS,
     UNCORRUPTED,

@@ -22,7 +22,15 @@ from k400tiny_lib.export.parity import run_eager
 from k400tiny_lib.export.scoring import ExportClips
 from tests.conftest import LABELS, REPOSITORY
 from tests.helpers.evaluation import write_annotated_clips
-from tests.helpers.export import CLIP_LEN, GEOMETRY, build, write_best, write_evaluation
+from tests.helpers.export import (
+    CLIP_LEN,
+    GEOMETRY,
+    STATEMENT,
+    THRESHOLD,
+    build,
+    write_best,
+    write_evaluation,
+)
 
 NAME, TEMPERATURE = "step-model", 1.5
 
@@ -70,6 +78,7 @@ def test_a_registered_variant_says_everything_about_itself(store: str, tmp_path:
     metadata = {key: json.loads(value) for key, value in model.metadata.metadata.items()}
     assert metadata["class_names"] == list(LABELS)
     assert (metadata["clip_len"], metadata["temperature"]) == (CLIP_LEN, TEMPERATURE)
+    assert metadata["confidence_threshold"] == THRESHOLD
     assert metadata["data_digest"] == clips.annotations.data_digest
     assert metadata["frames_free"] is True
     graph = mlflow.onnx.load_model(f"models:/{NAME}@champion")
@@ -86,6 +95,8 @@ def test_a_registered_variant_says_everything_about_itself(store: str, tmp_path:
     assert variants["size_mb"][1] < 0.3 * variants["size_mb"][0]
     [kept] = variants[variants["kept"]]["name"]
     assert version.tags["quantize"] == {"float32": "none", "int8": "int8"}[kept]
+    kept_for = f" Temperature and confidence threshold are those of float32, kept for {kept}."
+    assert metadata["calibration"] == STATEMENT + kept_for * (kept != "float32")
     # The stored predictions are those of the registered graph, at the temperature.
     stored = pd.read_csv(
         mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/export/predictions.csv")

@@ -1,5 +1,6 @@
 """The exported graph equals evaluation in PyTorch; logged and registered, it still does."""
 
+import re
 from functools import partial
 from pathlib import Path
 
@@ -11,12 +12,7 @@ import torch
 from mlflow import MlflowClient
 
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.export.onnx_graph import (
-    FramesToProbabilities,
-    center_offset,
-    export_graph,
-    frames_free,
-)
+from k400tiny_lib.export.onnx_graph import FramesToProbabilities, export_graph, frames_free
 from k400tiny_lib.export.parity import (
     ParityCase,
     compare_outputs,
@@ -32,7 +28,7 @@ from k400tiny_lib.serving.onnx_classifier import open_classifier
 from k400tiny_lib.tracking.models import open_registered
 from tests.conftest import LABELS, REPOSITORY
 from tests.helpers.export import CLIP_LEN, GEOMETRY, METADATA, build, clips, disturb
-from tests.helpers.serving import export_tiny
+from tests.helpers.serving import TinyNetwork, export_tiny
 
 NAME = "test-model"
 NO_CLIPS = ExportClips(None, Path("nowhere"), CLIP_LEN, 1)
@@ -103,11 +99,6 @@ def test_a_difference_that_is_not_a_number_fails_the_gate() -> None:
         require_parity([ParityCase("batch 1", 0.0, True), ParityCase("batch 2", np.nan, True)], 1.0)
 
 
-@pytest.mark.parametrize("size", range(112, 260))
-def test_the_crop_starts_where_torchvisions_does(size: int) -> None:
-    assert center_offset(size, 112) == round((size - 112) / 2.0)
-
-
 def test_the_file_does_not_say_where_it_was_made(exported: bytes) -> None:
     assert str(REPOSITORY).encode() not in exported
 
@@ -119,9 +110,31 @@ def test_the_file_says_what_a_user_must_know(proto: onnx.ModelProto) -> None:
     assert properties["clip_len"] == "4"
     [frames] = proto.graph.input
     assert frames.name == "frames"
-    dims = [d.dim_value or d.dim_param for d in frames.type.tensor_type.shape.dim]
-    assert dims[4] == 3
-    assert all(isinstance(dims[axis], str) for axis in range(4))
+    assert axes_of(frames) == ["N", "T", "H", "W", 3]
+    assert axes_of(proto.graph.output[0]) == ["N", 3]
+
+
+def test_no_axis_has_a_name_of_the_exporter(proto: onnx.ModelProto) -> None:
+    values = (*proto.graph.input, *proto.graph.output, *proto.graph.value_info)
+    names = {axis for value in values for axis in axes_of(value) if isinstance(axis, str)}
+    words = {word for name in names for word in re.findall(r"[A-Za-z_]\w*", name)}
+    assert {"N", "T"} <= words <= {"N", "T", "H", "W", "Max", "Min"}
+
+
+def axes_of(value: onnx.ValueInfoProto) -> list[int | str]:
+    return [d.dim_value or d.dim_param for d in value.type.tensor_type.shape.dim]
+
+
+@pytest.mark.parametrize(("opset", "ir_version"), [(18, 8), (20, 9), (22, 10), (23, 11)])
+def test_the_file_asks_for_no_newer_a_runtime_than_its_opset(opset: int, ir_version: int) -> None:
+    """The IR versions of onnx's own table of releases (docs/Versioning.md)."""
+    module = FramesToProbabilities(TinyNetwork(), GEOMETRY).eval()
+    proto = export_graph(module, opset, METADATA)
+    assert [(entry.domain, entry.version) for entry in proto.opset_import] == [("", opset)]
+    assert proto.ir_version == ir_version
+    frames = torch.stack(clips(2))
+    expected = run_eager(module.model, GEOMETRY, frames)
+    np.testing.assert_allclose(run_onnx(open_session(proto), frames), expected, atol=5e-5)
 
 
 @pytest.fixture

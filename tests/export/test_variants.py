@@ -8,6 +8,7 @@ import torch
 from k400tiny_lib.export.onnx_graph import frames_free
 from k400tiny_lib.export.parity import open_session, run_onnx
 from k400tiny_lib.export.variants import compare_variants, make_variant, time_in_turns
+from k400tiny_lib.system import cpu_name
 from tests.helpers.export import clips
 
 
@@ -44,9 +45,30 @@ def test_int8_convolves_with_signed_weights_by_channel(exported_plain: bytes) ->
     assert not {"ConvInteger", "QLinearConv", "DynamicQuantizeLinear"} & set(kinds)
 
 
+@pytest.mark.parametrize("name", ["int8", "fp16"])
+def test_a_variant_resizes_in_float32(exported_plain: bytes, name: str) -> None:
+    """Half precision would round the weights of resizing, int8 the gray levels."""
+    graphs = [onnx.load_from_string(exported_plain)]
+    graphs.append(make_variant(name, graphs[0], clips(1)))
+    rounded = []
+    for proto in graphs:
+        [node] = [node for node in proto.graph.node if node.op_type == "Round"]
+        proto.graph.output.append(
+            onnx.helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, None)
+        )
+        frames = torch.stack(clips(1, 97, 131)).numpy()
+        rounded.append(open_session(proto).run([node.output[0]], {"frames": frames})[0])
+    np.testing.assert_array_equal(*rounded)
+    assert {node.op_type for node in graphs[1].graph.node} >= {"MatMul", "Round"}
+    assert graphs[1].ir_version == graphs[0].ir_version == 8
+
+
 @pytest.mark.parametrize(
     ("acc1", "seconds", "kept", "reason"),
     [
+        (80.0, (0.5, 0.6, 0.5, 0.6), True, "+0.00 points"),
+        (80.001, (0.5, 0.6, 0.5, 0.6), True, "+0.00 points"),
+        (79.999, (0.5, 0.6, 0.5, 0.6), True, "+0.00 points"),
         (79.0, (0.5, 0.6, 0.5, 0.6), True, "-1.00 points and 1.8"),
         (90.0, (0.5, 0.6, 0.5, 0.6), True, "+10.00 points"),
         (78.9, (0.5, 0.6, 0.5, 0.6), False, "loses more than max_accuracy_drop=1"),
@@ -63,6 +85,7 @@ def test_a_variant_is_kept_if_it_loses_little_and_is_faster_in_turns(
     assert (full.kept, small.kept) == (not kept, kept)
     assert reason in small.reason
     assert (small.size_mb, small.test_acc1) == (1.0, acc1)
+    assert (full.measured_on, small.measured_on) == (cpu_name(), cpu_name())
     assert small.latency_p50_ms == pytest.approx(1000 * np.median(seconds))
 
 

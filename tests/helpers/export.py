@@ -19,6 +19,7 @@ from tests.conftest import LABELS
 
 CLIP_LEN, RESIZE, CROP = 4, 36, 32
 GEOMETRY = Geometry(CLIP_LEN, (RESIZE,), CROP)
+STATEMENT, THRESHOLD = "How it was chosen.", 0.4  # of `write_evaluation`
 METADATA: dict[str, Any] = {"class_names": list(LABELS), "clip_len": CLIP_LEN}
 
 
@@ -64,7 +65,8 @@ def write_evaluation(
     """The files of an evaluation of the test clips that export_onnx reads."""
     folder.mkdir()
     clips.predictions(predict).to_csv(folder / "predictions.csv", index=False)
-    calibration = {"temperature": temperature, "applied": True}
+    calibration = {"temperature": temperature, "applied": True, "statement": STATEMENT}
+    calibration["confidence_threshold"] = THRESHOLD
     (folder / "calibration.json").write_text(json.dumps(calibration))
 
 

@@ -72,14 +72,15 @@ def test_the_fast_form_is_torchvisions_model_in_outputs_gradients_and_names() ->
     theirs.load_state_dict(ours.state_dict())
 
 
-@pytest.mark.parametrize("has_amx", [True, False])
+@pytest.mark.parametrize("instruction", ["amx_bf16", "avx512_bf16", "avx2"])
 def test_a_cpu_gets_torchvisions_own_form_unless_another_is_faster(
-    has_amx: bool, monkeypatch: pytest.MonkeyPatch
+    instruction: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has_amx})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {instruction: True})
     model = to_fast_layout(build_model("r2plus1d_18", 3), torch.device("cpu"), "auto")
     forms = {type(m) for m in model.modules() if isinstance(m, torch.nn.Conv3d)}
-    assert forms == ({SpatialConv, TemporalConv} if has_amx else {torch.nn.Conv3d})
+    multiplies_bf16 = instruction != "avx2"
+    assert forms == ({SpatialConv, TemporalConv} if multiplies_bf16 else {torch.nn.Conv3d})
 
 
 def test_checkpoints_have_torchvisions_names_whatever_the_form(

@@ -1,11 +1,13 @@
 """Who becomes champion, on a real registry."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Barrier
 
@@ -19,19 +21,24 @@ from sklearn.metrics import accuracy_score, log_loss
 
 from k400tiny_lib.data.annotations import Annotations
 from k400tiny_lib.errors import UserError
+from k400tiny_lib.evaluation.comparison import compare_predictions
 from k400tiny_lib.evaluation.predictions import probabilities_of
 from k400tiny_lib.export.scoring import ExportClips
+from k400tiny_lib.files import problem_of
+from k400tiny_lib.registry import promotion
 from k400tiny_lib.registry.promotion import (
     Promotion,
     PromotionDecision,
     champion_of,
     compare_to_champion,
     make_challenger,
+    make_champion,
     promote,
     ranking_key,
 )
 from k400tiny_lib.registry.registry import DECISION_TAG, log_onnx, register
 from k400tiny_lib.registry.video_model import follow_champion
+from k400tiny_lib.tracking import models
 from tests.conftest import LABELS, REPOSITORY
 from tests.helpers.evaluation import random_table, write_annotated_clips
 from tests.helpers.export import METADATA, toy_graph
@@ -71,6 +78,19 @@ def test_models_are_ordered_by_accuracy_and_then_by_loss() -> None:
     assert "80.0 % against 50.0 %" in compare_to_champion(tables[1], tables[0], "it").reason
 
 
+def test_no_difference_is_plus_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = right_on(0.5)
+    paired = replace(
+        compare_predictions(table, table["predicted"], table["predicted"]),
+        difference=-0.0,
+        low=-0.04,
+        high=-1e-15,
+    )
+    monkeypatch.setattr(promotion, "compare_predictions", lambda *tables: paired)
+    reason = compare_to_champion(table, table, "it").reason
+    assert "(difference +0.0, 95 % interval +0.0 to +0.0, " in reason
+
+
 def test_a_better_version_takes_the_name_and_a_worse_one_does_not(store: str) -> None:
     client = MlflowClient()
     for share, expected in ((0.5, "1"), (0.8, "2"), (0.7, "2"), (0.8, "2"), (0.9, "5")):
@@ -82,17 +102,9 @@ def test_a_better_version_takes_the_name_and_a_worse_one_does_not(store: str) ->
         )
         assert newest.tags[DECISION_TAG] == decision.text
     # After rolling back by hand, the next one is measured against what was chosen.
-    rollback()
-    assert champion() == "1"
+    make_champion(NAME, "1", champion())
+    assert str(client.get_model_version_by_alias(NAME, "previous").version) == "5"
     assert export(promotion_of(right_on(0.6))).promoted
-
-
-def rollback() -> None:
-    """The README's command for it, with another model name."""
-    lines = (REPOSITORY / "README.md").read_text().splitlines()
-    [command] = [line for line in lines if "set_registered_model_alias" in line]
-    command = command.replace("k400tiny-r2plus1d_18", NAME).replace("python", sys.executable, 1)
-    subprocess.run(command, shell=True, check=True)
 
 
 @pytest.mark.parametrize("first", ["better", "worse"])
@@ -220,3 +232,67 @@ def test_a_champion_of_other_clips_is_scored_on_these_and_one_of_other_classes_s
     assert (strange.promoted, "does not know 'xgrowing'" in strange.reason) == (False, True)
     unscored = Promotion("better", NAME, clips, None, "there are no annotations").decide("1")
     assert unscored.text.startswith("challenger: there are no annotations")
+
+
+def model_folder(version: str) -> Path:
+    source = MlflowClient().get_model_version(NAME, version).source
+    return Path(MlflowClient().get_logged_model(source.removeprefix("models:/")).artifact_location)
+
+
+def remove(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def remove_graph(folder: Path) -> None:
+    (folder / "model.onnx").unlink()
+
+
+def truncate_graph(folder: Path) -> None:
+    (folder / "model.onnx").write_bytes((folder / "model.onnx").read_bytes()[:100])
+
+
+@pytest.mark.parametrize("damage", [remove, remove_graph, truncate_graph])
+def test_a_champion_that_cannot_be_loaded_loses(store: str, damage: Callable[[Path], None]) -> None:
+    export(promotion_of(right_on(0.9)))
+    damage(model_folder("1"))
+    unscored = replace(promotion_of(right_on(0.5)), predictions=None)
+    assert unscored.decide("1").promoted
+    decision = export(promotion_of(right_on(0.5)))
+    assert champion() == "2"
+    start = "champion: the champion, version 1, cannot be loaded ("
+    assert decision.text.startswith(start)
+    assert MlflowClient().get_model_version(NAME, "2").tags[DECISION_TAG] == decision.text
+
+
+def lock(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def problem(path: Path) -> str:
+        return "cannot be read: Permission denied" if path == folder else problem_of(path)
+
+    shutil.rmtree(folder)  # a folder that may not be read lists nothing either
+    monkeypatch.setattr(models, "problem_of", problem)
+
+
+def unmount(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = folder.parents[2]
+    shutil.move(root, root.with_name("unmounted"))
+
+
+def cut_off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise ConnectionError("Connection refused")
+
+    for name in ("download_artifacts", "list_artifacts"):
+        monkeypatch.setattr(mlflow.artifacts, name, refuse)
+
+
+@pytest.mark.parametrize("outage", [lock, unmount, cut_off])
+def test_a_champion_that_cannot_be_reached_at_the_moment_stays(
+    store: str, monkeypatch: pytest.MonkeyPatch, outage: Callable[[Path, pytest.MonkeyPatch], None]
+) -> None:
+    export(promotion_of(right_on(0.5)))
+    outage(model_folder("1"), monkeypatch)
+    decision = promotion_of(right_on(0.9)).decide("1")
+    assert not decision.promoted
+    assert decision.reason.startswith("it cannot be compared with version 1: ")
+    assert "promote decides by hand" in decision.reason
+    assert (decision.reason.count("Needed:"), decision.reason.count("..")) == (1, 0)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from PIL import Image
 from k400tiny_lib.config import Config, parameters_of, resolve
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.metrics_log import append_entry, read_entries
-from k400tiny_lib.tracking.runs import ERROR_TAG, local_copy, step_run
+from k400tiny_lib.tracking.runs import ERROR_TAG, kept_artifacts, local_copy, step_run
 from k400tiny_lib.tracking.system_metrics import SystemSampler
 from k400tiny_lib.tracking.uploader import MetricsUploader
 from steps.log_training import log_training
@@ -52,6 +53,37 @@ def test_a_step_that_raises_is_failed_with_its_reason(
     finished = MlflowClient().get_run(run.info.run_id)
     assert finished.info.status == "FAILED"
     assert finished.data.tags[ERROR_TAG] == reason
+
+
+def test_files_are_in_the_run_however_the_step_ends(store: str) -> None:
+    for error in (KeyboardInterrupt(), RuntimeError(), UserError("x"), None):
+        with (
+            pytest.raises(type(error)) if error else nullcontext(),
+            step_run("predict", Config(input="x")) as run,
+            kept_artifacts("predictions") as folder,
+        ):
+            (folder / "predictions.csv").write_text("kept")
+            # Also if the process is killed now:
+            assert len(list(Path(".k400tiny").rglob("predictions.csv"))) == 1
+            if error:
+                raise error
+        uri = f"runs:/{run.info.run_id}/predictions/predictions.csv"
+        assert mlflow.artifacts.load_text(uri) == "kept"
+        assert not list(Path(".k400tiny").rglob("predictions.csv"))
+
+
+def test_files_that_the_run_cannot_take_stay_and_are_named(
+    store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def gone(*args: Any) -> None:
+        raise MlflowException("API request to http://x failed")
+
+    with step_run("predict", Config(input="x")):
+        monkeypatch.setattr(mlflow, "log_artifacts", gone)
+        with pytest.raises(MlflowException), kept_artifacts("predictions") as folder:
+            (folder / "predictions.csv").write_text("kept")
+    assert f"predictions: what there is, is in {folder}" in capsys.readouterr().err
+    assert (folder / "predictions.csv").read_text() == "kept"
 
 
 def test_a_step_whose_server_is_gone_fails_at_once_and_leaves_no_run_to_be_ended_at_exit(

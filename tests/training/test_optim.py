@@ -128,13 +128,17 @@ def test_average_follows_the_formula_for_weights_and_statistics() -> None:
     assert make_average(model, 0.0) is None
 
 
-@pytest.mark.parametrize("has_amx", [True, False])
+@pytest.mark.parametrize(
+    ("instructions", "multiplies_bf16"),
+    [({"amx_bf16"}, True), ({"avx512_bf16"}, True), ({"avx512_f", "avx2"}, False), (set(), False)],
+)
 def test_mixed_precision_is_on_where_the_cpu_gains_from_it(
-    has_amx: bool, monkeypatch: pytest.MonkeyPatch
+    instructions: set[str], multiplies_bf16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has_amx})
+    can = dict.fromkeys(instructions, True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can)
     cpu, r2plus1d = torch.device("cpu"), "r2plus1d_18"
-    assert amp_dtype("auto", r2plus1d, cpu) is (torch.bfloat16 if has_amx else None)
+    assert amp_dtype("auto", r2plus1d, cpu) is (torch.bfloat16 if multiplies_bf16 else None)
     assert amp_dtype("auto", "x3d_s", cpu) is None
     assert amp_dtype("off", r2plus1d, cpu) is None
     assert amp_dtype("bf16", r2plus1d, cpu) is torch.bfloat16

@@ -17,6 +17,7 @@ from k400tiny_lib.tracking.models import logged_model_id
 from k400tiny_lib.tracking.runs import step_run, tag_cache_key
 from k400tiny_lib.workflow import cache
 from k400tiny_lib.workflow.cache import cache_key, find_finished
+from tests.conftest import write_clip
 from tests.helpers.export import METADATA, toy_graph
 
 
@@ -90,8 +91,9 @@ STEP_OF = {"annotations": "train", "load_model": "train", "resume": "train"} | {
 def test_every_text_parameter_of_the_chain_is_an_input_or_known_to_be_none() -> None:
     """A new parameter that names a file must be declared as an input, or its content is missed."""
     texts = {n for n, p in PARAMETERS.items() if p.allowed == "text" and p.affects_result}
-    assert {n for n, p in PARAMETERS.items() if p.is_input} == set(INPUTS)
-    assert texts - set(INPUTS) == {
+    inputs = {*INPUTS, "unknown_path"}
+    assert {n for n, p in PARAMETERS.items() if p.is_input} == inputs
+    assert texts - inputs == {
         *("recipe", "input", "data_path", "gt_csv", "group_by", "weights", "no_flip_classes"),
         "model_uri",
     }
@@ -119,6 +121,44 @@ def test_an_input_counts_by_its_content_wherever_it_is(
     assert cache_key(STEP_OF[name], given) == first
     write("another")
     assert cache_key(STEP_OF[name], given) != first
+
+
+@pytest.mark.parametrize("scheme", ["", "file://", "memory://"])
+def test_unknown_clips_count_by_their_content_wherever_they_are(
+    config: Config, tmp_path: Path, scheme: str
+) -> None:
+    folder = f"{scheme}{tmp_path}/unknown"
+
+    def write(name: str, seed: int) -> None:
+        write_clip(tmp_path / f"{name}{seed}", seed)
+        for file in (tmp_path / f"{name}{seed}").iterdir():
+            with fsspec.open(f"{folder}/{name}/{file.name}", "wb", auto_mkdir=True) as target:
+                target.write(file.read_bytes())
+        fsspec.core.url_to_fs(folder)[0].invalidate_cache()
+
+    write("jump", 1)
+    given = config.replace(unknown_path=folder)
+    first = cache_key("evaluate", given)
+    assert cache_key("evaluate", config) != first == cache_key("evaluate", given)
+    write("jump", 2)
+    second = cache_key("evaluate", given)
+    assert second != first
+    write("run", 1)
+    assert cache_key("evaluate", given) not in (first, second)
+
+
+def test_linked_unknown_clips_count_and_files_that_are_no_clips_do_not(
+    config: Config, tmp_path: Path
+) -> None:
+    write_clip(tmp_path / "elsewhere", 1)
+    (tmp_path / "unknown").mkdir()
+    (tmp_path / "unknown" / "jump").symlink_to(tmp_path / "elsewhere")
+    given = config.replace(unknown_path=str(tmp_path / "unknown"))
+    first = cache_key("evaluate", given)
+    (tmp_path / "unknown" / "notes.txt").write_text("text")
+    assert cache_key("evaluate", given) == first
+    (tmp_path / "elsewhere" / "frame00.jpg").write_bytes(b"another picture")
+    assert cache_key("evaluate", given) != first
 
 
 def test_an_artifact_of_a_run_counts_by_its_uri_and_is_not_fetched(config: Config) -> None:

@@ -9,7 +9,8 @@ from click.testing import CliRunner
 
 from k400tiny_lib.config import STEPS
 from k400tiny_lib.config.steps import default_text
-from k400tiny_lib.workflow.command import click_command, parse_arguments
+from k400tiny_lib.errors import UserError
+from k400tiny_lib.workflow.command import _complain, click_command, parse_arguments
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -66,3 +67,12 @@ def test_a_chain_of_finished_steps_does_not_wait_for_pytorch() -> None:
     code = "import sys, k400tiny_lib.workflow.chain; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_the_message_of_a_step_within_a_step_is_printed_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    error = UserError("train failed (run 7): lr: too large", in_short="train failed (run 7)")
+    assert str(error) == "train failed (run 7): lr: too large"  # as the run of main stores it
+    _complain("main", error)
+    assert capsys.readouterr().err == "train failed (run 7)\n"

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -17,7 +18,6 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from k400tiny_lib.config import NONE
-from k400tiny_lib.data.loading.pytorchvideo_transforms import MixVideo, RandAugment
 from k400tiny_lib.data.loading.transforms import center_crop
 from k400tiny_lib.data.sources.labels import label_key
 from k400tiny_lib.errors import UserError
@@ -25,7 +25,6 @@ from k400tiny_lib.errors import UserError
 # ImageNet recipes crop down to 8 % of a frame; the actor may be at the edge, so keep 35 %.
 _CROP_AREA = (0.35, 1.0)
 _JITTER = v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2)
-_RAND_AUGMENT = RandAugment(magnitude=9, num_layers=2, prob=0.5)  # pytorchvideo's defaults
 # Of MViT's Kinetics recipe (arXiv:2104.11227).
 _MIX_ALPHAS = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0}
 
@@ -105,8 +104,16 @@ def standard(images: Tensor, crop_size: int, may_flip: bool, generator: torch.Ge
 def strong(images: Tensor, crop_size: int, may_flip: bool, generator: torch.Generator) -> Tensor:
     """`standard`, then RandAugment."""
     images = standard(images, crop_size, may_flip, generator)
-    floats: Tensor = _RAND_AUGMENT(images / 255)  # expects RGB in [0, 1]
+    floats: Tensor = _rand_augment()(images / 255)  # expects RGB in [0, 1]
     return (floats * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+@cache
+def _rand_augment() -> Callable[[Tensor], Tensor]:
+    from k400tiny_lib.data.loading.pytorchvideo_transforms import RandAugment
+
+    augment: Callable[[Tensor], Tensor] = RandAugment(magnitude=9, num_layers=2, prob=0.5)
+    return augment  # with pytorchvideo's defaults
 
 
 def _random_flip(images: Tensor, may_flip: bool, generator: torch.Generator) -> Tensor:
@@ -128,6 +135,8 @@ def mix(clips: Tensor, targets: Tensor, num_classes: int) -> tuple[Tensor, Tenso
     Returns:
         The mixed clips, and float32 (N, K) targets; each row sums to 1.
     """
+    from k400tiny_lib.data.loading.pytorchvideo_transforms import MixVideo
+
     mixed, soft = MixVideo(**_MIX_ALPHAS, num_classes=num_classes)(clips, targets)
     return mixed, soft.float()
 

@@ -28,7 +28,7 @@ from k400tiny_lib.data.preparation.decoding_worker import (
 from k400tiny_lib.data.preparation.executors import map_unordered, open_executor
 from k400tiny_lib.files import file_digest, is_remote
 from k400tiny_lib.media.frames import is_frame
-from k400tiny_lib.media.video import Segment
+from k400tiny_lib.media.sampling import Segment
 
 _SOURCE_FILE = ".source"  # in a finished folder: what it was decoded from, see `_Source`
 _DIGESTS = "digest"  # in the content index: video URI -> digest

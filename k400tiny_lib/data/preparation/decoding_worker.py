@@ -1,6 +1,7 @@
 """The work of one process that decodes: clips of one video become JPEG files.
 
-It imports no torch, and is sent plain data, so it may run on another machine.
+It imports no torch, and is sent plain data, so it may run on another machine. PyAV is imported by
+the first video: frame folders and the rendered sample do without it.
 """
 
 import json
@@ -10,14 +11,17 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.files import combine_digests, file_digest, is_remote
-from k400tiny_lib.media.video import Image, Segment, VideoIndex, index_video, sample_video
+from k400tiny_lib.media.sampling import Segment
 from k400tiny_lib.remote_files import fetch_file
+
+if TYPE_CHECKING:
+    from k400tiny_lib.media.video import Image, VideoIndex
 
 
 @dataclass(frozen=True)
@@ -86,8 +90,10 @@ def decode(task: Task) -> tuple[str, list[Decoded]]:
 
 
 def _decode_clip(
-    path: Path, segment: Segment | None, index: VideoIndex, settings: FrameSettings
+    path: Path, segment: Segment | None, index: "VideoIndex", settings: FrameSettings
 ) -> Decoded:
+    from k400tiny_lib.media.video import sample_video
+
     if problem := _ends_after(segment, index):
         return Decoded(problem=problem)
     try:
@@ -104,7 +110,7 @@ def _decode_clip(
     return Decoded([_jpeg(frame, settings.quality) for frame in sampled.frames], sampled.note)
 
 
-def _ends_after(segment: Segment | None, index: VideoIndex) -> str:
+def _ends_after(segment: Segment | None, index: "VideoIndex") -> str:
     """Why a segment is not in its video; up to a second is a matter of rounding and of sound."""
     if segment is None:
         return ""
@@ -125,7 +131,9 @@ def _digest_once(path: str, stamp: str) -> str:
 
 
 @lru_cache(maxsize=2)
-def _index_once(path: str, stamp: str) -> VideoIndex:
+def _index_once(path: str, stamp: str) -> "VideoIndex":
+    from k400tiny_lib.media.video import index_video
+
     return index_video(Path(path))
 
 
@@ -133,7 +141,7 @@ def _about_the_video(error: UserError, path: Path) -> str:
     return str(error).replace(f"{path} ", "").rstrip(".")
 
 
-def _jpeg(frame: Image, quality: int) -> bytes:
+def _jpeg(frame: "Image", quality: int) -> bytes:
     _, jpeg = cv2.imencode(".jpg", frame[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
     return bytes(jpeg.tobytes())
 

@@ -21,7 +21,7 @@ from k400tiny_lib.data.tables.reading import Table, read_table
 from k400tiny_lib.data.tables.segments import FRAMES, SECONDS
 from k400tiny_lib.errors import UserError, is_utf8, printable
 from k400tiny_lib.files import absolute, is_remote
-from k400tiny_lib.media.video import is_video
+from k400tiny_lib.media.container.suffixes import is_video
 
 
 class Source(Protocol):

@@ -9,9 +9,9 @@ from k400tiny_lib.config import NONE, Config
 from k400tiny_lib.data.sources.ground_truth import SPLIT_BY_WORD, Dropped, GroundTruth, drop_rows
 from k400tiny_lib.data.tables.names import Match
 from k400tiny_lib.files import combine_named_digests, is_remote, local_path
+from k400tiny_lib.media.container.suffixes import is_video
 from k400tiny_lib.media.frames import is_frame
 from k400tiny_lib.media.listing import Listing, list_directory, list_stamps, may_be_clips
-from k400tiny_lib.media.video import is_video
 from k400tiny_lib.remote_files import list_files
 
 NO_ROW = "no row of gt_csv names it"

@@ -33,7 +33,7 @@ from k400tiny_lib.data.tables.names import Match, Names, name_clips, note_loose,
 from k400tiny_lib.files import is_remote
 from k400tiny_lib.media import own_output
 from k400tiny_lib.media.listing import Listing
-from k400tiny_lib.media.video import Segment
+from k400tiny_lib.media.sampling import Segment
 
 FRAMES = FrameSettings()
 _MISSING = "no such video"

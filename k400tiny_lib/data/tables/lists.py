@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.media.video import is_video
+from k400tiny_lib.media.container.suffixes import is_video
 
 _VIDEO_FIRST = re.compile(r"(?P<file>.+?\.\w{2,4}) +(?P<rest>[^\s][^\t]*)")  # without quotes
 # The names of HMDB51; in its mediatools lists, `brush_hair_test_split1.txt` and so on, the numbers

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from k400tiny_lib.files import bytes_digest, expand, is_remote
-from k400tiny_lib.media.video import is_video
+from k400tiny_lib.media.container.suffixes import is_video
 
 ESCAPES_DATA_PATH = "its name leaves data_path"
 _MAX_COMPARED = 5000  # files that a name without a file is compared with, to find the nearest

@@ -1,6 +1,7 @@
 """The size that a video file should have, by its first bytes or by its blocks."""
 
 import io
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple
 
@@ -83,7 +84,7 @@ def _mp4_end(file: BinaryIO, size: int, zeros: int, facts: Facts) -> int | None:
 
     The index tells about the media, which may have bytes at their end that nothing needs.
     """
-    name, end = (list(mp4_boxes(file)) or [(b"", 0)])[-1]
+    [(name, end)] = deque(mp4_boxes(file), maxlen=1) or [(b"", 0)]  # there may be millions
     if end < size and b"moof" in read_at(file, end, 4 * _BLOCK):  # what FFmpeg does not find
         return size + 1
     return end if name != b"mdat" else None

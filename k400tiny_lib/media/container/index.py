@@ -27,6 +27,7 @@ from k400tiny_lib.media.container.truncation import find_truncation, has_hole
 
 Times = npt.NDArray[np.int64]
 
+_MOST_LOST = 1 << 18  # frames; a gap between the times of two packets may be any number
 # Codecs whose packets end in a mark or a one; those of others may be filled up with zeros.
 _NEVER_IN_ZEROS = (
     *("h264", "hevc", "vp8", "vp9", "libdav1d", "av1", "mpeg4", "h263", "flv", "theora"),
@@ -98,7 +99,7 @@ def index_video(video: Path | bytes, limits: Limits | None = None) -> VideoIndex
     Raises:
         UserError: if the file is empty or truncated, holds no video or exceeds a limit.
     """
-    with opened(video) as container:
+    with opened(video, limits) as container:
         index, _ = read_packets(video, container, limits)
     return index
 
@@ -115,25 +116,27 @@ def read_packets(
     prepare_stream(video, stream, limits)
     rows: dict[int, list[_Row]] = {s.index: [] for s in container.streams.video}
     packets, num_kept, ending = [], 0, _Ending(container)
+    check = limits.check if limits and limits.check else lambda pixels: None
     # All streams: a file whose sound is longer than its pictures is whole.
     for packet in demux(container):
+        check(0)
         if packet.size:
             ending.add(packet)
         number = packet.stream.index  # the last, empty one has no stream_index
         if number in rows and packet.size:
             row = _Row(packet.pos, packet.pts, packet.dts, packet.is_keyframe, packet.is_discard)
             rows[number].append(row)
+            if limits and len(rows[number]) > limits.frames:
+                raise UserError(
+                    f"{name_of(video)} has more than {limits.frames} frames. Needed: a shorter one."
+                )
         if number == stream.index:
             num_kept += packet.size
             if num_kept <= most_kept:
                 packets.append(packet)
             else:
                 packets.clear()
-            if limits and len(rows[stream.index]) > limits.frames:
-                raise UserError(
-                    f"{name_of(video)} has more than {limits.frames} frames. Needed: a shorter one."
-                )
-    with file_of(video) as file:
+    with file_of(video, limits) as file:
         missing = find_truncation(file, container.format.name, ending.facts())
     if missing:
         raise UserError(f"{name_of(video)} is truncated: {missing}.")
@@ -145,7 +148,7 @@ def read_packets(
     index = _index(stream, rows[stream.index])
     if "mov" not in container.format.name:  # its index names all packets
         stated = stream.frames if container.format.name == "avi" else 0
-        with file_of(video) as file:
+        with file_of(video, limits) as file:
             index = replace(index, lost=_lost_times(file, index, rows[stream.index], stated))
     return index, packets
 
@@ -157,17 +160,18 @@ def _lost_times(file: BinaryIO, index: VideoIndex, rows: Sequence[_Row], stated:
     """
     if len(index.times) < 2:
         return index.lost
+    step = index.step  # takes as long as all the rest
     positions = sorted((row.time or 0, row.position or 0) for row in rows)
     times: list[int] = []
     for (time, position), (later, following) in pairwise(positions):
-        count = round((later - time) / index.step) - 1
+        count = min(round((later - time) / step) - 1, _MOST_LOST - len(times))
         first, last = sorted((position, following))
-        if later - time > 1.5 * index.step and has_hole(file, first, last):
-            times += [time + index.step * n for n in range(1, count + 1)]
+        if later - time > 1.5 * step and has_hole(file, first, last):
+            times += [time + step * n for n in range(1, count + 1)]
     # AVI has no times: the frames after a hole move up.
-    span = round((index.times[-1] - index.times[0]) / index.step) + 1
+    span = round((index.times[-1] - index.times[0]) / step) + 1
     ends = [position for _, position in positions]
-    if span < stated < 2 * span and has_hole(file, min(ends), max(ends)):
+    if span < stated < min(2 * span, span + _MOST_LOST) and has_hole(file, min(ends), max(ends)):
         spread = np.linspace(index.times[0], index.times[-1], stated - span)
         times += spread.astype(int).tolist()
     return np.array(times, np.int64)

@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 import av
 
 from k400tiny_lib.errors import UserError, one_line
+from k400tiny_lib.media.container.sample_tables import stated_samples
 from k400tiny_lib.media.container.truncation import is_cut
 from k400tiny_lib.system import available_cores
 
@@ -21,15 +22,11 @@ _CONTAINERS = (
 )
 _LARGEST = 8192 * 8192  # pixels of a frame; a file of 2 kB may claim to have more
 _MARGIN = 1 << 18  # pixels
+# Where there are limits: streams of a file, their pixels, and samples of all tracks per frame.
+_MOST_STREAMS, _MOST_PROBED, _SAMPLES_PER_FRAME = 64, 1920 * 1088 + _MARGIN, 32
 # FFmpeg's own choice, but each thread holds frames: not more than take so many pixels together.
 _MOST_THREADS, _MOST_PIXELS = 16, 32 << 20
 
-VIDEO_SUFFIXES = (
-    *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3gpp", ".3g2", ".mj2", ".f4v", ".ismv"),
-    *(".mkv", ".webm", ".avi", ".divx", ".flv", ".wmv", ".asf", ".ogv", ".ogm", ".gif"),
-    *(".mpg", ".mpeg", ".mpe", ".m1v", ".m2v", ".mp2v", ".m2p", ".vob", ".mod", ".vro"),
-    *(".ts", ".mts", ".m2ts", ".m2t", ".tod", ".trp", ".mxf", ".rm", ".rmvb"),
-)
 # Files that are no videos -> their first bytes, as a pattern.
 _OTHER_FILES = {
     "a JPEG picture": rb"\xff\xd8\xff",
@@ -55,19 +52,34 @@ _HEAD = 512  # bytes
 
 @dataclass(frozen=True)
 class Limits:
-    """The largest video that is accepted: its number of frames, and the pixels of a frame."""
+    """The largest video that is accepted, and how much work it may be.
+
+    Attributes:
+        frames: of the video.
+        pixels: of a frame.
+        check: called all along, with the pixels that have been decoded since the last call; ends
+            the work by raising a UserError.
+    """
 
     frames: int
     pixels: int
+    check: Callable[[int], None] | None = None
 
 
-def is_video(name: str) -> bool:
-    """Whether a file name is that of a video; hidden files are not."""
-    return name.lower().endswith(VIDEO_SUFFIXES) and not name.rpartition("/")[2].startswith(".")
+class _CheckedBytes(io.BytesIO):
+    """Bytes as a file that calls the check of the limits on each read, as no work goes without."""
+
+    def __init__(self, content: bytes, check: Callable[[int], None]) -> None:
+        super().__init__(content)
+        self._check = check
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._check(0)
+        return super().read(size)
 
 
 @contextmanager
-def opened(video: Path | bytes) -> Iterator[Any]:
+def opened(video: Path | bytes, limits: Limits | None = None) -> Iterator[Any]:
     """A video as a PyAV container; what is wrong with it is a UserError, also within the block.
 
     Raises:
@@ -76,26 +88,52 @@ def opened(video: Path | bytes) -> Iterator[Any]:
     try:
         if not _size(video):
             raise UserError(f"{name_of(video)} is empty.")
-        file = io.BytesIO(video) if isinstance(video, bytes) else f"file:{video}"
+        file = file_of(video, limits) if isinstance(video, bytes) else f"file:{video}"
         options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
+        if limits:
+            _refuse_tables(video, limits)
+            # FFmpeg decodes a frame of each stream to learn more of it, all at the same time. Of
+            # larger frames it knows enough.
+            options |= {"max_pixels": str(_MOST_PROBED), "max_streams": str(_MOST_STREAMS)}
         try:
             # Tags in another encoding than UTF-8 are no reason to refuse a video.
             container = av.open(file, options=options, metadata_errors="replace")
         except TypeError:  # a PyAV that has no such argument, and always replaces
             container = av.open(file, options=options)
         with container:
+            if limits and len(container.streams) >= _MOST_STREAMS:
+                raise UserError(
+                    f"{name_of(video)} has too many streams. Needed: fewer than {_MOST_STREAMS}."
+                )
             yield container
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise _unreadable(video, error) from None
+        raise _unreadable(video, error, limits=limits) from None
+
+
+def _refuse_tables(video: Path | bytes, limits: Limits) -> None:
+    with file_of(video, limits) as file:
+        samples = stated_samples(file)
+    if samples > (most := limits.frames * _SAMPLES_PER_FRAME):
+        raise UserError(
+            f"{name_of(video)} says that it has {samples:.3g} samples. Needed: at most {most}."
+        )
+
+
+def _most_pixels(limits: Limits | None) -> str:
+    # The frame size may change later in the stream; the decoder, which adds a margin, refuses.
+    return str(2 * (limits.pixels if limits else _LARGEST) + _MARGIN)
 
 
 def _unreadable(
-    video: Path | bytes, error: Exception | None, reason: str = "has no video stream"
+    video: Path | bytes,
+    error: Exception | None,
+    reason: str = "has no video stream",
+    limits: Limits | None = None,
 ) -> UserError:
     """The error for a file that FFmpeg does not open, or finds no video in (error None)."""
     name = name_of(video)
     try:
-        with file_of(video) as file:
+        with file_of(video, limits) as file:
             head = file.read(_HEAD)
             kinds = (n for n, p in _OTHER_FILES.items() if re.match(p, head, re.DOTALL))
             kind = next(kinds, "")
@@ -116,8 +154,11 @@ def _unreadable(
     return UserError(f"{name} cannot be decoded: {reason}.")
 
 
-def file_of(video: Path | bytes) -> BinaryIO:
-    return io.BytesIO(video) if isinstance(video, bytes) else video.open("rb")
+def file_of(video: Path | bytes, limits: Limits | None = None) -> BinaryIO:
+    """The content as a file; if it is bytes, each read calls the check of the limits."""
+    if not isinstance(video, bytes):
+        return video.open("rb")
+    return _CheckedBytes(video, limits.check) if limits and limits.check else io.BytesIO(video)
 
 
 def choose_stream(video: Path | bytes, container: Any) -> Any:
@@ -152,6 +193,27 @@ def demux(container: Any, *streams: Any) -> Iterator[Any]:
         yield from container.demux(*streams)
 
 
+def decode_packet(packet: Any, limits: Limits | None) -> list[Any]:
+    """The frames that a packet completes; the check of the limits learns of their pixels.
+
+    Raises:
+        av.FFmpegError: if the decoder refuses the packet.
+    """
+    if not (limits and limits.check):
+        frames: list[Any] = packet.decode()
+        return frames
+    context = packet.stream.codec_context
+    # A packet without a frame is work all the same; the frames of the last, empty one are counted.
+    is_work = packet.size > 0
+    pixels = context.width * context.height
+    try:
+        frames = packet.decode()
+        pixels = max(pixels, sum(frame.width * frame.height for frame in frames))
+    finally:
+        limits.check(pixels if is_work else 0)
+    return frames
+
+
 def prepare_stream(
     video: Path | bytes, stream: Any, limits: Limits | None, num_threads: int = 0
 ) -> None:
@@ -167,8 +229,7 @@ def prepare_stream(
     if context.width * context.height > most:
         size = f"{context.width}x{context.height}"
         raise UserError(f"{name_of(video)} has frames of {size}. Needed: at most {most} pixels.")
-    # The frame size may change later in the stream; the decoder, which adds a margin, refuses.
-    context.options = {"max_pixels": str(2 * most + _MARGIN)}
+    context.options = {"max_pixels": _most_pixels(limits)}
     stream.thread_type = "AUTO"
     affordable = max(2, _MOST_PIXELS // max(1, context.width * context.height))
     context.thread_count = num_threads or min(available_cores() + 1, _MOST_THREADS, affordable)

@@ -5,6 +5,7 @@ theirs. A live recording states neither, and is taken as it is.
 """
 
 import io
+from collections import deque
 from typing import BinaryIO
 
 from k400tiny_lib.media.container.expected_size import (
@@ -72,8 +73,9 @@ def is_cut(file: BinaryIO) -> bool:
     zeros = _zeros_from(file, size)
     head, nothing = read_at(file, 0, 8), Facts(0, 0, 0, False, 0, False, 0.0, 0.0)
     if head[4:] in MP4_BOXES:
-        boxes = list(mp4_boxes(file))
-        return boxes[-1][1] > zeros + _FEW or b"moov" not in dict(boxes)
+        names = {name for name, _ in mp4_boxes(file)}
+        [(_, end)] = deque(mp4_boxes(file), maxlen=1)
+        return end > zeros + _FEW or b"moov" not in names
     if _ends_hollow(size, zeros):
         return True
     name = {b"RIFF": "avi", b".RMF": "rm"}.get(head[:4], "matroska")
