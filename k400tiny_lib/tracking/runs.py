@@ -35,8 +35,8 @@ MODEL_VERSION_TAG = "k400tiny.model_version"
 VIDEO_VERSION_TAG = "k400tiny.video_model_version"
 RESUMED_FROM_TAG = "k400tiny.resumed_from"
 RESOLVED = "config/resolved.yaml"
-MARKS = Path(".k400tiny", "runs")  # a mark for each run of a step that is running
-_KEPT = Path(".k400tiny", "results")  # of unfinished runs
+MARKS = Path(".k400tiny", "running")  # a mark for each run of a step that is running
+_KEPT = Path(".k400tiny", "runs")  # of unfinished runs
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 _ERROR_LENGTH = 5000  # MLflow refuses tags beyond 8000 characters
 

@@ -12,7 +12,7 @@ from mlflow.entities import Run
 
 from k400tiny_lib.config import CHAIN
 from tests.helpers.project import Checkout, check_out
-from tests.helpers.server import Server, postgresql
+from tests.helpers.tracking_server import Server, postgresql
 
 NAME, VIDEO_NAME = "shared", "shared-video"
 SETTINGS = {

@@ -1,109 +1,107 @@
-"""Tracking servers, and a database for one."""
+"""A real `mlflow models serve`, and requests to it."""
 
+import base64
+import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
-from urllib.request import urlopen
+from typing import Any, NamedTuple
 
-import pytest
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+import mlflow
+import psutil
 
 
-class Server:
-    """`mlflow server` on a free port with a new store, which outlives it."""
+class Server(NamedTuple):
+    """A running server: where it answers, and its first process."""
 
-    def __init__(self, folder: Path, store: str = "", workers: int = 1) -> None:
-        self.folder, self.workers = folder, workers
-        self.store = store or f"sqlite:///{folder}/server.db"
-        self.port = free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
+    address: str
+    process: subprocess.Popen[bytes]
+    log: Path
 
-    def start(self) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "mlflow",
-            "server",
-            "--workers",
-            str(self.workers),
-            "--port",
-            str(self.port),
-            "--backend-store-uri",
-            self.store,
-            "--artifacts-destination",
-            str(self.folder / "artifacts"),
-        ]
-        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        environment.pop("MLFLOW_TRACKING_URI", None)
-        self.process = subprocess.Popen(
-            command,
-            env=environment,
-            cwd=self.folder,
-            start_new_session=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-
-    def wait(self) -> None:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            try:
-                with urlopen(f"{self.uri}/health", timeout=5):
-                    return
-            except OSError:
-                time.sleep(0.2)
-        raise TimeoutError(self.uri)
-
-    def kill(self) -> None:
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
+    def megabytes(self) -> float:
+        """Resident memory of all its processes."""
+        first = psutil.Process(self.process.pid)
+        return sum(p.memory_info().rss for p in [first, *first.children(recursive=True)]) / 1e6
 
 
 @contextmanager
-def postgresql() -> Iterator[str]:
-    """An empty PostgreSQL database; yields its URI. The test is skipped where there is none."""
-    # The driver that `postgresql://` alone means depends on the version of SQLAlchemy.
-    driver = next((name for name in ("psycopg", "psycopg2") if find_spec(name)), None)
-    if driver is None:
-        pytest.skip("no client of PostgreSQL is installed (pip install psycopg[binary])")
-    candidates = [shutil.which("initdb"), *Path("/usr/lib/postgresql").glob("*/bin/initdb")]
-    initdb = next((Path(path) for path in candidates if path), None)
-    if initdb is None:
-        pytest.skip("PostgreSQL is not installed (initdb)")
-    # It refuses root, and another user cannot reach pytest's directory.
-    user = "nobody" if os.getuid() == 0 else None
-    port, control = free_port(), str(initdb.with_name("pg_ctl"))
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        if user:
-            shutil.chown(folder, user)
-        data = f"{folder}/data"
+def serving(uri: str, folder: Path, environment: Mapping[str, str] = {}) -> Iterator[Server]:
+    """Start it where the library is not to be found.
 
-        def call(*command: str) -> None:
-            subprocess.run(
-                command, user=user, cwd=folder, check=True, stdout=subprocess.DEVNULL, timeout=120
-            )
+    Args:
+        uri: of the model.
+        folder: working directory; the log is in it.
+        environment: more variables for the server.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    variables = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "MLFLOW_RUN_ID")}
+    variables["MLFLOW_TRACKING_URI"] = mlflow.get_tracking_uri()
+    variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{variables['PATH']}"
+    command = f"mlflow models serve -m {uri} --env-manager local -p {port}"
+    log = folder / f"server-{port}.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command.split(),
+            cwd=folder,
+            env=variables | environment,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    server = Server(f"http://127.0.0.1:{port}", process, log)
+    try:
+        deadline = time.monotonic() + 120
+        while not _answers(f"{server.address}/ping"):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        yield server
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
 
-        call(str(initdb), "-D", data, "-U", "mlflow", "--auth=trust", "--no-sync")
-        options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories="
-        call(control, "start", "-w", "-D", data, "-o", options, "-l", f"{folder}/log")
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+def post(
+    address: str, body: bytes, timeout: float = 60, kind: str = "application/json"
+) -> tuple[int, Any]:
+    """Status and parsed answer of a request; the text of one that is not JSON."""
+    request = urllib.request.Request(f"{address}/invocations", body, {"Content-Type": kind})
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        text = error.read()
         try:
-            yield f"postgresql+{driver}://mlflow:secret@127.0.0.1:{port}/postgres"
-        finally:
-            call(control, "stop", "-D", data, "-m", "immediate")
+            return error.code, json.loads(text)
+        except ValueError:
+            return error.code, {"message": text.decode()}
+
+
+def request_for(*videos: Any, **params: Any) -> bytes:
+    """The body of the README's curl line."""
+    return json.dumps(
+        {"dataframe_records": [{"video": video} for video in videos], "params": params}
+    ).encode()
+
+
+def in_base64(video: Path | bytes) -> str:
+    return base64.b64encode(video if isinstance(video, bytes) else video.read_bytes()).decode()

@@ -21,7 +21,7 @@ from k400tiny_lib.models.loaded import Geometry
 from k400tiny_lib.models.weights import build_model
 from k400tiny_lib.registry.video_log import log_video_classifier
 from tests.helpers import hostile_videos as hostile
-from tests.helpers.model_server import Server, in_base64, post, request_for, serving
+from tests.helpers.server import Server, in_base64, post, request_for, serving
 
 MINUTES = float(os.environ.get("K400TINY_LOAD_MINUTES", "10"))
 NUM_CLIENTS, NUM_GOOD = 10, 4

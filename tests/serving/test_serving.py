@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 from k400tiny_lib.registry.video_model import follow_champion, register_video_classifier
 from k400tiny_lib.serving.predict import label_inputs, read_clip
 from k400tiny_lib.tracking.models import open_registered
-from tests.helpers.model_server import in_base64, post, request_for, serving
+from tests.helpers.server import in_base64, post, request_for, serving
 from tests.helpers.serving import CLASSES, CLIP_LEN, NAME, VIDEO_NAME, export_tiny, register_tiny
 from tests.helpers.videos import write_video
 

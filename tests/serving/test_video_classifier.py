@@ -24,7 +24,7 @@ from k400tiny_lib.registry.video_log import log_video_classifier
 from k400tiny_lib.serving import video_classifier as imported_module
 from tests.conftest import REPOSITORY
 from tests.helpers.hostile_videos import many_pixels, ordinary, thin
-from tests.helpers.model_server import in_base64
+from tests.helpers.server import in_base64
 
 CLASSES = ["red", "green", "blue"]
 

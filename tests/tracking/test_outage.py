@@ -18,7 +18,7 @@ from k400tiny_lib.tracking.runs import ERROR_TAG
 from k400tiny_lib.tracking.training_log import TrainingLog
 from steps.log_training import log_training
 from tests.conftest import REPOSITORY
-from tests.helpers.server import Server
+from tests.helpers.tracking_server import Server
 from tests.helpers.training import annotate
 
 
