@@ -161,8 +161,13 @@ def name_axes(proto: onnx.ModelProto) -> None:
 def require_oldest_format(proto: onnx.ModelProto) -> None:
     """Set the lowest IR version that the opset allows: runtimes refuse later ones than they know.
 
-    The exporter writes IR version 10 whatever the opset, which ONNX Runtime 1.17 refuses.
+    The exporter writes IR version 10 whatever the opset, which ONNX Runtime 1.17 refuses. Domains
+    that no node is of are left out: ONNX Runtime's tools add all of its own.
     """
+    domains = {node.domain for node in proto.graph.node} | {""}
+    opsets = [opset for opset in proto.opset_import if opset.domain in domains]
+    del proto.opset_import[:]
+    proto.opset_import.extend(opsets)
     proto.ir_version = onnx.helper.find_min_ir_version_for(proto.opset_import, ignore_unknown=True)
 
 

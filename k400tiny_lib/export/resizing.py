@@ -145,5 +145,5 @@ class Axis:
         source = (2 * torch.arange(stop - start) + (2 * start + 1 - self.size)).float()
         target = (2 * torch.arange(end - first) + self._target(first)).float()
         away = (source * self.new_size - target[:, None] * self.size).abs()
-        triangle: Tensor = (2 * self._support - away).clamp(min=0)
+        triangle: Tensor = (2 * self._support - away).relu()
         return triangle / triangle.sum(1, keepdim=True)

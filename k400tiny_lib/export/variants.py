@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -132,7 +133,9 @@ def _to_int8(proto: onnx.ModelProto, clips: Sequence[Tensor]) -> onnx.ModelProto
     with quiet(), tempfile.TemporaryDirectory() as folder:
         source, prepared, result = (Path(folder) / f"{n}.onnx" for n in ("in", "prepared", "out"))
         onnx.save(proto, source)
-        quant_pre_process(str(source), str(prepared))
+        # ONNX Runtime's symbolic shapes fail on the free size of the window that the frames are cut
+        # to; those of onnx do for convolutions.
+        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
         # Unsigned activations, signed weights by channel: dynamic and other settings were 8 to 25
         # times slower on a CPU with AVX2. The operators between convolutions are quantized too:
         # with convolutions alone the result was 1.35 times slower.
@@ -152,19 +155,37 @@ def _to_int8(proto: onnx.ModelProto, clips: Sequence[Tensor]) -> onnx.ModelProto
 
 
 def _to_fp16(proto: onnx.ModelProto) -> onnx.ModelProto:
-    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+    from onnxruntime.transformers.float16 import convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
-    copy = onnx.load_from_string(proto.SerializeToString())
+    # Half precision would round the resized gray levels before the graph does. The converter's list
+    # of nodes to leave alone does not help: it casts what one of them gives to the next.
+    proto = onnx.shape_inference.infer_shapes(proto)
+    resizing = set(_preprocessing(proto))
+    kept = [node for node in proto.graph.node if node.name in resizing]
+    nodes = [node for node in proto.graph.node if node.name not in resizing]
+    rest = onnx.ModelProto()
+    rest.CopyFrom(proto)
+    _replace(rest.graph.node, nodes)
+    made = {name for node in kept for name in node.output}
+    values = {value.name: value for value in proto.graph.value_info}
+    inputs = sorted(made & {name for node in nodes for name in node.input})
+    rest.graph.input.extend(values[name] for name in inputs)
+    _replace(rest.graph.value_info, [v for name, v in values.items() if name not in made])
     with quiet():
-        half: onnx.ModelProto = convert_float_to_float16(
-            copy,
-            keep_io_types=True,
-            op_block_list=DEFAULT_OP_BLOCK_LIST,
-            node_block_list=_preprocessing(proto),
-        )
-        OnnxModel.graph_topological_sort(half.graph)  # the converter appends its casts at the end
+        half: onnx.ModelProto = convert_float_to_float16(rest, keep_io_types=True)
+    _replace(half.graph.node, [*kept, *half.graph.node])
+    _replace(half.graph.input, [v for v in half.graph.input if v.name not in inputs])
+    half.graph.value_info.extend(value for name, value in values.items() if name in made)
+    OnnxModel.graph_topological_sort(half.graph)  # the converter appends its casts at the end
     return half
+
+
+def _replace(field: Any, content: Sequence[Any]) -> None:
+    """Put other messages into a repeated field."""
+    copies = [type(message).FromString(message.SerializeToString()) for message in content]
+    del field[:]
+    field.extend(copies)
 
 
 def _preprocessing(proto: onnx.ModelProto) -> list[str]:
