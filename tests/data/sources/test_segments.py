@@ -13,6 +13,7 @@ from k400tiny_lib.data.sources.base import open_source
 from k400tiny_lib.data.sources.videos import Videos
 from k400tiny_lib.data.tables.segments import read_time
 from k400tiny_lib.errors import UserError
+from k400tiny_lib.media import video
 from k400tiny_lib.media.frames import frame_files
 from tests.conftest import write_clip
 from tests.helpers.videos import write_video
@@ -200,23 +201,23 @@ def test_a_file_is_read_and_demuxed_once_for_its_segments(
 ) -> None:
     write_video(tmp_path / "in" / "a.mp4", 36)
     calls: list[str] = []
-    for name in ("file_digest", "index_video"):
-        original = getattr(decoding_worker, name)
+    for module, name in ((decoding_worker, "file_digest"), (video, "index_video")):
+        original = getattr(module, name)
 
         def counted(path: Path, name: str = name, original: object = original) -> object:
             calls.append(name)
             return original(path)  # type: ignore[operator]
 
-        monkeypatch.setattr(decoding_worker, name, counted)
+        monkeypatch.setattr(module, name, counted)
     clips = tuple(
         (f"s{n}", decoding_worker.Segment(n / 10, n / 10 + 1, "seconds")) for n in range(9)
     )
     path = tmp_path / "in" / "a.mp4"
-    video = decoding_worker.VideoFile(str(path), "stamp of this test")
+    file = decoding_worker.VideoFile(str(path), "stamp of this test")
     small = decoding_worker.FrameSettings(num_frames=2, size=32)
     for start in range(0, 9, 3):
         digest, results = decoding_worker.decode(
-            decoding_worker.Task(video, clips[start : start + 3], small)
+            decoding_worker.Task(file, clips[start : start + 3], small)
         )
         assert digest
         assert all(len(result.frames) == 2 for result in results)
