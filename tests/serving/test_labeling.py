@@ -91,11 +91,11 @@ ORT = onnxruntime.capi.onnxruntime_pybind11_state
                 "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Non-zero status code returned while "
                 "running MatMul node.\nStatus Message: ..."
             ),
-            "Non-zero status code returned while running MatMul node.",
+            "Non-zero status code returned while running MatMul node",
         ),
         (ORT.Fail("bad allocation"), "there is not enough memory"),
         (MemoryError(), "there is not enough memory"),
-        (UserError("frames: float32. Needed: uint8."), "frames: float32. Needed: uint8."),
+        (UserError("frames: float32. Needed: uint8."), "frames: float32. Needed: uint8"),
     ],
 )
 def test_a_clip_on_which_the_model_fails_is_one_line_and_the_others_go_on(
