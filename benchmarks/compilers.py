@@ -13,6 +13,7 @@ import torch
 
 from benchmarks.common import in_turns, markdown
 from k400tiny_lib.errors import one_line
+from k400tiny_lib.evaluation.views import crop_views
 from k400tiny_lib.export.onnx_graph import FramesToProbabilities
 from k400tiny_lib.export.parity import open_session
 from k400tiny_lib.models.conv2d import to_fast_layout
@@ -88,11 +89,12 @@ def _compiled(
     copy.load_state_dict(loaded.model.state_dict())
     fast = to_fast_layout(copy, torch.device("cpu"), channels_last=True)
     module = torch.compile(FramesToProbabilities(fast, loaded.geometry).eval())
-    clip = torch.from_numpy(frames)
+    [clip] = torch.from_numpy(frames)
 
     @torch.inference_mode()
     def call() -> None:
-        module(clip)
+        [crop] = crop_views(clip, loaded.geometry, 1)
+        module(crop.transpose(0, 1).float()[None])
 
     call()  # compiles, or says why it cannot
     return {f"torch.compile {torch.__version__}, float32": call}

@@ -16,18 +16,20 @@ import torch
 from onnxscript.ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 
-from k400tiny_lib.export.resizing import preprocess
+from k400tiny_lib.export.resizing import resizing_graph
 from k400tiny_lib.export.rewrite_conv2d import convolve_in_2d
 from k400tiny_lib.models.loaded import Geometry
 from k400tiny_lib.models.weights import model_input
 
 INPUT, OUTPUT = "frames", "probabilities"
-_WORD, _EXPORTERS_NAME = re.compile(r"[A-Za-z_]\w*"), re.compile(r"\b[su]\d+\b|unk__")
-_LONGEST_EXPRESSION = 24  # characters
+_PICTURES = "pictures"  # between the resizing and the network
+_WORD = re.compile(r"[A-Za-z_]\w*")
 
 
 class FramesToProbabilities(nn.Module):
-    """A classifier together with the preprocessing and the averaging of its evaluation.
+    """A classifier with the normalization and the averaging of its evaluation.
+
+    `export_graph` puts the resizing in front of it.
 
     Attributes:
         model: from `build_model`.
@@ -46,17 +48,18 @@ class FramesToProbabilities(nn.Module):
         self.views = views
         self.temperature = temperature
 
-    def forward(self, frames: Tensor) -> Tensor:
-        """Classify videos.
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Classify videos whose frames are resized and cropped.
 
         Args:
-            frames: uint8 (N, views * T, H, W, 3), RGB in [0, 255].
+            pictures: float32 (N, views * T, 3, crop_size, crop_size), RGB, whole numbers in
+                [0, 255].
 
         Returns:
             float32 (N, num_classes), each row summing to 1.
         """
-        num_videos, num_frames = frames.shape[:2]
-        clips = preprocess(frames, self.geometry)
+        num_videos, num_frames = pictures.shape[:2]
+        clips = pictures.flatten(0, 1)
         clips = clips.unflatten(0, (num_videos * self.views, num_frames // self.views))
         clips = clips.transpose(1, 2)  # (N * V, T, C, H, W) -> (N * V, C, T, H, W)
         logits: Tensor = self.model(model_input(self.model, clips))
@@ -92,6 +95,7 @@ def export_graph(
             proto = _export(module, opset, free_frames=True)
     proto = convolve_in_2d(proto or _export(module, opset, free_frames=False))
     name_axes(proto)
+    proto = _with_resizing(proto, module.geometry)
     require_oldest_format(proto)
     describe(proto, metadata)
     onnx.checker.check_model(proto, full_check=True)  # with shape inference
@@ -101,29 +105,27 @@ def export_graph(
 @torch.inference_mode()
 def _takes_longer_clips(module: FramesToProbabilities) -> bool:
     """Whether the network runs on longer clips; one with learned temporal positions does not."""
-    clip_len, side = module.geometry.clip_len, max(module.geometry.resize)
+    clip_len, side = module.geometry.clip_len, module.geometry.crop_size
     num_frames = clip_len + max(1, clip_len // 2)
     try:
-        module(torch.zeros((1, num_frames, side, side, 3), dtype=torch.uint8))
+        module(torch.zeros((1, num_frames, 3, side, side)))
     except (RuntimeError, ValueError, AssertionError):
         return False
     return True
 
 
 def _export(module: FramesToProbabilities, opset: int, free_frames: bool) -> onnx.ModelProto:
-    free = torch.export.Dim.DYNAMIC
-    side = max(*module.geometry.resize, 55) + 9
-    # The exporter takes a batch of one for a constant (pytorch#148886), and equal sides for one
-    # size.
-    shape = (2, module.views * module.geometry.clip_len, side, side + 16, 3)
-    axes = {0: free, 2: free, 3: free} | ({1: free} if free_frames else {})
+    free, side = torch.export.Dim.DYNAMIC, module.geometry.crop_size
+    # The exporter takes a batch of one for a constant (pytorch#148886).
+    shape = (2, module.views * module.geometry.clip_len, 3, side, side)
+    axes = {0: free} | ({1: free} if free_frames else {})
     with quiet(), tempfile.TemporaryDirectory() as folder:
         program = torch.onnx.export(
             module,
-            (torch.randint(0, 256, shape, dtype=torch.uint8),),
+            (torch.randint(0, 256, shape).float(),),
             dynamo=True,
             opset_version=opset,
-            input_names=[INPUT],
+            input_names=[_PICTURES],
             output_names=[OUTPUT],
             dynamic_shapes=(axes,),
         )
@@ -139,36 +141,47 @@ def _export(module: FramesToProbabilities, opset: int, free_frames: bool) -> onn
 
 
 def name_axes(proto: onnx.ModelProto) -> None:
-    """Call the free axes of a graph N, T, H and W, in place of the exporter's s41, s45 ..."""
-    [frames], [probabilities] = proto.graph.input, proto.graph.output
+    """Call the free axes of a graph N and T, in place of the exporter's s41 and s45."""
+    [pictures], [probabilities] = proto.graph.input, proto.graph.output
     names = {
         dim.dim_param: name
-        for dim, name in zip(frames.type.tensor_type.shape.dim, "NTHW", strict=False)
+        for dim, name in zip(pictures.type.tensor_type.shape.dim, "NT", strict=False)
         if dim.dim_param
     }
-    for value in (frames, probabilities, *proto.graph.value_info):
+    for value in (pictures, probabilities, *proto.graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
-            if not dim.dim_param:
-                continue
-            name = _WORD.sub(lambda word: names.get(word[0], word[0]), dim.dim_param)
-            # An expression of the window's size helps nobody: hundreds of characters.
-            if len(name) > _LONGEST_EXPRESSION or _EXPORTERS_NAME.search(name):
-                dim.Clear()
-            else:
+            if dim.dim_param:  # a name, or an expression like s41*s45
+                name = _WORD.sub(lambda word: names.get(word[0], word[0]), dim.dim_param)
                 dim.dim_param = name
 
 
 def require_oldest_format(proto: onnx.ModelProto) -> None:
     """Set the lowest IR version that the opset allows: runtimes refuse later ones than they know.
 
-    The exporter writes IR version 10 whatever the opset, which ONNX Runtime 1.17 refuses. Domains
-    that no node is of are left out: ONNX Runtime's tools add all of its own.
+    The exporter writes IR version 10 whatever the opset, which ONNX Runtime 1.17 refuses. A
+    domain is listed once, and if a node is of it: ONNX Runtime's tools add all of its own.
     """
-    domains = {node.domain for node in proto.graph.node} | {""}
-    opsets = [opset for opset in proto.opset_import if opset.domain in domains]
+    used = {node.domain for node in proto.graph.node}
+    versions = {o.domain: o.version for o in proto.opset_import if o.domain in used}
     del proto.opset_import[:]
-    proto.opset_import.extend(opsets)
+    proto.opset_import.extend(onnx.helper.make_opsetid(*item) for item in versions.items())
     proto.ir_version = onnx.helper.find_min_ir_version_for(proto.opset_import, ignore_unknown=True)
+
+
+def _with_resizing(proto: onnx.ModelProto, geometry: Geometry) -> onnx.ModelProto:
+    """Put the resizing in front of a network that takes pictures."""
+    [pictures] = proto.graph.input
+    graph = resizing_graph(INPUT, _PICTURES, geometry)
+    opsets, version = proto.opset_import, proto.ir_version
+    resizing = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=version)
+    # The network may have a known T.
+    sizes = pictures.type.tensor_type.shape.dim
+    for value in (*resizing.graph.input, *resizing.graph.output):
+        value.type.tensor_type.shape.dim[1].CopyFrom(sizes[1])
+    io_map = [(_PICTURES, _PICTURES)]
+    merged: onnx.ModelProto = onnx.compose.merge_models(resizing, proto, io_map, name="k400tiny")
+    merged.producer_name, merged.producer_version = proto.producer_name, proto.producer_version
+    return merged
 
 
 def frames_free(proto: onnx.ModelProto) -> bool:
