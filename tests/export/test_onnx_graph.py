@@ -175,5 +175,5 @@ def test_never_promotes_only_where_there_is_no_champion(
 
 
 def test_predicting_without_a_registered_model_says_how_to_get_one(store: str) -> None:
-    with pytest.raises(UserError, match=r"^model_uri: models:/nothing@champion .*-e main"):
+    with pytest.raises(UserError, match=r"^model_uri: models:/nothing@champion: .*-e main"):
         open_registered("auto", "nothing")

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torchvision.models import get_model_weights
@@ -12,8 +13,9 @@ from k400tiny_lib.config import Config
 from k400tiny_lib.data.annotations import Annotations, Clip
 from k400tiny_lib.evaluation.predictions import predict_clips, probabilities_of
 from k400tiny_lib.evaluation.views import ViewProtocol, crop_views
-from k400tiny_lib.export.onnx_graph import FramesToProbabilities, export_graph, preprocess
+from k400tiny_lib.export.onnx_graph import FramesToProbabilities, export_graph
 from k400tiny_lib.export.parity import open_session, run_eager, run_onnx
+from k400tiny_lib.export.resizing import resizing_graph
 from k400tiny_lib.export.scoring import ExportClips
 from k400tiny_lib.models.architectures import ARCHITECTURES
 from k400tiny_lib.models.loaded import Geometry, LoadedModel, load_model
@@ -48,7 +50,11 @@ def test_pixels_are_those_of_the_weights_own_transforms(name: str) -> None:
     geometry = Geometry.of_weights(weights, clip_len=2)
     frames = torch.randint(0, 256, (2, *SIZE, 3), dtype=torch.uint8)
     [evaluated] = crop_views(frames, geometry, 1)
-    exported = preprocess(frames[None], geometry).transpose(0, 1)  # (T, C, h, w) -> (C, T, h, w)
+    graph = resizing_graph("frames", "pictures", geometry)
+    opsets = [onnx.helper.make_opsetid("", 18)]
+    session = open_session(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8))
+    [pictures] = session.run(None, {"frames": frames.numpy()[None]})
+    exported = torch.from_numpy(pictures[0]).transpose(0, 1)  # (T, C, h, w) -> (C, T, h, w)
     # The graph sums in another order: what lies within 1e-4 of a half may be rounded the other way.
     difference = (exported - evaluated.float()).abs()
     assert difference.max() <= 1
