@@ -113,8 +113,7 @@ def test_an_onnx_dir_that_cannot_be_written_is_refused_before_the_work(
     store: str, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
-    checkpoint = tmp_path / "best.pt"
-    checkpoint.write_text("is not read")
+    checkpoint = write_best(tmp_path / "best.pt", build("x3d_s"), "x3d_s")
     done = run_step("--checkpoint", str(checkpoint), "--onnx_dir", str(tmp_path / "file"))
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("export_onnx: onnx_dir: ")
