@@ -153,26 +153,34 @@ class _Axis:
 
 
 class _Graph:
-    """Collects nodes and constants, whose names begin with `resizing`."""
+    """Collects nodes and constants, each once; their names begin with `resizing`."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
+        self._known: dict[str, _Value] = {}
 
     def node(self, kind: str, *inputs: Any, output: str = "", **attributes: Any) -> "_Value":
         """Add a node of one output, with values or integers as inputs."""
-        name = f"resizing_{len(self.nodes)}_{kind}"
         names = [self.value(operand).name for operand in inputs]
-        self.nodes.append(helper.make_node(kind, names, [output or name], name, **attributes))
-        return _Value(self, output or name)
+        key = f"{kind} {names} {attributes}"
+        if key not in self._known:
+            name = f"resizing_{len(self.nodes)}_{kind}"
+            self.nodes.append(helper.make_node(kind, names, [output or name], name, **attributes))
+            self._known[key] = _Value(self, output or name)
+        return self._known[key]
 
     def value(self, number: Any) -> "_Value":
         """A value as it is, or a constant of integers."""
         if isinstance(number, _Value):
             return number
-        name = f"resizing_constant_{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.array(number, np.int64), name))
-        return _Value(self, name)
+        numbers = np.array(number, np.int64)
+        key = f"{numbers.tolist()}"
+        if key not in self._known:
+            name = f"resizing_constant_{len(self.constants)}"
+            self.constants.append(numpy_helper.from_array(numbers, name))
+            self._known[key] = _Value(self, name)
+        return self._known[key]
 
     def concat(self, *parts: Any) -> "_Value":
         """Join vectors."""

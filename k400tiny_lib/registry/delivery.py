@@ -27,6 +27,5 @@ def deliver(version: ModelVersion, uri: str) -> str:
     if (extra := model / "extra_files").is_dir():
         names |= {path.name: path for path in sorted(extra.iterdir())}
     remote_files.write_files(names, uri, _PARAMETER)
-    return (
-        f"{files.absolute(uri)} has {', '.join(names)} of models:/{version.name}/{version.version}"
-    )
+    source = f"models:/{version.name}/{version.version}"
+    return f"onnx_dir: {files.absolute(uri)} has {', '.join(names)} of {source}"

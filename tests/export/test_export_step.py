@@ -10,6 +10,7 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
+import onnx
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
@@ -67,9 +68,11 @@ def write_inputs(root: Path) -> tuple[ExportClips, list[str]]:
 
 def test_a_registered_variant_says_everything_about_itself(store: str, tmp_path: Path) -> None:
     clips, options = write_inputs(tmp_path)
-    done = run_step(*options, "--quantize", "int8")
+    done = run_step(*options, "--quantize", "int8", "--onnx_dir", str(tmp_path / "exported"))
     assert done.returncode == 0, done.stderr
     assert "not used" not in done.stdout
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("onnx_dir: ")]
+    assert str(tmp_path / "exported") in line
 
     client = MlflowClient()
     version = client.get_model_version_by_alias(NAME, "champion")
@@ -82,6 +85,13 @@ def test_a_registered_variant_says_everything_about_itself(store: str, tmp_path:
     assert metadata["data_digest"] == clips.annotations.data_digest
     assert metadata["frames_free"] is True
     graph = mlflow.onnx.load_model(f"models:/{NAME}@champion")
+    assert onnx.load(tmp_path / "exported" / "model.onnx") == graph
+    labels = (tmp_path / "exported" / "labels.txt").read_text("utf-8")
+    assert labels.splitlines() == metadata["class_names"]
+    vector = np.load(tmp_path / "exported" / "test_vector.npz")
+    answered = model.predict({"frames": vector["frames"]})["probabilities"]
+    np.testing.assert_allclose(answered, vector["probabilities"], atol=1e-6)
+    assert vector["frames"].shape[1] == metadata["num_frames"]
     assert {p.key: json.loads(p.value) for p in graph.metadata_props} == metadata
     assert str(metadata["test_acc1"]) == version.tags["test_acc1"]
     assert version.tags["test_digest"] == clips.test_digest
@@ -108,6 +118,17 @@ def test_a_registered_variant_says_everything_about_itself(store: str, tmp_path:
     raw = pd.read_csv(tmp_path / "evaluation" / "predictions.csv")
     expected = scale(probabilities_of(raw), TEMPERATURE)
     np.testing.assert_allclose(probabilities_of(computed), expected, atol=0.05)
+
+
+def test_an_onnx_dir_that_cannot_be_written_is_refused_before_the_work(
+    store: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    checkpoint = write_best(tmp_path / "best.pt", build("x3d_s"), "x3d_s")
+    done = run_step("--checkpoint", str(checkpoint), "--onnx_dir", str(tmp_path / "file"))
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("export_onnx: onnx_dir: ")
+    assert "Traceback" not in done.stderr
 
 
 def test_what_needs_clips_is_refused_without_annotations() -> None:
