@@ -20,6 +20,7 @@ from typing import Any
 
 import click
 import numpy as np
+import pandas as pd
 import torch
 from sklearn.model_selection import StratifiedGroupKFold
 from torch.optim import SGD
@@ -136,17 +137,7 @@ def train_and_predict(
     start = time.perf_counter()
     fit(state, on_epoch)
     minutes = (time.perf_counter() - start) / 60
-    rows = predict_clips(
-        state.evaluated_model.eval(),
-        test,
-        range(len(test)),
-        Path(config.data_path),
-        Geometry.trained_with(config),
-        ViewProtocol(1, 1),
-        batch_size=config.batch_size,
-        num_workers=0,
-        device=CPU.device,
-    )
+    table = predict_with(state, test)
     loader = state.train_loader
     per_epoch = len(loader) * config.batch_size if loader.drop_last else len(train)
     return Run(
@@ -158,8 +149,25 @@ def train_and_predict(
         history[-1]["train_acc1"],
         minutes,
         os.getloadavg()[0],
-        make_table(test, [rows]).to_csv(index=False),
+        table.to_csv(index=False),
     )
+
+
+def predict_with(state: TrainState, clips: Sequence[Clip]) -> pd.DataFrame:
+    """The predictions table of the trained weights, one center view of each clip, in float32."""
+    config = state.config
+    rows = predict_clips(
+        state.evaluated_model.eval(),
+        clips,
+        range(len(clips)),
+        Path(config.data_path),
+        Geometry.trained_with(config),
+        ViewProtocol(1, 1),
+        batch_size=config.batch_size,
+        num_workers=0,
+        device=CPU.device,
+    )
+    return make_table(clips, [rows])
 
 
 def prepare_clips(

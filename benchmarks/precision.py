@@ -20,16 +20,13 @@ import pandas as pd
 import torch
 
 from benchmarks.common import markdown, write_result
-from benchmarks.learning import CPU, numbers_of, prepare_clips
+from benchmarks.learning import CPU, numbers_of, predict_with, prepare_clips
 from k400tiny_lib.config import Config
 from k400tiny_lib.config.recipes import load_recipe
 from k400tiny_lib.data.annotations import Annotations, read_annotations
 from k400tiny_lib.data.loading.frame_cache import resolve_frame_cache
 from k400tiny_lib.data.sources.base import open_source
-from k400tiny_lib.evaluation.predictions import make_table, predict_clips
-from k400tiny_lib.evaluation.views import ViewProtocol
 from k400tiny_lib.files import atomic_write
-from k400tiny_lib.models.loaded import Geometry
 from k400tiny_lib.system import available_cores, cpu_name
 from k400tiny_lib.training.loop import fit
 from k400tiny_lib.training.worker import make_train_state
@@ -66,19 +63,7 @@ def train(config: Config, annotations: Annotations, side: str) -> Run:
     start = time.perf_counter()
     fit(state, lambda state, metrics, is_best: losses.append(metrics["train_loss"]))
     seconds = time.perf_counter() - start
-    test = annotations.splits["test"]
-    rows = predict_clips(
-        state.evaluated_model.eval(),
-        test,
-        range(len(test)),
-        Path(config.data_path),
-        Geometry.trained_with(config),
-        ViewProtocol(1, 1),
-        batch_size=config.batch_size,
-        num_workers=0,
-        device=CPU.device,
-    )
-    table = make_table(test, [rows])
+    table = predict_with(state, annotations.splits["test"])
     likelihood = [float(row[f"prob_{row['target']}"]) for row in table.to_dict("records")]
     loss = -sum(math.log(max(value, 1e-12)) for value in likelihood) / len(likelihood)
     top1 = 100 * float((table["predicted"] == table["target"]).mean())

@@ -20,12 +20,11 @@ import click
 import pandas as pd
 
 from benchmarks.common import markdown, write_result
-from benchmarks.learning import CPU, OURS, prepare_clips
+from benchmarks.learning import CPU, OURS, predict_with, prepare_clips
 from k400tiny_lib.config import Config
-from k400tiny_lib.data.annotations import Annotations, Clip
+from k400tiny_lib.data.annotations import Annotations
 from k400tiny_lib.data.loading.frame_cache import resolve_frame_cache
 from k400tiny_lib.evaluation.calibration import calibrate
-from k400tiny_lib.evaluation.predictions import make_table, predict_clips
 from k400tiny_lib.evaluation.shift.unknown import join_unknown, judge_unknown, predict_unknown
 from k400tiny_lib.evaluation.shift.unknown_clips import UnknownClips
 from k400tiny_lib.evaluation.threshold import choose_threshold
@@ -76,13 +75,7 @@ def measure(config: Config, annotations: Annotations, label: str) -> dict[str, A
         "device": CPU.device,
     }
 
-    def table_of(clips: Sequence[Clip]) -> pd.DataFrame:
-        rows = predict_clips(
-            model, clips, range(len(clips)), data_path, geometry, protocol, **options
-        )
-        return make_table(clips, [rows])
-
-    val, test = table_of(known.splits["val"]), table_of(known.splits["test"])
+    val, test = (predict_with(state, known.splits[split]) for split in ("val", "test"))
     calibration = calibrate(val, test)
     threshold = choose_threshold(val, test, calibration.temperature)
     target = annotations.categories[label]

@@ -22,6 +22,7 @@ from k400tiny_lib.media.folders import (
     LocalFolders,
     RemoteFolders,
 )
+from k400tiny_lib.media.frame_names import natural_order
 from k400tiny_lib.media.frames import is_frame
 
 NOT_UTF8 = "its name is not UTF-8"
@@ -75,6 +76,14 @@ class Listing:
     left_out: Mapping[str, str]
     own: tuple[str, ...] = ()
     stamps: Stamps | None = None
+
+    def to_label(self) -> tuple[list[str], dict[str, str]]:
+        """The clips to label in natural order of their names, and what cannot be read -> why."""
+        broken = {clip: why for clip in self.clips if (why := self.frame_folders.get(clip))}
+        unusable = {**self.unusable, **broken}
+        sound = (clip for clip in self.clips if clip not in unusable)
+        names = sorted(sound, key=lambda name: [natural_order(part) for part in name.split("/")])
+        return names, unusable
 
 
 def list_directory(root: Path, parameter: str, needed: str, *, is_clip: bool = False) -> Listing:

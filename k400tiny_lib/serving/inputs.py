@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from k400tiny_lib.errors import UserError, printable
 from k400tiny_lib.files import problem_of
-from k400tiny_lib.media.frame_names import natural_order
 from k400tiny_lib.media.listing import describe_left_out, list_directory, may_be_clips
 from k400tiny_lib.media.video import VIDEO_SUFFIXES
 
@@ -66,11 +65,8 @@ def find_inputs(path: Path) -> Inputs:
     if not path.is_dir():
         raise UserError(f"input: {shown} is no regular file. Needed: {_NEEDED}.")
     listing = list_directory(path, "input", _NEEDED, is_clip=True)
-    problems = dict(listing.unusable)
-    problems |= {clip: why for clip in listing.clips if (why := listing.frame_folders.get(clip))}
+    names, problems = listing.to_label()
     unusable = [f"{printable(str(path / name))}: {why}." for name, why in problems.items()]
-    sound = (name for name in listing.clips if name not in problems)
-    names = sorted(sound, key=lambda name: [natural_order(part) for part in name.split("/")])
     if not names and not unusable:
         raise UserError(
             f"input: {shown} holds no clips{_instead(listing.left_out)}. Needed: {_CLIPS}."

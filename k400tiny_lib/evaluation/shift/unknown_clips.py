@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from k400tiny_lib.errors import UserError, printable
 from k400tiny_lib.files import combine_named_digests, file_digest, problem_of
-from k400tiny_lib.media.frame_names import natural_order
 from k400tiny_lib.media.frames import clip_digest, list_frames, read_images
 from k400tiny_lib.media.listing import list_directory
 from k400tiny_lib.media.picture import Image
@@ -42,10 +41,7 @@ def find_unknown(path: Path) -> UnknownClips:
     if path.is_file():
         return UnknownClips({path.name: path}, {}, {})
     listing = list_directory(path, "unknown_path", _NEEDED, is_clip=True)
-    unusable = dict(listing.unusable)
-    unusable |= {clip: why for clip in listing.clips if (why := listing.frame_folders.get(clip))}
-    sound = (clip for clip in listing.clips if clip not in unusable)
-    names = sorted(sound, key=lambda name: [natural_order(part) for part in name.split("/")])
+    names, unusable = listing.to_label()
     if not names:
         raise UserError(
             f"unknown_path: {shown} holds no readable clips. Needed: folders of .jpg or .png "
