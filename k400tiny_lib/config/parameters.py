@@ -99,8 +99,8 @@ class Config(
     """Checkpoint (best.pt): a path or an artifact URI; `auto` for that of the newest train, `none`
     where `weights` is given."""
     weights: str = param(NONE, *_WITH_MODEL)
-    """torchvision weights (R2Plus1D_18_Weights.KINETICS400_V1); `none` for scratch or a
-    checkpoint."""
+    """torchvision weights (R2Plus1D_18_Weights.KINETICS400_V1); `imagenet` for those of the network
+    of tsn_efficientnet_lite0, in train only; `none` for scratch or a checkpoint."""
     load_model: str = param(NONE, "train", is_input=True)
     """Checkpoint to start from: a path or an artifact URI; `none` for no checkpoint."""
     num_classes: Count | Auto = param(AUTO, "train")
@@ -126,8 +126,9 @@ class Config(
     into mapped files, `auto` does so if they fit the free disk twice."""
     cache_dir: str = param(".k400tiny/frames", "train", affects_result=False)
     """Where packed frames are kept, named by content."""
-    split: Literal["train", "val", "test"] = param("test", "evaluate")
-    """Split to evaluate."""
+    split: Literal["train", "val", "test", "all"] = param("test", "evaluate")
+    """Split to evaluate; `all` for every clip, each predicted by a head that was trained without
+    its source (only for a checkpoint of train_layers=head)."""
     num_clips: Count = param(1, "evaluate")
     """Temporal views of a video, averaged."""
     num_crops: Annotated[int, Field(ge=1, le=3)] = param(1, "evaluate")
@@ -142,6 +143,12 @@ class Config(
     """Passes over the training clips."""
     patience: NonNegativeInt = param(0, "train")
     """Epochs without a better val_acc1 after which training stops; 0 for never."""
+    train_layers: Literal["all", "last_stage", "head"] = param("all", "train")
+    """Layers that learn: all, the last stage of the backbone and the head, or the head alone, whose
+    input is then computed once for each clip and view."""
+    feature_views: Count = param(4, "train")
+    """Augmented views of a training clip that train_layers=head learns from; the epochs take turns
+    in them."""
     freeze_epochs: NonNegativeInt = param(0, "train")
     """First epochs of fine-tuning in which only the head learns."""
     optimizer: Literal["sgd", "adamw"] = param("sgd", "train")

@@ -29,9 +29,10 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowClient]
     folder, previous = tmp_path_factory.mktemp("registry"), mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
     client = MlflowClient()
-    mlflow.set_experiment(experiment_id=client.create_experiment("rollback", f"{folder}/artifacts"))
-    yield client
-    mlflow.set_experiment(experiment_id="0")
+    experiment = client.create_experiment("rollback", f"{folder}/artifacts")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mlflow.tracking.fluent._active_experiment_id", experiment)
+        yield client
     mlflow.set_tracking_uri(previous)
 
 
