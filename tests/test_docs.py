@@ -1,7 +1,7 @@
 """What the documentation says is there: files, parameters, values, rooms."""
 
-import importlib.util
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -59,9 +59,5 @@ def test_each_link_leads_somewhere(page: Path) -> None:
 
 
 def test_the_picture_of_the_house_is_that_of_the_code() -> None:
-    path = REPOSITORY / "docs" / "architecture.py"
-    spec = importlib.util.spec_from_file_location("architecture", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module.page() == module.PAGE.read_text(), "run python docs/architecture.py"
+    made = runpy.run_path(str(REPOSITORY / "docs" / "architecture.py"))
+    assert made["page"]() == made["PAGE"].read_text(), "run python docs/architecture.py"
