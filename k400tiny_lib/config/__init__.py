@@ -2,7 +2,8 @@
 
 from k400tiny_lib.config.declaration import AUTO, NONE
 from k400tiny_lib.config.parameters import PARAMETERS, Config
-from k400tiny_lib.config.steps import CHAIN, STEPS, parameters_of, read_config, resolve
+from k400tiny_lib.config.reading import read_config
+from k400tiny_lib.config.steps import CHAIN, STEPS, parameters_of, resolve
 
 __all__ = [
     "AUTO",

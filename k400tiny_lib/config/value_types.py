@@ -22,6 +22,8 @@ def _resolve_clip_size(value: Any, info: ValidationInfo) -> Any:
 
 
 Auto = Literal["auto"]
+Augmentation = Literal["none", "flip", "standard", "strong"]
+Scheduler = Literal["constant", "step", "exponential", "cosine"]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what NumPy takes
 Fraction = Annotated[float, Field(gt=0, lt=1)]

@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 
 from k400tiny_lib.config import AUTO, NONE, STEPS, Config, parameters_of
 from k400tiny_lib.errors import UserError, hide_passwords, one_line
-from k400tiny_lib.files import problem_of, writing_to
+from k400tiny_lib.files import ARTIFACT_SCHEMES, problem_of, writing_to
 from k400tiny_lib.leftovers import Mark, temporary_directory
 from k400tiny_lib.remote_files import fetch
 from k400tiny_lib.tracking.naming import NOTE_TAG, initial_name, name_run
@@ -51,7 +51,10 @@ def step_run(step: str, config: Config) -> Iterator[Run]:
         UserError: if the tracking store cannot be used.
     """
     move_password_to_environment()
-    if step == "main":  # its last line is the address; MLflow prints it for every run, twice
+    if step in (
+        "main",
+        "tune",
+    ):  # its last line is the address; MLflow prints it for every run, twice
         os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     launched = "MLFLOW_RUN_ID" in os.environ  # start_run deletes it
     with _temporary_directory():
@@ -199,7 +202,7 @@ def local_copy(uri: str, parameter: str) -> Path:
     Raises:
         UserError: if nothing is there.
     """
-    if not uri.startswith(("runs:/", "models:/", "mlflow-artifacts:/", "dbfs:/")):
+    if not uri.startswith(ARTIFACT_SCHEMES):
         path = fetch(uri, parameter)
         if problem := problem_of(path):
             raise UserError(f"{parameter}: {uri} {problem}. Needed: a path or an artifact URI.")
@@ -209,6 +212,20 @@ def local_copy(uri: str, parameter: str) -> Path:
         return Path(mlflow.artifacts.download_artifacts(uri))
     except Exception as error:  # every artifact store raises its own
         raise UserError(f"{parameter}: {uri} cannot be fetched: {one_line(error)}") from None
+
+
+def read_artifact(uri: str, parameter: str) -> bytes:
+    """The content of a file among the artifacts, before the step has a run.
+
+    Raises:
+        UserError: if there is no such file.
+    """
+    move_password_to_environment()
+    with _temporary_directory():
+        path = local_copy(uri, parameter)
+        if path.is_dir():
+            raise UserError(f"{parameter}: {uri} is a directory. Needed: a file.")
+        return path.read_bytes()
 
 
 def local_inputs(config: Config, *names: str) -> Config:

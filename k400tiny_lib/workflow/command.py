@@ -8,8 +8,10 @@ from collections.abc import Callable
 import click
 
 from k400tiny_lib.config import PARAMETERS, STEPS, Config, resolve
+from k400tiny_lib.config.recipes import read_recipe_file
 from k400tiny_lib.config.steps import default_text, unknown_parameter
 from k400tiny_lib.errors import UserError, hide_passwords
+from k400tiny_lib.files import ARTIFACT_SCHEMES
 from k400tiny_lib.workflow import signals
 
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130  # exit codes
@@ -37,6 +39,8 @@ def click_command(step: str) -> click.Command:
     for name in STEPS[step].params:
         parameter, default = PARAMETERS[name], default_text(step, name)
         note = "required" if default is None else f"default: {default}"
+        if step == "tune" and parameter.search:
+            note += f"; search: {parameter.search.text}"
         names = [name, f"--{name}"]
         if parameter.also and step in parameter.steps:
             names.append(f"--{parameter.also}")
@@ -64,7 +68,16 @@ def parse_arguments(step: str, arguments: list[str]) -> Config | None:
         raise unknown_parameter(step, error.option_name.lstrip("-")) from None
     except click.ClickException as error:
         raise UserError(error.format_message()) from None
-    return resolve(step, texts) if isinstance(texts, dict) else None
+    return resolve(step, texts, _read_recipe) if isinstance(texts, dict) else None
+
+
+def _read_recipe(uri: str) -> bytes:
+    """The content of a recipe at a path or URI, artifact URIs included."""
+    if not uri.startswith(ARTIFACT_SCHEMES):
+        return read_recipe_file(uri)
+    from k400tiny_lib.tracking.runs import read_artifact
+
+    return read_artifact(uri, "recipe")
 
 
 def _run(step: str, function: Callable[[Config], None], arguments: list[str]) -> int:
