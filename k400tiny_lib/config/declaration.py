@@ -73,6 +73,7 @@ def param(
     handed_over: bool = False,
     also: str = "",
     search: Range | Literal["choices"] | None = None,
+    theme: str = "",
 ) -> Any:
     """Declare a field of `Config` as a parameter; see `Parameter` for the arguments."""
     declared: dict[str, Any] = {
@@ -85,6 +86,7 @@ def param(
         "handed_over": handed_over,
         "also": also,
         "search": search,
+        "theme": theme,
     }
     return Field(default, json_schema_extra={"declared": declared})
 
@@ -110,6 +112,7 @@ class Parameter:
         handed_over: whether a step of the chain produces it, so that `main` does not take it.
         also: a second name of the option in `steps`.
         search: what `tune` can try, "choices" being all that are allowed; None for nothing.
+        theme: heading in `--help`; declared by the first parameter of each.
     """
 
     help: str
@@ -125,25 +128,29 @@ class Parameter:
     handed_over: bool
     also: str
     search: Range | None
+    theme: str
 
 
 def declared_parameters(model: type[BaseModel]) -> dict[str, Parameter]:
     """The parameters that a model's fields declare with `param`, by name, in their order."""
-    return {
-        name: Parameter(
+    parameters, theme = {}, ""
+    for name, schema in model.model_json_schema()["properties"].items():
+        theme = schema["declared"]["theme"] or theme
+        parameters[name] = Parameter(
             help=" ".join(schema["description"].split()),
             default=schema["default"],
             allowed=_in_words(schema),
             type=_MLPROJECT_TYPES[schema.get("anyOf", [schema])[0]["type"]],
-            **schema["declared"] | {"search": _range(schema)},
+            **schema["declared"] | {"search": _range(schema), "theme": theme},
         )
-        for name, schema in model.model_json_schema()["properties"].items()
-    }
+    return parameters
 
 
 def _range(schema: dict[str, Any]) -> Range | None:
-    search: Range | str | None = schema["declared"]["search"]
-    return Range(choices=tuple(schema["enum"])) if isinstance(search, str) else search
+    search = schema["declared"]["search"]  # pydantic has made a dictionary of a Range
+    if search == "choices":
+        return Range(choices=tuple(schema["enum"]))
+    return Range(**search | {"choices": ()}) if search else None
 
 
 def _in_words(schema: dict[str, Any]) -> str:

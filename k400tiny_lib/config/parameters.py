@@ -44,8 +44,7 @@ class Config(
 ):
     """The parameters of a step, typed and checked; those it does not take keep their default."""
 
-    # --- the chain ------------------------------------------------------------------------------
-    recipe: str = param(AUTO, *_CHAINS, in_recipe=False)
+    recipe: str = param(AUTO, *_CHAINS, in_recipe=False, theme="The run")
     """Set of parameters: a name in recipes/, or a path or artifact URI of a YAML file; `auto` is
     sample or k400tiny, depending on data_path."""
     description: str = param(NONE, *_CHAINS, "train", affects_result=False)
@@ -58,8 +57,7 @@ class Config(
     storage: str = param(AUTO, "tune", affects_result=False, in_recipe=False)
     """SQLite file or SQLAlchemy URL that keeps the trials; `auto` is .k400tiny/tuning.db."""
 
-    # --- data -----------------------------------------------------------------------------------
-    input: str = param("", "predict", required_in=("predict",))
+    input: str = param("", "predict", required_in=("predict",), theme="Data")
     """A frame folder, a video file, or a directory of either."""
     data_path: str = param(
         SAMPLE, "prepare_data", *_WITH_MODEL, auto_in=_WITH_MODEL, in_recipe=False
@@ -97,8 +95,7 @@ class Config(
     """annotations.json: a path or an artifact URI (runs:/...); `auto` for those that the checkpoint
     was trained with, and in train for those of the newest prepare_data."""
 
-    # --- model ----------------------------------------------------------------------------------
-    model: Model = param(DEFAULT_MODEL, "train")
+    model: Model = param(DEFAULT_MODEL, "train", theme="Model")
     """Architecture."""
     checkpoint: str = param(NONE, *_SCORED, auto_in=_SCORED, is_input=True, handed_over=True)
     """Checkpoint (best.pt): a path or an artifact URI; `auto` for that of the newest train, `none`
@@ -113,8 +110,7 @@ class Config(
     dropout: Rate = param(0.0, "train", search=Range(0.0, 0.7))
     """Dropout before the head."""
 
-    # --- clips ----------------------------------------------------------------------------------
-    clip_len: ClipLen = param(AUTO, "train")
+    clip_len: ClipLen = param(AUTO, "train", theme="Clips")
     """Frames of a clip; `auto` is the model's number."""
     resize_size: ClipPixels = param(AUTO, "train")
     """Short side of the resized frames, in pixels; `auto` is the model's number."""
@@ -143,8 +139,7 @@ class Config(
     num_workers: NonNegativeInt | Auto = param(AUTO, "train", "evaluate", affects_result=False)
     """Loader processes per training process; `auto` shares the cores (none for light clips)."""
 
-    # --- optimization ---------------------------------------------------------------------------
-    num_epochs: Count = param(30, "train")
+    num_epochs: Count = param(30, "train", theme="Optimization")
     """Passes over the training clips."""
     patience: NonNegativeInt = param(0, "train")
     """Epochs without a better val_acc1 after which training stops; 0 for never."""
@@ -190,8 +185,9 @@ class Config(
     seed: Seed = param(0, "prepare_data", "train")
     """Seed of the splits, the weights and the order of the clips."""
 
-    # --- checkpoints and progress ---------------------------------------------------------------
-    checkpoint_dir: str = param(AUTO, "train", affects_result=False)
+    checkpoint_dir: str = param(
+        AUTO, "train", affects_result=False, theme="Checkpoints and progress"
+    )
     """Where last.pt, previous.pt and best.pt are written; `auto` is checkpoints/<run id>."""
     save_every: Count = param(1, "train", affects_result=False)
     """Epochs between two writes of last.pt."""
@@ -203,8 +199,7 @@ class Config(
     print_interval: NonNegativeInt = param(0, "train", affects_result=False)
     """Batches between two progress lines; 0 for one per epoch."""
 
-    # --- launch ---------------------------------------------------------------------------------
-    nproc_per_node: Count | Auto = param(AUTO, "train", "evaluate")
+    nproc_per_node: Count | Auto = param(AUTO, "train", "evaluate", theme="Processes and nodes")
     """Processes per node; `auto` is one per GPU, or one on a CPU."""
     nnodes: Count = param(1, "train")
     """Nodes that train together."""
@@ -220,8 +215,7 @@ class Config(
     """Id of the MLflow run to show this run under, the same for all nodes (`mlflow runs create`
     makes one); `none` for no parent."""
 
-    # --- evaluation -----------------------------------------------------------------------------
-    robustness: bool = param(True, "evaluate")
+    robustness: bool = param(True, "evaluate", theme="Evaluation")
     """Measure accuracy under changed light, blur, compression, lost and reversed frames."""
     unknown_path: str = param(NONE, "evaluate", is_input=True)
     """Clips of none of the model's classes, a directory or URI as predict takes it: the report says
@@ -230,8 +224,7 @@ class Config(
     """Other model on the same clips: a run of evaluate (its id or runs:/<id>), predictions.csv (a
     path or URI) or a registered model (models:/...)."""
 
-    # --- export ---------------------------------------------------------------------------------
-    evaluation: str = param(NONE, "export_onnx", is_input=True, handed_over=True)
+    evaluation: str = param(NONE, "export_onnx", is_input=True, handed_over=True, theme="Export")
     """Run of evaluate on the same model (its id or runs:/<id>), or the folder of its results: gives
     the temperature and skips scoring."""
     opset: Annotated[int, Field(ge=18, le=23)] = param(18, "export_onnx")
@@ -252,8 +245,7 @@ class Config(
     """When the new version becomes `champion`: `better` if it beats the present one on the test
     clips, `always` or `never`. The first version always does."""
 
-    # --- registry and use -----------------------------------------------------------------------
-    model_uri: str = param(AUTO, "predict")
+    model_uri: str = param(AUTO, "predict", theme="Registry and use")
     """Model to use; `auto` is models:/<registered_model_name>@champion."""
     version: Version = param("", "promote", required_in=("promote",))
     """Version to make champion: its number, an alias, or `previous` for the champion before."""
@@ -278,8 +270,9 @@ class Config(
     device: Literal["auto", "cpu", "cuda"] = param(AUTO, "predict")
     """Inference device; `auto` is CUDA where ONNX Runtime offers it."""
 
-    # --- how the chain runs ---------------------------------------------------------------------
-    use_cache: bool = param(True, *_CHAINS, affects_result=False, in_recipe=False)
+    use_cache: bool = param(
+        True, *_CHAINS, affects_result=False, in_recipe=False, theme="How main runs"
+    )
     """Re-use finished steps whose code, parameters and inputs are the same."""
     env_manager: Literal["local", "conda", "virtualenv", "uv"] = param(
         "local", *_CHAINS, affects_result=False, in_recipe=False

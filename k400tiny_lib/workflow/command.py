@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from itertools import groupby
 
 import click
 
@@ -33,6 +34,20 @@ def step_command(step: str) -> Callable[[Callable[[Config], None]], Callable[[],
     return decorate
 
 
+class _ByTheme(click.Command):
+    """A command whose `--help` lists the options under the headings of their parameters."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for theme, options in groupby(self.get_params(ctx), _theme):
+            with formatter.section(theme):
+                records = [option.get_help_record(ctx) for option in options]
+                formatter.write_dl([record for record in records if record], col_max=26)
+
+
+def _theme(option: click.Parameter) -> str:
+    return PARAMETERS[option.name].theme if option.name in PARAMETERS else "Help"
+
+
 def click_command(step: str) -> click.Command:
     """The click command of a step: one option per parameter, all text, checked by `config`."""
     options: list[click.Parameter] = []
@@ -46,7 +61,7 @@ def click_command(step: str) -> click.Command:
             names.append(f"--{parameter.also}")
         help_text = f"{parameter.help} [{parameter.allowed}; {note}]"
         options.append(click.Option(names, help=help_text, metavar="VALUE"))
-    return click.Command(
+    return _ByTheme(
         step,
         params=options,
         help=STEPS[step].help,
