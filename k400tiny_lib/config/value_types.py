@@ -24,6 +24,7 @@ def _resolve_clip_size(value: Any, info: ValidationInfo) -> Any:
 ALL_LAYERS: Final = "all"
 LAST_STAGE: Final = "last_stage"
 HEAD: Final = "head"
+ALL_CLIPS: Final = "all"  # in place of a split
 TrainLayers = Literal["all", "last_stage", "head"]
 
 Auto = Literal["auto"]
