@@ -1,7 +1,7 @@
 """split=all and the doubted labels: nobody judges a clip who has learned from its source."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,19 @@ from sklearn.linear_model import LogisticRegression
 from k400tiny_lib.config import Config, resolve
 from k400tiny_lib.data.annotations import Annotations, Clip, read_annotations
 from k400tiny_lib.errors import UserError
+from k400tiny_lib.evaluation import evaluation as evaluation_module
 from k400tiny_lib.evaluation.cross_validation import doubted_labels as doubted_module
 from k400tiny_lib.evaluation.cross_validation import features as features_module
 from k400tiny_lib.evaluation.cross_validation.doubted_labels import doubt_labels, doubted_positions
-from k400tiny_lib.evaluation.cross_validation.features import compute_features
-from k400tiny_lib.evaluation.cross_validation.folds import assign_folds, cross_validate, fit_head
+from k400tiny_lib.evaluation.cross_validation.features import compute_features, features_protocol
+from k400tiny_lib.evaluation.cross_validation.folds import (
+    assign_folds,
+    cross_validate,
+    cross_validated_clips,
+    fit_head,
+)
 from k400tiny_lib.evaluation.evaluation import Evaluation, evaluate_predictions, evaluate_split
+from k400tiny_lib.evaluation.gradcam import Gallery
 from k400tiny_lib.evaluation.predictions import predict_clips, probabilities_of
 from k400tiny_lib.evaluation.report import Provenance, render_report
 from k400tiny_lib.evaluation.views import ViewProtocol
@@ -113,7 +120,7 @@ def test_folds_are_stratified_and_every_class_with_two_sources_is_known() -> Non
     folds, known = assign_folds(targets, [f"s{n}" for n in range(40)])
     assert known.all()
     assert (folds[::2] != folds[1::2]).all()
-    assert set(np.bincount(folds)) == {8}
+    assert set(np.bincount(folds)) == {20}
     targets = np.repeat([0, 1], 30)
     folds, known = assign_folds(targets, [f"s{n // 3}" for n in range(60)])
     assert known.all()
@@ -193,6 +200,14 @@ def test_the_list_has_only_contradicted_labels_and_is_sorted_by_doubt() -> None:
     assert doubted_positions(sure.assign(target=0)) == []  # a single class
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_gallery() -> Iterator[None]:
+    """Grad-CAM takes most of an evaluation's seconds, and is another test's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation_module, "make_gallery", lambda *arguments: Gallery([], []))
+        yield
+
+
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     """3 classes of 3 sources with a clip in each split, and a checkpoint of train_layers=head."""
@@ -237,7 +252,7 @@ def test_split_all_predicts_every_clip_once(config: Config, whole: Evaluation) -
     names = ["predictions.csv", "per_class.csv", "doubted_labels.csv", "calibration.json"]
     assert list(files) == names
     assert json.loads(files["calibration.json"])["statement"].endswith("heads than the model has.")
-    several = evaluate_split(config.replace(batch_size=3, num_clips=2), start_workers=workers(4))
+    several = evaluate_split(config.replace(batch_size=4, num_crops=3), start_workers=workers(2))
     np.testing.assert_array_equal(several.table["clip_predicted"], whole.table["predicted"])
     assert not np.allclose(probabilities_of(several.table), probabilities_of(whole.table))
 
@@ -271,6 +286,12 @@ def test_the_test_split_gets_the_same_list_and_its_predictions_of_the_model_itse
     assert sentence.startswith("No list: train_layers=all has trained the backbone")
     assert "-P train_layers=head" in sentence
 
+    def nobody(job: Job) -> None:
+        raise AssertionError("predicted")
+
+    with pytest.raises(UserError, match=r"^split: all, but train_layers=all has"):
+        evaluate_split(other, start_workers=nobody)
+
 
 def test_the_features_are_the_input_of_the_models_own_head(config: Config) -> None:
     loaded = load_model(config)
@@ -293,18 +314,12 @@ def test_the_features_are_the_input_of_the_models_own_head(config: Config) -> No
         ({"train_layers": "head", "load_model": "x.pt"}, "the backbone of load_model=x.pt may"),
     ],
 )
-def test_a_backbone_that_may_know_the_clips_is_refused_before_anything_is_predicted(
-    config: Config, tmp_path: Path, trained: dict[str, str], message: str
+def test_a_backbone_that_may_know_the_clips_is_refused(
+    trained: dict[str, str], message: str
 ) -> None:
-    checkpoint = write_checkpoint(tmp_path / "best.pt", **trained)
-
-    def nobody(job: Job) -> None:
-        raise AssertionError("predicted")
-
-    with pytest.raises(
-        UserError, match=rf"^split: all, but {message}.* Needed: .*train_layers=head"
-    ):
-        evaluate_split(config.replace(checkpoint=str(checkpoint)), start_workers=nobody)
+    annotations, _ = synthetic()
+    with pytest.raises(UserError, match=rf"^split: all, but {message}.* Needed: .*=head"):
+        cross_validated_clips(annotations, Config(**trained))
 
 
 def test_split_all_is_refused_with_what_it_cannot_be_combined_with() -> None:
@@ -330,7 +345,8 @@ def test_the_list_is_not_made_unasked_for_many_clips(
     evaluation = evaluate_split(changed, start_workers=workers(1))
     assert evaluation.labels.missing.startswith("No list: it takes the features of all 9 clips")
     assert "-P split=all" in evaluation.labels.missing
-    assert not evaluate_split(config, start_workers=workers(1)).labels.missing
+    annotations = read_annotations(Path(config.annotations))
+    assert features_protocol(config, annotations, Config(train_layers="head"))
 
 
 def test_a_doubted_label_is_shown_with_its_suggestion_and_frames(

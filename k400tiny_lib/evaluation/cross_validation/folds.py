@@ -93,14 +93,10 @@ def cross_validate(
     predicted = np.flatnonzero(known)
     if not len(predicted):
         return None
-    probabilities = np.zeros((len(clips), num_classes))
-    of_center = np.zeros_like(probabilities)
-    for fold in np.unique(folds[predicted]):
-        held_out, fitted = folds == fold, folds != fold
-        head = fit_head(features[fitted], targets[fitted])
-        cells = np.ix_(held_out, head.classes_)
-        probabilities[cells] = head.predict_proba(features[held_out])
-        of_center[cells] = head.predict_proba(center[held_out])
+    probabilities = _predict(features, targets, folds, num_classes)
+    of_center = probabilities
+    if not np.array_equal(center, features):  # several views
+        of_center = _predict(center, targets, folds, num_classes)
     rows = probability_columns(probabilities).assign(clip_predicted=of_center.argmax(1))
     kept = [clips[position] for position in predicted]
     names = annotations.class_names
@@ -111,6 +107,18 @@ def cross_validate(
         num_folds=len(np.unique(folds[predicted])),
         alone=dict(sorted(Counter(names[target] for target in targets[~known]).items())),
     )
+
+
+def _predict(features: Floats, targets: Ints, folds: Ints, num_classes: int) -> Floats:
+    """Class probabilities, float64 (N, num_classes), by heads fitted to the other folds."""
+    probabilities = np.zeros((len(features), num_classes))
+    for fold in np.unique(folds):
+        held_out, fitted = folds == fold, folds != fold
+        if len(np.unique(targets[fitted])) > 1:
+            head = fit_head(features[fitted], targets[fitted])
+            cells = np.ix_(held_out, head.classes_)
+            probabilities[cells] = head.predict_proba(features[held_out])
+    return probabilities
 
 
 def fit_head(features: Floats, targets: Ints) -> Pipeline:
