@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from k400tiny_lib.config.declaration import AUTO, NONE
+from k400tiny_lib.config.declaration import AUTO, IMAGENET, NONE
 from k400tiny_lib.config.directories import with_local_directories
 from k400tiny_lib.config.model_names import check_model_names, check_new_names, name_models
 from k400tiny_lib.config.parameters import MIXING_AUGMENTATIONS, PARAMETERS, SAMPLE, Config
@@ -179,6 +179,7 @@ def check_together(config: Config, step: str) -> None:
         )
     if config.weights != NONE and config.load_model != NONE:
         raise UserError("load_model: weights is given too. Needed: one of them, the other `none`.")
+    _check_imagenet(config, step)
     if step in ("evaluate", "export_onnx") and (
         (config.checkpoint == NONE) == (config.weights == NONE)
     ):
@@ -202,6 +203,22 @@ def check_together(config: Config, step: str) -> None:
     _check_windows(config)
     if config.data_path == SAMPLE and config.gt_csv != NONE:
         raise UserError("gt_csv: the rendered sample has its own. Give data_path too.")
+
+
+def _check_imagenet(config: Config, step: str) -> None:
+    if config.weights != IMAGENET:
+        return
+    if step in ("evaluate", "export_onnx"):
+        raise UserError(
+            f"weights: imagenet is a backbone without a head, which {step} cannot use. Needed: "
+            "the checkpoint of a training with it (train -P weights=imagenet)."
+        )
+    models = [name for name, architecture in ARCHITECTURES.items() if architecture.imagenet]
+    if config.model not in models:
+        raise UserError(
+            f"weights: imagenet is not of model={config.model}. Needed: model={models[0]}, or the "
+            "weights of this model."
+        )
 
 
 def _check_windows(config: Config) -> None:
