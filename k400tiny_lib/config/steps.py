@@ -12,6 +12,7 @@ from k400tiny_lib.config.directories import with_local_directories
 from k400tiny_lib.config.model_names import check_model_names, check_new_names, name_models
 from k400tiny_lib.config.parameters import MIXING_AUGMENTATIONS, PARAMETERS, SAMPLE, Config
 from k400tiny_lib.config.recipes import load_recipe
+from k400tiny_lib.config.value_types import HEAD
 from k400tiny_lib.errors import UserError, is_utf8, printable
 from k400tiny_lib.models.architectures import ARCHITECTURES
 
@@ -188,6 +189,11 @@ def check_together(config: Config, step: str) -> None:
         raise UserError(
             f"freeze_epochs: {config.freeze_epochs}, but the backbone starts from scratch. "
             "Needed: weights or load_model, or 0."
+        )
+    if config.freeze_epochs and config.train_layers == HEAD:
+        raise UserError(
+            f"freeze_epochs: {config.freeze_epochs}, but with train_layers=head only the head ever "
+            "learns. Needed: 0, or train_layers=all or last_stage."
         )
     if step == "export_onnx" and config.annotations == NONE:
         for name in ("quantize", "evaluation"):
