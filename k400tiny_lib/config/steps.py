@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from k400tiny_lib.config.declaration import AUTO, NONE
+from k400tiny_lib.config.declaration import AUTO, IMAGENET, NONE
 from k400tiny_lib.config.directories import with_local_directories
 from k400tiny_lib.config.model_names import check_model_names, check_new_names, name_models
 from k400tiny_lib.config.parameters import MIXING_AUGMENTATIONS, PARAMETERS, SAMPLE, Config
@@ -180,6 +180,7 @@ def check_together(config: Config, step: str) -> None:
         )
     if config.weights != NONE and config.load_model != NONE:
         raise UserError("load_model: weights is given too. Needed: one of them, the other `none`.")
+    _check_imagenet(config, step)
     if step in ("evaluate", "export_onnx") and (
         (config.checkpoint == NONE) == (config.weights == NONE)
     ):
@@ -228,6 +229,22 @@ def _check_all_clips(config: Config, step: str) -> None:
         raise UserError(
             f"compare_with: {config.compare_with} may have learned from the clips that split=all "
             "evaluates. Needed: another evaluation with split=all."
+        )
+
+
+def _check_imagenet(config: Config, step: str) -> None:
+    if config.weights != IMAGENET:
+        return
+    if step in ("evaluate", "export_onnx"):
+        raise UserError(
+            f"weights: imagenet is a backbone without a head, which {step} cannot use. Needed: "
+            "the checkpoint of a training with it (train -P weights=imagenet)."
+        )
+    models = [name for name, architecture in ARCHITECTURES.items() if architecture.imagenet]
+    if config.model not in models:
+        raise UserError(
+            f"weights: imagenet is not of model={config.model}. Needed: model={models[0]}, or the "
+            "weights of this model."
         )
 
 
