@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 
 AUTO: Final = "auto"
 NONE: Final = "none"
+IMAGENET: Final = "imagenet"
 
 StepName = Literal[
     "main", "tune", "prepare_data", "train", "evaluate", "export_onnx", "predict", "promote"

@@ -22,6 +22,7 @@ from k400tiny_lib.config.value_types import (
     Rate,
     Scheduler,
     Seed,
+    TrainLayers,
     Version,
 )
 
@@ -123,10 +124,10 @@ class Config(
     """Labels, separated by commas, whose clips are never mirrored (double quotes hold a label with
     commas); `none` for no label."""
     frame_cache: Literal["none", "packed", "auto"] = param(AUTO, "train", affects_result=False)
-    """Where frames come from: `none` decodes the image files each time, `packed` decodes them once
-    into mapped files, `auto` does so if they fit the free disk twice."""
+    """Where frames come from: `none` decodes image files each time, and keeps no features; `packed`
+    decodes them once into mapped files, `auto` if they fit the free disk twice and are needed."""
     cache_dir: str = param(".k400tiny/frames", "train", affects_result=False)
-    """Where packed frames are kept, named by content."""
+    """Where packed frames and features are kept, named by content."""
     split: Literal["train", "val", "test", "all"] = param("test", "evaluate")
     """Split to evaluate; `all` for every clip, each predicted by a head that was trained without
     its source (only for a checkpoint of train_layers=head)."""
@@ -143,9 +144,9 @@ class Config(
     """Passes over the training clips."""
     patience: NonNegativeInt = param(0, "train")
     """Epochs without a better val_acc1 after which training stops; 0 for never."""
-    train_layers: Literal["all", "last_stage", "head"] = param("all", "train")
+    train_layers: TrainLayers = param("all", "train")
     """Layers that learn: all, the last stage of the backbone and the head, or the head alone, whose
-    input is then computed once for each clip and view."""
+    input is then computed once for each clip and view and kept in cache_dir."""
     feature_views: Count = param(4, "train")
     """Augmented views of a training clip that train_layers=head learns from; the epochs take turns
     in them."""
@@ -190,7 +191,7 @@ class Config(
     )
     """Where last.pt, previous.pt and best.pt are written; `auto` is checkpoints/<run id>."""
     save_every: Count = param(1, "train", affects_result=False)
-    """Epochs between two writes of last.pt."""
+    """Epochs between two writes of last.pt; more where train_layers=head makes them short."""
     save_every_minutes: NonNegativeFloat = param(10.0, "train", affects_result=False)
     """Minutes between two writes of last.pt within an epoch; 0 for none."""
     resume: str = param(NONE, "train", is_input=True)

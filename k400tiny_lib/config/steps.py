@@ -5,13 +5,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from k400tiny_lib.config.declaration import AUTO, NONE
+from k400tiny_lib.config.declaration import AUTO, IMAGENET, NONE
 from k400tiny_lib.config.directories import with_local_directories
 from k400tiny_lib.config.model_names import check_model_names, check_new_names, name_models
 from k400tiny_lib.config.parameters import MIXING_AUGMENTATIONS, PARAMETERS, SAMPLE, Config
 from k400tiny_lib.config.reading import read_config
 from k400tiny_lib.config.recipes import load_recipe, read_recipe_file
 from k400tiny_lib.config.search import check_search
+from k400tiny_lib.config.value_types import ALL_CLIPS, HEAD
 from k400tiny_lib.errors import UserError, is_utf8, printable
 from k400tiny_lib.models.architectures import ARCHITECTURES
 
@@ -169,6 +170,7 @@ def check_together(config: Config, step: str) -> None:
         )
     if config.weights != NONE and config.load_model != NONE:
         raise UserError("load_model: weights is given too. Needed: one of them, the other `none`.")
+    _check_imagenet(config, step)
     if step in ("evaluate", "export_onnx") and (
         (config.checkpoint == NONE) == (config.weights == NONE)
     ):
@@ -178,6 +180,13 @@ def check_together(config: Config, step: str) -> None:
             f"freeze_epochs: {config.freeze_epochs}, but the backbone starts from scratch. "
             "Needed: weights or load_model, or 0."
         )
+    if config.freeze_epochs and config.train_layers == HEAD:
+        raise UserError(
+            f"freeze_epochs: {config.freeze_epochs}, but with train_layers=head only the head ever "
+            "learns. Needed: 0, or train_layers=all or last_stage."
+        )
+    if config.split == ALL_CLIPS:
+        _check_all_clips(config, step)
     if step == "export_onnx" and config.annotations == NONE:
         for name in ("quantize", "evaluation"):
             if getattr(config, name) != NONE:
@@ -192,6 +201,41 @@ def check_together(config: Config, step: str) -> None:
     _check_windows(config)
     if config.data_path == SAMPLE and config.gt_csv != NONE:
         raise UserError("gt_csv: the rendered sample has its own. Give data_path too.")
+
+
+def _check_all_clips(config: Config, step: str) -> None:
+    if step == "main" and (config.train_layers != HEAD or config.load_model != NONE):
+        learned = "load_model" if config.train_layers == HEAD else "train_layers"
+        raise UserError(
+            f"split: all, but with {learned}={getattr(config, learned)} the backbone may have "
+            "learned from the clips. Needed: train_layers=head without load_model, or split=test."
+        )
+    if config.unknown_path != NONE:
+        raise UserError(
+            "unknown_path: split=all answers with other heads than the model has. "
+            "Needed: split=test, or no unknown_path."
+        )
+    if config.compare_with.startswith("models:/"):
+        raise UserError(
+            f"compare_with: {config.compare_with} may have learned from the clips that split=all "
+            "evaluates. Needed: another evaluation with split=all."
+        )
+
+
+def _check_imagenet(config: Config, step: str) -> None:
+    if config.weights != IMAGENET:
+        return
+    if step in ("evaluate", "export_onnx"):
+        raise UserError(
+            f"weights: imagenet is a backbone without a head, which {step} cannot use. Needed: "
+            "the checkpoint of a training with it (train -P weights=imagenet)."
+        )
+    models = [name for name, architecture in ARCHITECTURES.items() if architecture.imagenet]
+    if config.model not in models:
+        raise UserError(
+            f"weights: imagenet is not of model={config.model}. Needed: model={models[0]}, or the "
+            "weights of this model."
+        )
 
 
 def _check_windows(config: Config) -> None:

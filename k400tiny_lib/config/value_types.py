@@ -1,6 +1,6 @@
 """Kinds of values that parameters have: type, range, and the choices that `--help` names."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, WithJsonSchema
 
@@ -20,6 +20,12 @@ def _resolve_clip_size(value: Any, info: ValidationInfo) -> Any:
     architecture = ARCHITECTURES[info.data.get("model", DEFAULT_MODEL)]
     return getattr(architecture, str(info.field_name)) if value == AUTO else value
 
+
+ALL_LAYERS: Final = "all"
+LAST_STAGE: Final = "last_stage"
+HEAD: Final = "head"
+ALL_CLIPS: Final = "all"  # in place of a split
+TrainLayers = Literal["all", "last_stage", "head"]
 
 Auto = Literal["auto"]
 Augmentation = Literal["none", "flip", "standard", "strong"]

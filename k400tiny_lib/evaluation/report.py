@@ -122,7 +122,7 @@ def _inline_svg(figure: Figure) -> Markup:
 def _facts(evaluation: Evaluation) -> list[Fact]:
     annotations, split, model = evaluation.annotations, evaluation.split, evaluation.model
     sizes = "; ".join(f"{name} {_size(annotations, name)}" for name in SPLITS)
-    lengths = [clip.num_frames for clip in annotations.splits[split]]
+    lengths = [clip.num_frames for clip in annotations.clips_of(split)]
     millions = sum(parameter.numel() for parameter in model.model.parameters()) / 1e6
     size = f"{millions:.1f} million parameters, {len(model.class_names)} classes"
     crop = model.geometry.crop_size
@@ -147,7 +147,12 @@ def _kinds_of_answers(evaluation: Evaluation) -> list[tuple[str, Marked]]:
 
 
 def _untested(evaluation: Evaluation) -> list[str]:
-    """The classes with training clips and none in the evaluated split, by name."""
+    """The classes with training clips and none in the evaluated split, by name.
+
+    With split=all these are the clips that are not predicted, which the report counts.
+    """
+    if evaluation.validation is not None:
+        return []
     trained = {clip.target for clip in evaluation.annotations.splits["train"]}
     names = evaluation.annotations.class_names
     return sorted(names[target] for target in trained - set(evaluation.table["target"]))

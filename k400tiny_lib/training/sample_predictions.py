@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from k400tiny_lib.data.loading.dataset import ClipDataset
+from k400tiny_lib.data.loading.feature_cache import CachedFeatures
 from k400tiny_lib.files import atomic_write
 from k400tiny_lib.media.sampling import uniform_indices
 from k400tiny_lib.models.weights import model_input
@@ -34,6 +35,8 @@ def sample_predictions(state: TrainState) -> tuple[Tensor, list[int], Tensor]:
         The clips uint8 (N, C, T, H, W), their targets, and probabilities float32 (N, classes).
     """
     dataset = state.val_loader.dataset
+    if isinstance(dataset, CachedFeatures):
+        dataset = dataset.pixels
     assert isinstance(dataset, ClipDataset)
     count = min(_CLIPS, len(dataset))
     shown = [dataset[position * len(dataset) // count] for position in range(count)]

@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import ExecutionException
 
-from k400tiny_lib.config import CHAIN, NONE, Config, parameters_of
+from k400tiny_lib.config import CHAIN, IMAGENET, NONE, Config, parameters_of
 from k400tiny_lib.data.sources.base import Source, open_source
 from k400tiny_lib.errors import UserError, hide_passwords
 from k400tiny_lib.evaluation.shift.unknown_clips import find_unknown
@@ -108,7 +108,11 @@ def run_prepare_data(source: Source) -> Config:
 
 def _check_initial_weights(config: Config) -> None:
     # Imported where needed: a chain of finished steps is answered without waiting for PyTorch.
-    if config.weights != NONE:
+    if config.weights == IMAGENET:
+        from k400tiny_lib.models.tsn import imagenet_file
+
+        imagenet_file()
+    elif config.weights != NONE:
         from k400tiny_lib.models.weights import find_weights
 
         find_weights(config.weights, config.model)

@@ -59,8 +59,10 @@ def write_annotated_clips(
     return root / "frames", path, annotations
 
 
-def write_checkpoint(path: Path, labels: tuple[str, ...] = LABELS, seed: int = 0) -> Path:
-    """An untrained best.pt whose predictions differ from clip to clip."""
+def write_checkpoint(
+    path: Path, labels: tuple[str, ...] = LABELS, seed: int = 0, **trained: str
+) -> Path:
+    """An untrained best.pt whose predictions differ from clip to clip; `trained` is its config."""
     torch.manual_seed(seed)
     model = build_model("r2plus1d_18", len(labels))
     with torch.no_grad():
@@ -69,7 +71,7 @@ def write_checkpoint(path: Path, labels: tuple[str, ...] = LABELS, seed: int = 0
     content = {
         "model": model.state_dict(),
         "epoch": 3,
-        "config": Config(**GEOMETRY).to_dict(),
+        "config": Config(**GEOMETRY | trained).to_dict(),
         "categories": {label: index for index, label in enumerate(labels)},
         "run_id": "",
     }
