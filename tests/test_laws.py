@@ -116,6 +116,11 @@ def test_rooms_that_start_fast_import_without(rooms: tuple[str, ...], without: s
     assert done.stdout.strip() == "False"
 
 
+def test_each_room_says_what_is_in_it() -> None:
+    inits = (REPOSITORY / LIBRARY).rglob("__init__.py")
+    assert not [path for path in inits if not ast.get_docstring(ast.parse(path.read_text()))]
+
+
 def test_rooms_are_small() -> None:
     folders = {path.parent for path in MODULES.values()}
     crowded = {
