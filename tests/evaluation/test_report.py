@@ -1,5 +1,6 @@
 """The report: a number under the right label, no request to anybody, no quoted text executed."""
 
+import html
 import re
 from pathlib import Path
 
@@ -81,7 +82,30 @@ def test_the_page_loads_nothing_and_executes_nothing(full: Evaluation, page: Pag
     assert all(address.startswith(("data:", "#")) for address in page.loaded)
     assert not page.tags & {"script", "link", "iframe", "object", "embed"}
     assert not re.findall(r"url\((?!#)|@import", text)  # url(#...) is another part of the page
-    assert page.links == ["http://tracking/r1"]
+    assert [link for link in page.links if not link.startswith("#")] == ["http://tracking/r1"]
+
+
+def test_the_first_screen_says_what_to_look_at_next_and_links_it(full: Evaluation) -> None:
+    text = render_report(full, PROVENANCE)
+    _, _, rest = text.partition('<ul class="next">')
+    advice = re.findall(r'<li><a href="#(\w+)">\w+</a>: (.*?)</li>', rest.partition("</ul>")[0])
+    assert all(f'<h2 id="{section}"' in text for section, _ in advice)
+    by_section = {section: html.unescape(words) for section, words in advice}
+    occurring = full.classes[full.classes["support"] > 0]
+    weakest = occurring.loc[occurring["f1"].idxmin()]
+    assert f"weakest class is {weakest['label']} (F1 {weakest['f1']:.2f}" in by_section["classes"]
+    pair = full.pairs.loc[full.pairs["clips"].idxmax()]
+    assert f"({pair['clips']} clips)" in by_section["confusion"]
+    assert "unknown" not in by_section  # measured here
+    width = full.scores["test_acc1_ci_high"] - full.scores["test_acc1_ci_low"]
+    assert ("facts" in by_section) == (width > 20)
+
+
+def test_every_picture_has_a_text_and_no_color_stands_alone(full: Evaluation) -> None:
+    text = render_report(full, PROVENANCE)
+    assert not re.findall(r"<img(?![^>]*alt=\"[^\"]+\")", text)
+    assert text.count("<svg") == len(re.findall(r'role="img" aria-label="[^"]+"', text))
+    assert text.count('class="bar"') == text.count('class="bar" aria-hidden="true"')
 
 
 def test_every_score_is_under_its_label(full: Evaluation, page: Page) -> None:
