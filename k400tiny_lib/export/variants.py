@@ -244,7 +244,7 @@ def compare_variants(
     speedups = np.divide(single[FLOAT32], single[name])  # round by round
     faster = float(np.quantile(speedups, 0.25)) > 1  # in three rounds of four, so not by chance
     gain = round(-drop, 2) + 0.0  # without the addition, none could be -0.00
-    measured = f"{gain:+.2f} points and {np.median(speedups):.2f} times as fast as float32"
+    measured = f"{gain:+z.2f} points and {np.median(speedups):.2f} times as fast as float32"
     kept = drop <= max_accuracy_drop and faster
     if kept:
         reason = measured

@@ -68,7 +68,7 @@ def draw_predictions(
         predicted = int(scores.argmax())
         right = predicted == target
         true, said = (short_text(str(labels.get(index, index))) for index in (target, predicted))
-        outcome = "right" if right else f"predicted {said}"
+        outcome = "correct" if right else f"predicted {said}"
         axes.set_title(
             f"{true}: {outcome}, {scores[predicted]:.0%}",
             fontsize=9,
