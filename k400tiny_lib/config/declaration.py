@@ -56,6 +56,9 @@ class Range:
             return " or ".join(self.choices)
         return f"{self.low:g} to {self.high:g}{', log' if self.log else ''}"
 
+    def __contains__(self, value: Any) -> bool:
+        return value in self.choices if self.choices else bool(self.low <= value <= self.high)
+
     @property
     def ends(self) -> tuple[Any, ...]:
         """All choices, or the smallest and the largest number."""
@@ -142,8 +145,10 @@ def declared_parameters(model: type[BaseModel]) -> dict[str, Parameter]:
 
 
 def _range(schema: dict[str, Any]) -> Range | None:
-    search: Range | str | None = schema["declared"]["search"]
-    return Range(choices=tuple(schema["enum"])) if isinstance(search, str) else search
+    search = schema["declared"]["search"]  # pydantic has made a dictionary of a Range
+    if search == "choices":
+        return Range(choices=tuple(schema["enum"]))
+    return Range(**search | {"choices": ()}) if search else None
 
 
 def _in_words(schema: dict[str, Any]) -> str:
