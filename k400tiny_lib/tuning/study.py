@@ -7,10 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-import mlflow
 import optuna
-from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 from optuna.exceptions import TrialPruned, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -21,7 +18,7 @@ from k400tiny_lib.metrics_log import Entry
 from k400tiny_lib.tuning.storage import GRACE_SECONDS, give_up, retry
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
-_TUNING_RUN = "tuning_run"  # attribute of a trial: the run of the process that runs it
+_OWNER = "owner"  # attribute of a trial: the process that runs it
 _RANDOM_TRIALS = 5  # before the sampler learns from them
 
 
@@ -59,6 +56,20 @@ class Train(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class Owner:
+    """The process that runs trials.
+
+    Attributes:
+        name: of this process.
+        has_ended: whether that of another name is known to be gone; its heartbeats say so, too, but
+            a minute later.
+    """
+
+    name: str
+    has_ended: Callable[[str], bool]
+
+
 class _Surplus(Exception):
     """Another process has begun the last trial at the same time."""
 
@@ -82,6 +93,7 @@ def run_trials(
     study: optuna.Study,
     config: Config,
     train: Train,
+    owner: Owner,
     on_trial: Callable[[FrozenTrial], None],
     poll_seconds: float = 1.0,
 ) -> None:
@@ -93,6 +105,7 @@ def run_trials(
         study: from `open_study`.
         config: the parameters of tune with the inputs of train.
         train: what a trial is.
+        owner: this process.
         on_trial: called with each trial of this process that has finished.
         poll_seconds: time between two looks at the trials of other processes.
 
@@ -103,7 +116,7 @@ def run_trials(
     start = {n: getattr(config, n) for n, tried in ranges.items() if getattr(config, n) in tried}
     if start:  # the result is then never worse than what the recipe says
         study.enqueue_trial(start, skip_if_exists=True)
-    watch, waiting = _Watch(study), False
+    watch, waiting = _Watch(study, owner), False
     while True:
         watch.fail_dead()
         trials = study.get_trials(deepcopy=False)
@@ -118,19 +131,20 @@ def run_trials(
             time.sleep(poll_seconds)
             continue
         waiting = False
-        number = _run_one(study, config, ranges, train)
+        number = _run_one(study, config, ranges, train, owner)
         if number is not None:
             on_trial(study.trials[number])
 
 
 def _run_one(
-    study: optuna.Study, config: Config, ranges: Mapping[str, Range], train: Train
+    study: optuna.Study, config: Config, ranges: Mapping[str, Range], train: Train, owner: Owner
 ) -> int | None:
     """Run one trial; returns its number, None if it does not count."""
     numbers = []
 
     def objective(trial: Trial) -> float:
         numbers.append(trial.number)
+        trial.set_user_attr(_OWNER, owner.name)
         if _rank(study, trial) >= config.trials:
             raise _Surplus
         return _objective(trial, config, ranges, train)
@@ -159,9 +173,6 @@ def _objective(trial: Trial, config: Config, ranges: Mapping[str, Range], train:
     study.sampler = optuna.samplers.TPESampler(
         n_startup_trials=_RANDOM_TRIALS, seed=int.from_bytes(digest.digest())
     )
-    run = mlflow.active_run()
-    if run is not None:
-        trial.set_user_attr(_TUNING_RUN, run.info.run_id)
     params = {name: _suggest(trial, name, tried) for name, tried in ranges.items()}
     epochs: list[Entry] = []
 
@@ -203,31 +214,23 @@ def _suggest(trial: Trial, name: str, tried: Range) -> Any:
 class _Watch:
     """Finds trials that count as running although their process is gone."""
 
-    def __init__(self, study: optuna.Study) -> None:
-        self._study = study
+    def __init__(self, study: optuna.Study, owner: Owner) -> None:
+        self._study, self._owner = study, owner
         self._first_seen: dict[int, float] = {}  # of trials that have not said whose they are
 
     def fail_dead(self) -> None:
-        """End them as failed: by the run of their process, else by its heartbeat."""
+        """End them as failed."""
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         for trial in running:
-            tuning_run = trial.user_attrs.get(_TUNING_RUN)
-            if tuning_run is None:
+            owner = trial.user_attrs.get(_OWNER)
+            if owner is None:
                 seen = self._first_seen.setdefault(trial.number, time.monotonic())
                 is_dead = time.monotonic() - seen > GRACE_SECONDS
             else:
-                is_dead = _has_ended(tuning_run)
+                is_dead = self._owner.has_ended(owner)
             # Another process may have done it meanwhile.
             with suppress(ValueError, UpdateFinishedTrialError):
                 if is_dead:
                     self._study.tell(trial.number, state=TrialState.FAIL)
                     give_up(self._study, trial)
         optuna.storages.fail_stale_trials(self._study)
-
-
-def _has_ended(run_id: str) -> bool:
-    """Whether a run of this tracking store has ended; runs of another are not known to have."""
-    try:
-        return str(MlflowClient().get_run(run_id).info.status) != "RUNNING"
-    except MlflowException:
-        return False

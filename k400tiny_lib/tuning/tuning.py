@@ -1,6 +1,7 @@
 """`tune`: one study, its data prepared once, its trials nested runs of train."""
 
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from k400tiny_lib.config import Config
 from k400tiny_lib.config.search import search_ranges
@@ -8,7 +9,7 @@ from k400tiny_lib.files import combine_digests
 from k400tiny_lib.tracking.runs import active_run_id
 from k400tiny_lib.tuning.page import TuningPage
 from k400tiny_lib.tuning.storage import open_study, storage_errors, storage_url
-from k400tiny_lib.tuning.study import run_trials
+from k400tiny_lib.tuning.study import Owner, run_trials
 from k400tiny_lib.tuning.training import NestedTraining
 from k400tiny_lib.workflow.cache import parameter_identities
 from k400tiny_lib.workflow.chain import begin, nested_runs, run_prepare_data
@@ -34,9 +35,10 @@ def tune_training(config: Config) -> str:
         study = open_study(storage, study_name(training_config), config)
         page = TuningPage(run, study, config)
         train = NestedTraining(run, config.checkpoint_dir)
+        owner = Owner(run.info.run_id, _has_ended)
         with storage_errors(storage):
             page.begin(storage)
-            run_trials(study, training_config, train, page.add)
+            run_trials(study, training_config, train, owner, page.add)
             return page.close()
 
 
@@ -50,3 +52,14 @@ def study_name(config: Config) -> str:
     fixed = parameter_identities("train", config, without=ranges)
     tried = (text for name, tried in ranges.items() for text in (name, tried.text))
     return f"tune-{combine_digests([*fixed, *tried])[:12]}"
+
+
+def _has_ended(run_id: str) -> bool:
+    """Whether the run of a tuning has ended; a run of another tracking store is not known to have.
+
+    `begin` has ended those of killed processes of this machine.
+    """
+    try:
+        return str(MlflowClient().get_run(run_id).info.status) != "RUNNING"
+    except MlflowException:
+        return False
