@@ -57,9 +57,12 @@ def plot_importances(study: optuna.Study) -> Figure | None:
 
     That is so with fewer than two trials that were trained to their end, or equal ones.
     """
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if len({trial.value for trial in complete}) < 2:
+        return None
     try:
         importances = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
-    except (ValueError, RuntimeError):
+    except (ValueError, RuntimeError):  # where all of them have the same values
         return None
     figure = LabeledFigure(figsize=(6, 1.2 + 0.4 * len(importances)), layout="constrained")
     axes = figure.subplots()
