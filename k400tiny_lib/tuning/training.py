@@ -24,18 +24,28 @@ from k400tiny_lib.workflow.chain import StepFailed, run_nested
 
 PRUNED_TAG = "k400tiny.pruned"
 _CHECKPOINTS = "checkpoints"  # also the default of checkpoint_dir, and the artifacts' directory
+_PREFIX = "tune-"  # of the directory of a tuning, before its run
 # The message of a training whose loss or weights are not finite.
 _DIVERGED = re.compile(r"lr: .* Needed: a smaller lr than ", re.DOTALL)
 _POLL_SECONDS = 0.5
 
 
 class NestedTraining:
-    """Trains trials as children of the active run; their checkpoints are deleted again."""
+    """Trains trials as children of the active run; their checkpoints are deleted again.
 
-    def __init__(self, parent: Run, checkpoint_dir: str) -> None:
+    Args:
+        parent: the active run.
+        checkpoint_dir: as given; each trial has a directory in it.
+        has_ended: whether the run of a tuning has ended; what a killed one has left is deleted.
+    """
+
+    def __init__(self, parent: Run, checkpoint_dir: str, has_ended: Callable[[str], bool]) -> None:
         base = Path(_CHECKPOINTS if checkpoint_dir == AUTO else checkpoint_dir)
         self._parent = parent
-        self._folder = base / f"tune-{parent.info.run_id}"
+        self._folder = base / f"{_PREFIX}{parent.info.run_id}"
+        for left in base.glob(f"{_PREFIX}*"):
+            if has_ended(left.name.removeprefix(_PREFIX)):
+                shutil.rmtree(left, ignore_errors=True)
 
     def __call__(
         self, config: Config, number: int, name: str, on_epoch: Callable[[Entry], bool]

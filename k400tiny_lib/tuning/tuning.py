@@ -34,7 +34,7 @@ def tune_training(config: Config) -> str:
         training_config = run_prepare_data(source)
         study = open_study(storage, study_name(training_config), config)
         page = TuningPage(run, study, config)
-        train = NestedTraining(run, config.checkpoint_dir)
+        train = NestedTraining(run, config.checkpoint_dir, _has_ended)
         owner = Owner(run.info.run_id, _has_ended)
         with storage_errors(storage):
             page.begin(storage)

@@ -69,7 +69,11 @@ def test_a_pruned_training_is_stopped_and_its_run_killed_without_a_trace_on_the_
         return entry.step >= 2
 
     with mlflow.start_run() as parent:
-        train = NestedTraining(parent, str(tmp_path / "checkpoints"))
+        for name in ("killed", "alive"):
+            (tmp_path / "checkpoints" / f"tune-{name}").mkdir(parents=True)
+        (tmp_path / "checkpoints" / "mine").mkdir()
+        has_ended = {"killed": True, "alive": False}.__getitem__
+        train = NestedTraining(parent, str(tmp_path / "checkpoints"), has_ended)
         outcome = train(config, 7, "trial 7 · lr 0.01", stop_after_the_second)
     assert outcome.end == "pruned"
     run = MlflowClient().get_run(outcome.run_id)
@@ -79,7 +83,8 @@ def test_a_pruned_training_is_stopped_and_its_run_killed_without_a_trace_on_the_
     assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert ERROR_TAG not in run.data.tags
     assert seen == list(range(1, len(seen) + 1))
-    assert not any((tmp_path / "checkpoints").iterdir())
+    left = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert left == {"tune-alive", "mine"}
     assert "quarter of a second" not in "".join(capfd.readouterr())
 
 
@@ -102,7 +107,8 @@ def nested(
 
         monkeypatch.setattr(training, "run_nested", run_nested)
         with mlflow.start_run() as parent:
-            return NestedTraining(parent, str(tmp_path / "ck"))(Config(), 7, "trial 7", on_epoch)
+            nested = NestedTraining(parent, str(tmp_path / "ck"), lambda run_id: False)
+            return nested(Config(), 7, "trial 7", on_epoch)
 
     return train
 
