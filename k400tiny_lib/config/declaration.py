@@ -57,6 +57,9 @@ class Range:
             return " or ".join(self.choices)
         return f"{self.low:g} to {self.high:g}{', log' if self.log else ''}"
 
+    def __contains__(self, value: Any) -> bool:
+        return value in self.choices if self.choices else bool(self.low <= value <= self.high)
+
     @property
     def ends(self) -> tuple[Any, ...]:
         """All choices, or the smallest and the largest number."""

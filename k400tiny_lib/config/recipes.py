@@ -35,7 +35,9 @@ def read_recipe_file(uri: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"recipe: {uri} cannot be read ({error.strerror}).") from None
+        raise UserError(
+            f"recipe: {uri} cannot be read ({error.strerror}). Needed: a YAML file."
+        ) from None
 
 
 def load_recipe(recipe: str, read: Callable[[str], bytes] = read_recipe_file) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def click_command(step: str) -> click.Command:
         parameter, default = PARAMETERS[name], default_text(step, name)
         note = "required" if default is None else f"default: {default}"
         if step == "tune" and parameter.search:
-            note += f"; search: {parameter.search.text}"
+            note = f"search: {parameter.search.text}; {note}"
         names = [name, f"--{name}"]
         if parameter.also and step in parameter.steps:
             names.append(f"--{parameter.also}")
