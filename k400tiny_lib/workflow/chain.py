@@ -99,7 +99,7 @@ def recipe_advice(config: Config, metrics: Mapping[str, float]) -> str:
     if config.data_path == SAMPLE or not is_from_scratch or per_class >= _FEW_CLIPS:
         return ""
     return (
-        f"weights: none, and {per_class:.0f} clips a class are few to start from scratch. Better: "
+        f"weights: none, and {int(per_class)} clips a class are few to start from scratch. Better: "
         "-P recipe=small, or with a connection -P recipe=finetune"
     )
 
