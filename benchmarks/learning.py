@@ -30,7 +30,7 @@ from torch.utils.data import DistributedSampler
 
 from benchmarks.common import write_result
 from benchmarks.learning_table import FOLDS, SIDES, TITLES, Key, Run, load_runs, percent, report
-from k400tiny_lib.config import Config
+from k400tiny_lib.config import AUTO, Config
 from k400tiny_lib.config.recipes import load_recipe
 from k400tiny_lib.data.annotations import Annotations, Clip
 from k400tiny_lib.data.loading.dataset import ClipDataset
@@ -134,7 +134,9 @@ def make_reference(state: TrainState) -> None:
 def train_and_predict(key: Key, annotations: Annotations, base: Config, features_dir: Path) -> Run:
     """Train on the split `train`, take the last weights, predict the split `test`."""
     recipe = recipe_of(key.data, key.side)
-    config = base.replace(**recipe, seed=key.seed, num_workers=0)
+    # `base` has the sizes of another model.
+    sizes = dict.fromkeys(("clip_len", "resize_size", "crop_size"), AUTO)
+    config = base.replace(**sizes | recipe, seed=key.seed, num_workers=0)
     pack = resolve_frame_cache(config, annotations)  # of all clips: one for all runs
     train, test = in_one_order(annotations.splits["train"], key.seed), annotations.splits["test"]
     # Validation decides nothing here: the last weights count.
