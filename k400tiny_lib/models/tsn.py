@@ -60,7 +60,7 @@ class TemporalSegments(nn.Module):
     def forward(self, clips: Tensor) -> Tensor:
         """Classify clips, float32 (N, 3, T, H, W)."""
         frames = clips.transpose(1, 2).flatten(0, 1)  # -> (N * T, 3, H, W)
-        maps = self.backbone(frames).unflatten(0, (len(clips), -1))
+        maps = self.backbone(frames).unflatten(0, (clips.shape[0], -1))
         features = self.consensus(maps.transpose(1, 2))  # (N, T, C, h, w) -> (N, C, T, h, w)
         logits: Tensor = self.fc(self.dropout(features))
         return logits

@@ -38,6 +38,7 @@ from k400tiny_lib.errors import UserError, one_line
 from k400tiny_lib.models.conv2d import to_fast_layout
 from k400tiny_lib.models.frozen import FrozenModel, backbone_digest, freeze, head_input
 from k400tiny_lib.models.initial import initial_model
+from k400tiny_lib.models.modules import share_batch_statistics
 from k400tiny_lib.models.weights import model_input
 from k400tiny_lib.training.loop import Interrupted, fit
 from k400tiny_lib.training.optim import make_average, make_optimizer, make_scheduler, scaled_lr_line
@@ -103,7 +104,7 @@ def make_model(
     if config.sync_bn:
         if process.device.type == "cpu":
             raise UserError("sync_bn: SyncBatchNorm does not run on a CPU. Needed: False.")
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = share_batch_statistics(model)
     freeze(model, config.train_layers)
     forward: nn.Module = FrozenModel(model) if config.train_layers == HEAD else model
     if process.world_size > 1:

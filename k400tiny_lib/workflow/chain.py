@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,6 +12,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import ExecutionException
 
 from k400tiny_lib.config import CHAIN, IMAGENET, NONE, Config, parameters_of
+from k400tiny_lib.config.parameters import SAMPLE
 from k400tiny_lib.data.sources.base import Source, open_source
 from k400tiny_lib.errors import UserError, hide_passwords
 from k400tiny_lib.evaluation.shift.unknown_clips import find_unknown
@@ -24,6 +25,8 @@ from k400tiny_lib.tracking.server import page_path, where_to_look
 from k400tiny_lib.workflow import signals
 from k400tiny_lib.workflow.abandoned import end_abandoned_runs, end_running_children
 from k400tiny_lib.workflow.cache import ROOT, cache_key, find_finished
+
+_FEW_CLIPS = 20  # a class
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ def run_chain(config: Config) -> list[Finished]:
         for step in CHAIN:
             done = _run_or_reuse(step, config, source)
             finished.append(done)
+            if step == "prepare_data" and (advice := recipe_advice(config, done.run.data.metrics)):
+                print(advice, flush=True)
             config = _hand_over(config, done, source)
     return finished
 
@@ -120,6 +125,23 @@ def _check_initial_weights(config: Config) -> None:
         from k400tiny_lib.models.checkpoint import read_checkpoint
 
         read_checkpoint(runs.local_copy(config.load_model, "load_model"), "load_model")
+
+
+def recipe_advice(config: Config, metrics: Mapping[str, float]) -> str:
+    """Which recipe suits few real clips better than training from scratch; "" if there is none.
+
+    Args:
+        config: the parameters of main.
+        metrics: `num_clips` and `num_classes` of prepare_data.
+    """
+    per_class = metrics["num_clips"] / metrics["num_classes"]
+    is_from_scratch = config.weights == config.load_model == NONE
+    if config.data_path == SAMPLE or not is_from_scratch or per_class >= _FEW_CLIPS:
+        return ""
+    return (
+        f"weights: none, and {int(per_class)} clips a class are few to start from scratch. Better: "
+        "-P recipe=small, or with a connection -P recipe=finetune"
+    )
 
 
 def _hand_over(config: Config, done: Finished, source: Source) -> Config:
