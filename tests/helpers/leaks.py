@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 # MLflow and torch set these for themselves when they are first used, and leave them.
 _OF_LIBRARIES = ("PYTEST_", "KMP_", "TORCHINDUCTOR_", "TRITON_", "LD_LIBRARY_PATH")
 
