@@ -6,8 +6,10 @@ import os
 import shutil
 import sys
 import tempfile
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from k400tiny_lib.tracking.server import move_password_to_environment, shown_ser
 from k400tiny_lib.tracking.uploader import fail_fast, is_unreachable
 
 STEP_TAG = "k400tiny.step"
+VERSION_TAG = "k400tiny.version"
 CACHE_KEY_TAG = "k400tiny.cache_key"
 ERROR_TAG = "k400tiny.error"
 ANNOTATIONS_TAG = "k400tiny.annotations"  # of train: what it was trained with
@@ -70,7 +73,8 @@ def step_run(step: str, config: Config) -> Iterator[Run]:
             _check_artifact_store(run)
             # `mlflow run <git URI>` stores that URI as it was typed.
             tags = {name: hide_passwords(value) for name, value in run.data.tags.items()}
-            mlflow.set_tags(dict(tags.items() - run.data.tags.items()) | {STEP_TAG: step})
+            tags_of_ours = {STEP_TAG: step, VERSION_TAG: _version()}
+            mlflow.set_tags(dict(tags.items() - run.data.tags.items()) | tags_of_ours)
             if ERROR_TAG in tags:  # of an earlier attempt
                 mlflow.delete_tag(ERROR_TAG)
             name_run(run, step, config)
@@ -95,6 +99,15 @@ def step_run(step: str, config: Config) -> Iterator[Run]:
                 f"MLFLOW_TRACKING_URI: run {run.info.run_id} is done, but cannot be ended: {error}"
             ) from None
         mark.remove()
+
+
+@cache
+def _version() -> str:
+    """That of this code. In a module, it would be part of every cache key."""
+    project = Path(__file__).resolve().parents[2] / "pyproject.toml"
+    if not project.exists():  # the folders were copied without it
+        return "unknown"
+    return str(tomllib.loads(project.read_text("utf-8"))["project"]["version"])
 
 
 def log_parameters(step: str, config: Config) -> None:
