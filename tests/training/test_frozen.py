@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from k400tiny_lib.data.annotations import Annotations
 from k400tiny_lib.data.loading.feature_cache import CachedFeatures, resolve_features
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.models.architectures import ARCHITECTURES
-from k400tiny_lib.models.frozen import FeatureHead, freeze, head_input
+from k400tiny_lib.models.frozen import FeatureHead, freeze, head_input, learning_buffers
 from k400tiny_lib.models.weights import build_model
 from k400tiny_lib.training.loop import fit
 from k400tiny_lib.training.resuming import check_resumable
@@ -166,6 +167,8 @@ def test_nothing_is_dropped_and_no_statistic_moves_in_a_frozen_backbone(name: st
                 assert module.training is path.startswith(prefixes or ("none",)), path
             if isinstance(module, nn.Dropout) and module.p:
                 assert module.training
+        learning = {name for name, _ in model.named_buffers() if name.startswith(prefixes or "-")}
+        assert len(learning_buffers(model, layers)) == len(learning)
     freeze(model.train(), "all")
     assert all(module.training for module in model.modules())
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -183,9 +186,16 @@ def files(folder: Path) -> set[Path]:
 def test_features_are_kept_by_what_they_depend_on(
     tiny_data: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    def added(**changes: Any) -> int:
+    annotations = annotate(tiny_data[0], num_val=3, num_train=8)
+
+    def build(config: Config, num_classes: int, number: int = 0) -> nn.Module:
+        torch.manual_seed(number)  # pretrained weights do not depend on the seed
+        return Small(num_classes)
+
+    def added(build: BuildModel = build, **changes: Any) -> int:
         before = files(tmp_path)
-        small_state(tiny_data[0], tmp_path, **({"num_epochs": 9, "feature_views": 2} | changes))
+        settings = {"num_epochs": 9, "feature_views": 2} | changes
+        frozen_state(tiny_data[0], tmp_path, annotations, build, **settings)
         return len(files(tmp_path) - before)
 
     assert added() == 3  # two views of the training clips, one of the validation clips
@@ -193,7 +203,8 @@ def test_features_are_kept_by_what_they_depend_on(
     assert added(feature_views=3) == 1
     assert added(feature_views=9, num_epochs=4) == 1  # no more than are used
     assert added(augmentation="none") == 2  # validation clips have none
-    assert added(seed=1) == 3  # other weights of the network, which is not pretrained
+    assert added(seed=1) == 2
+    assert added(build=partial(build, number=1)) == 3  # other weights
     assert added(crop_size=24) == 3
     assert added(no_flip_classes="sliding") == 2
     assert added(no_flip_classes="turning") == 0  # none of these clips
