@@ -55,6 +55,35 @@ def test_int8_convolves_with_signed_weights_by_channel(
     assert not {"ConvInteger", "QLinearConv", "DynamicQuantizeLinear"} & set(kinds)
 
 
+@pytest.mark.parametrize("activation", ["Relu", "Clip"])
+def test_int8_does_not_return_to_float32_for_an_activation(activation: str) -> None:
+    helper, weights = onnx.helper, np.ones((3, 3, 3, 3), np.float32)
+    constants = {"shape": np.array([-1, 3, 4, 4]), "w": weights, "low": 0.0, "high": 6.0}
+    limits = ["low", "high"] if activation == "Clip" else []
+    nodes = [
+        helper.make_node("Cast", ["frames"], ["float"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Round", ["float"], ["rounded"], "round"),
+        helper.make_node("Reshape", ["rounded", "shape"], ["images"], "reshape"),
+        helper.make_node("Conv", ["images", "w"], ["y"], "conv"),
+        helper.make_node(activation, ["y", *limits], ["z"], "activation"),
+        helper.make_node("Conv", ["z", "w"], ["probabilities"], "last", pads=[1, 1, 1, 1]),
+    ]
+    frames = helper.make_tensor_value_info("frames", onnx.TensorProto.UINT8, ["N", "T", 4, 4, 3])
+    output = helper.make_tensor_value_info("probabilities", onnx.TensorProto.FLOAT, None)
+    initializers = [
+        onnx.numpy_helper.from_array(
+            np.asarray(value, np.int64 if name == "shape" else np.float32), name
+        )
+        for name, value in constants.items()
+    ]
+    graph = helper.make_graph(nodes, "g", [frames], [output], initializers)
+    opsets = [helper.make_opsetid("", 18)]
+    proto = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    made = make_variant("int8", proto, clips(1, 4, 4)).graph.node
+    # The range of whole numbers does what the activation did.
+    assert activation not in {node.op_type for node in made}
+
+
 @pytest.mark.parametrize("name", ["int8", "fp16"])
 def test_a_variant_resizes_in_float32(
     exported_plain: bytes, made: dict[str, bytes], name: str
