@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,7 +19,11 @@ from k400tiny_lib.errors import UserError
 from k400tiny_lib.evaluation import evaluation as evaluation_module
 from k400tiny_lib.evaluation.cross_validation import doubted_labels as doubted_module
 from k400tiny_lib.evaluation.cross_validation import features as features_module
-from k400tiny_lib.evaluation.cross_validation.doubted_labels import doubt_labels, doubted_positions
+from k400tiny_lib.evaluation.cross_validation.doubted_labels import (
+    DoubtedLabels,
+    doubt_labels,
+    doubted_positions,
+)
 from k400tiny_lib.evaluation.cross_validation.features import compute_features, features_protocol
 from k400tiny_lib.evaluation.cross_validation.folds import (
     assign_folds,
@@ -32,6 +38,8 @@ from k400tiny_lib.evaluation.report import Provenance, render_report
 from k400tiny_lib.evaluation.views import ViewProtocol
 from k400tiny_lib.evaluation.worker import Job
 from k400tiny_lib.models.loaded import Geometry, load_model
+from k400tiny_lib.tracking.evaluation_log import log_evaluation
+from k400tiny_lib.tracking.naming import NOTE_TAG
 from tests.conftest import LABELS, REAL_DATA, write_clip
 from tests.helpers.evaluation import random_table, run_workers_here, write_checkpoint
 from tests.helpers.page import Page
@@ -341,12 +349,13 @@ def test_the_list_is_not_made_unasked_for_many_clips(
 ) -> None:
     for module in (features_module, doubted_module):
         monkeypatch.setattr(module, "MOST_CLIPS", 8)
-    changed = config.replace(split="test", robustness=False)
-    evaluation = evaluate_split(changed, start_workers=workers(1))
-    assert evaluation.labels.missing.startswith("No list: it takes the features of all 9 clips")
-    assert "-P split=all" in evaluation.labels.missing
-    annotations = read_annotations(Path(config.annotations))
-    assert features_protocol(config, annotations, Config(train_layers="head"))
+    annotations, loaded = read_annotations(Path(config.annotations)), load_model(config)
+    changed = config.replace(split="test")
+    assert features_protocol(changed, annotations, loaded.trained) is None
+    labels = doubt_labels(None, annotations, loaded, Path(config.data_path))
+    assert labels.missing.startswith("No list: it takes the features of all 9 clips")
+    assert "-P split=all" in labels.missing
+    assert features_protocol(config, annotations, loaded.trained)
 
 
 def test_a_doubted_label_is_shown_with_its_suggestion_and_frames(
@@ -389,7 +398,9 @@ def test_a_doubted_label_is_shown_with_its_suggestion_and_frames(
     assert labels.summary in evaluation.summary
     page = Page(render_report(evaluation, Provenance()))
     head, caveat, *cards = page.paragraphs["labels"]
-    assert head.startswith(f"{len(table)} of 15 clips of all splits have a label that looks wrong")
+    assert head.startswith(
+        f"{len(table)} of 15 clips of all splits have a label that the model doubts"
+    )
     assert f"contradict the labels of {100 * validation.errors / 15:.1f} % of the clips" in caveat
     assert len(cards) == len(table)
     assert cards[0] == (
@@ -397,6 +408,24 @@ def test_a_doubted_label_is_shown_with_its_suggestion_and_frames(
         f"({100 * first['suggested_probability']:.1f} %) · train · {clip.video}"
     )
     assert labels.strips[0] in page.loaded
+
+
+def test_the_run_of_an_evaluation_names_doubted_labels_in_a_line(
+    whole: Evaluation, store: str
+) -> None:
+    table = pd.DataFrame({"video": ["v1", "v2"], "label": "sliding", "suggested": "turning"})
+    some = replace(whole, labels=DoubtedLabels(table=table, judged=9))
+    none = replace(whole, labels=DoubtedLabels(table=table[:0], judged=9))
+    notes = []
+    for evaluation in (some, none):
+        with mlflow.start_run() as run:
+            log_evaluation(evaluation, "frames")
+        notes.append(mlflow.get_run(run.info.run_id).data.tags.get(NOTE_TAG))
+    assert notes == [
+        "labels: 2 of 9 clips have a label that the model doubts, most of all v1 (sliding, rather "
+        "turning); see 'Labels to check' in the report",
+        None,
+    ]
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from k400tiny_lib.config import Config
 from k400tiny_lib.data.annotations import SPLITS, Annotations, Clip
@@ -131,10 +132,13 @@ def fit_head(features: Floats, targets: Ints) -> Pipeline:
         features: float64 (N, C).
         targets: int64 (N,), at least 2 classes.
     """
-    strength = _STRENGTH / features.shape[1]
-    return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000)).fit(
-        features, targets
+    head = make_pipeline(
+        StandardScaler(), LogisticRegression(C=_STRENGTH / features.shape[1], max_iter=1000)
     )
+    # The matrices are small: on cores that others use, threads that wait for one another take
+    # 50 times as long as one.
+    with threadpool_limits(1):
+        return head.fit(features, targets)
 
 
 def assign_folds(targets: Ints, groups: Sequence[str]) -> tuple[Ints, npt.NDArray[np.bool_]]:
