@@ -166,6 +166,22 @@ def test_short_epochs_do_not_wait_for_checkpoints_and_a_crash_finds_them_in_agre
     assert_same_end(tmp_path / "run", undisturbed)
 
 
+def test_the_best_epoch_is_kept_though_later_ones_have_changed_the_weights(
+    tiny_data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validate, accuracies = loop.validate, [10.0, 20.0, 90.0, 30.0, 40.0]
+    monkeypatch.setattr(
+        loop, "validate", lambda state: validate(state) | {"val_acc1": accuracies[state.epoch]}
+    )
+    monkeypatch.setattr(reporting, "save_predictions", lambda *arguments: {})
+    for name in ("at once", "later"):
+        pause_is_over = name == "at once"
+        monkeypatch.setattr(reporting.Pause, "is_over", lambda pause, over=pause_is_over: over)
+        run(job_for(tiny_data[0], tmp_path / name), CPU, build_small)
+    assert read_checkpoint(tmp_path / "later" / "best.pt", "test")["epoch"] == 3
+    assert_same_end(tmp_path / "later", tmp_path / "at once")
+
+
 def test_features_that_are_not_finite_are_refused_and_not_kept(
     tiny_data: tuple[Path, Path], tmp_path: Path
 ) -> None:
