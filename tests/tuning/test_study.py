@@ -17,6 +17,7 @@ from optuna.trial import TrialState
 
 from k400tiny_lib.config import Config
 from k400tiny_lib.errors import UserError
+from k400tiny_lib.metrics_log import Entry
 from k400tiny_lib.tuning.study import FINISHED, Outcome, Owner, score
 from tests.conftest import REPOSITORY
 from tests.helpers.tuning import BEST_LR, OWNER, StandIn, config, tune
@@ -109,6 +110,18 @@ def test_bad_trials_are_pruned_and_the_best_never(storage: str) -> None:
     assert abs(study.best_params["lr"] / BEST_LR - 1) < 0.9
 
 
+def test_a_training_that_is_over_is_not_pruned_any_more(storage: str) -> None:
+    class Sudden(StandIn):
+        def __call__(self, config: Config, number: int, name: str, on_epoch: Any) -> Outcome:
+            for epoch in (1, 2, 3, 4, 5):
+                acc1 = 90.0 if epoch == 5 and number < 5 else 10.0
+                assert not on_epoch(Entry(epoch, 0, {"val_acc1": acc1, "val_loss": 1.0}))
+            return Outcome(f"run{number}")
+
+    study, _ = tune(config(trials=6), Sudden(), storage)
+    assert study.trials[5].state == TrialState.COMPLETE
+
+
 def test_equal_accuracies_are_told_apart_by_the_loss_and_only_these() -> None:
     better = {"val_acc1": 50.0, "val_loss": 0.5}
     assert score(better) > score({"val_acc1": 50.0, "val_loss": 0.6})
@@ -175,13 +188,17 @@ def test_a_process_with_nothing_left_to_do_takes_over_from_one_that_dies(
     with in_another_process(storage, 5, log, 4) as process:
         wait_for(log, 5)  # its last trial hangs
 
+        looks = iter(range(10))
+
         def has_ended(name: str) -> bool:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            if next(looks) == 2:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
             return OWNER.has_ended(name)
 
         study, mine = tune(config(trials=5), StandIn(), storage, Owner("me", has_ended))
     assert (len(mine), len(finished(study))) == (1, 5)
+    assert len(study.trials) == 6  # it has waited without beginning others
 
 
 def test_processes_share_the_trials_of_one_storage(storage: str, tmp_path: Path) -> None:
