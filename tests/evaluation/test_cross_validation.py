@@ -33,7 +33,11 @@ from k400tiny_lib.evaluation.cross_validation.folds import (
 )
 from k400tiny_lib.evaluation.evaluation import Evaluation, evaluate_predictions, evaluate_split
 from k400tiny_lib.evaluation.gradcam import Gallery
-from k400tiny_lib.evaluation.predictions import predict_clips, probabilities_of
+from k400tiny_lib.evaluation.predictions import (
+    predict_clips,
+    probabilities_of,
+    table_of_probabilities,
+)
 from k400tiny_lib.evaluation.report import Provenance, render_report
 from k400tiny_lib.evaluation.views import ViewProtocol
 from k400tiny_lib.evaluation.worker import Job
@@ -203,6 +207,9 @@ def test_the_list_has_only_contradicted_labels_and_is_sorted_by_doubt() -> None:
     assert 0 < len(positions) <= 30
     assert (rows["predicted"] != rows["target"]).all()
     assert (np.diff(own) >= 0).all()
+    # half of the labels contradicted with certainty: no more than a third is listed
+    wrong = table["target"].where(table.index % 2 == 0, (table["target"] + 1) % 7)
+    assert len(doubted_positions(table.assign(target=wrong))) == 30
     sure = table.assign(target=table["predicted"])
     assert doubted_positions(sure) == []
     assert doubted_positions(sure.assign(target=0)) == []  # a single class
@@ -426,6 +433,14 @@ def test_the_run_of_an_evaluation_names_doubted_labels_in_a_line(
         "turning); see 'Labels to check' in the report",
         None,
     ]
+
+
+def test_an_unsure_answer_that_agrees_with_the_label_is_no_doubt() -> None:
+    unsure, wrong = [0.36, 0.32, 0.32], [0.4, 0.6, 0.0]
+    clips = [Clip(f"v{n}", (0, 5), n % 3, f"s{n}") for n in range(30)]
+    rows = [np.roll(wrong if n % 5 == 0 else unsure, n % 3) for n in range(30)]
+    positions = doubted_positions(table_of_probabilities(clips, np.stack(rows)))
+    assert set(positions) == {0, 5, 10, 15, 20, 25}
 
 
 @pytest.mark.slow
