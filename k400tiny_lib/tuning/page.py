@@ -110,12 +110,12 @@ class TuningPage:
 
     def _update(self) -> None:
         finished, best = self._finished(), _best(self._study)
-        best_acc1 = 0.0
+        scores: list[float] = []
         for number, trial in enumerate(finished, start=1):
             if trial.state == TrialState.COMPLETE:
-                best_acc1 = max(best_acc1, trial.user_attrs["val_acc1"])
+                scores.append(trial.user_attrs["val_acc1"])
             if number > self._num_logged:
-                metrics = {"best_val_acc1": best_acc1}
+                metrics = {"best_val_acc1": max(scores)} if scores else {}
                 if "val_acc1" in trial.user_attrs:
                     metrics["val_acc1"] = trial.user_attrs["val_acc1"]
                 mlflow.log_metrics(metrics, step=number)

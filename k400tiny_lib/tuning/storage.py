@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial
 from sqlalchemy.exc import SQLAlchemyError
 
 from k400tiny_lib.config import AUTO, Config
-from k400tiny_lib.errors import UserError, hide_passwords, one_line
+from k400tiny_lib.errors import UserError, one_line
 from k400tiny_lib.files import expand
 
 DEFAULT = Path(".k400tiny", "tuning.db")
@@ -24,16 +24,11 @@ _SQLITE_WAIT_SECONDS = 60  # for another process to end its transaction
 _ATTEMPTS = 5
 
 
-def open_study(
-    storage: str, name: str, config: Config, grace_seconds: int = GRACE_SECONDS
-) -> optuna.Study:
-    """Open a study, or begin it.
+def open_storage(storage: str) -> RDBStorage:
+    """Open a storage, or make it.
 
     Args:
         storage: from `storage_url`.
-        name: of the study.
-        config: the parameters of tune.
-        grace_seconds: see `GRACE_SECONDS`.
 
     Raises:
         UserError: if the storage cannot be used.
@@ -45,27 +40,37 @@ def open_study(
     with storage_errors(storage, ImportError, RuntimeError, ValueError):
         for attempt in range(_ATTEMPTS):
             try:
-                database = RDBStorage(
+                return RDBStorage(
                     storage,
                     engine_kwargs=options if is_sqlite else None,
                     heartbeat_interval=_BEAT_SECONDS,
-                    grace_period=grace_seconds,
+                    grace_period=GRACE_SECONDS,
                     heartbeat_stale_trial_callback=give_up,
                 )
-                break
             except Exception:
                 # Two processes that make the tables of a new file at once disturb each other.
                 if not is_sqlite or attempt == _ATTEMPTS - 1:
                     raise
                 time.sleep(0.2 * 2**attempt)
-        return optuna.create_study(
-            storage=database,
-            study_name=name,
-            direction="maximize",
-            load_if_exists=True,
-            # The learning rate of the first epochs says little about that of the last.
-            pruner=optuna.pruners.MedianPruner(n_warmup_steps=2 + int(config.warmup_epochs)),
-        )
+    raise AssertionError("the last attempt returns or raises")
+
+
+def open_study(storage: RDBStorage, name: str, config: Config) -> optuna.Study:
+    """Open a study, or begin it.
+
+    Args:
+        storage: from `open_storage`.
+        name: of the study.
+        config: the parameters of tune.
+    """
+    return optuna.create_study(
+        storage=storage,
+        study_name=name,
+        direction="maximize",
+        load_if_exists=True,
+        # While the learning rate rises, a training says little about its end.
+        pruner=optuna.pruners.MedianPruner(n_warmup_steps=2 + int(config.warmup_epochs)),
+    )
 
 
 def storage_url(storage: str) -> str:
@@ -93,10 +98,9 @@ def storage_errors(storage: str, *more: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        cause = error.__cause__ if isinstance(error, StorageInternalError) else error
         raise UserError(
-            f"storage: {hide_passwords(storage)} fails: {one_line(cause or error)}. Needed: a file "
-            "that can be written to, or the SQLAlchemy URL of a database whose driver is installed."
+            f"storage: {storage} fails: {one_line(error.__cause__ or error)}. Needed: a file that "
+            "can be written to, or the SQLAlchemy URL of a database whose driver is installed."
         ) from error
 
 

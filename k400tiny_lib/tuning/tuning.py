@@ -8,7 +8,7 @@ from k400tiny_lib.config.search import search_ranges
 from k400tiny_lib.files import combine_digests
 from k400tiny_lib.tracking.runs import active_run_id
 from k400tiny_lib.tuning.page import TuningPage
-from k400tiny_lib.tuning.storage import open_study, storage_errors, storage_url
+from k400tiny_lib.tuning.storage import open_storage, open_study, storage_errors, storage_url
 from k400tiny_lib.tuning.study import Owner, run_trials
 from k400tiny_lib.tuning.training import NestedTraining
 from k400tiny_lib.workflow.cache import parameter_identities
@@ -29,14 +29,15 @@ def tune_training(config: Config) -> str:
     """
     source = begin(config)
     storage = storage_url(config.storage)
+    database = open_storage(storage)
     run = MlflowClient().get_run(active_run_id())
     with nested_runs():
         training_config = run_prepare_data(source)
-        study = open_study(storage, study_name(training_config), config)
-        page = TuningPage(run, study, config)
         train = NestedTraining(run, config.checkpoint_dir, _has_ended)
         owner = Owner(run.info.run_id, _has_ended)
         with storage_errors(storage):
+            study = open_study(database, study_name(training_config), config)
+            page = TuningPage(run, study, config)
             page.begin(storage)
             run_trials(study, training_config, train, owner, page.add)
             return page.close()

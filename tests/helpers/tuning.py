@@ -18,7 +18,7 @@ from sqlalchemy import Engine, event
 
 from k400tiny_lib.config import Config
 from k400tiny_lib.metrics_log import Entry
-from k400tiny_lib.tuning.storage import open_study
+from k400tiny_lib.tuning.storage import open_storage, open_study
 from k400tiny_lib.tuning.study import Outcome, Owner, run_trials
 
 OWNER = Owner(str(os.getpid()), lambda pid: not psutil.pid_exists(int(pid)))
@@ -68,7 +68,7 @@ def tune(
     settings: Config, train: Any, storage: str, owner: Owner = OWNER
 ) -> tuple[optuna.Study, list[FrozenTrial]]:
     """Run a study to its end; the study, and the trials of this process."""
-    study = open_study(storage, "study", settings, grace_seconds=60)
+    study = open_study(open_storage(storage), "study", settings)
     mine: list[FrozenTrial] = []
     run_trials(study, settings, train, owner, mine.append, poll_seconds=0.05)
     return study, mine

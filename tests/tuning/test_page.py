@@ -64,15 +64,15 @@ def test_the_page_shows_the_course_the_best_trials_and_keeps_the_best_checkpoint
     deleted: list[str] = []
     monkeypatch.setattr(page, "delete_checkpoint", deleted.append)
     with mlflow.start_run() as run:
+        untrained = study_of(("diverged", {"lr": 1.0}, None))
+        with pytest.raises(UserError, match=r"^search: none of 1 trials was trained to its end"):
+            TuningPage(run, untrained, Config(search="lr")).close()
         study = study_of(*TRIALS)
         shown = TuningPage(run, study, config)
         shown.begin("postgresql://me:secret@host/db")
         for trial in study.get_trials(deepcopy=False)[:5]:
             shown.add(trial)
         closing = shown.close()
-        untrained = study_of(("diverged", {"lr": 1.0}, None))
-        with pytest.raises(UserError, match=r"^search: none of 1 trials was trained to its end"):
-            TuningPage(run, untrained, Config(search="lr")).close()
     client, run_id = MlflowClient(), run.info.run_id
     course = {m.step: m.value for m in client.get_metric_history(run_id, "best_val_acc1")}
     assert course == {1: 50.0, 2: 50.0, 3: 70.0, 4: 70.0, 5: 70.0}

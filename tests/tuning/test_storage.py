@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from k400tiny_lib.config import Config
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.tuning.storage import open_study, storage_url
+from k400tiny_lib.tuning.storage import open_storage, storage_url
 
 
 def test_a_storage_is_a_file_or_a_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,7 +44,7 @@ def test_a_storage_that_cannot_be_used_is_one_line_without_the_password(
     monkeypatch.setattr("k400tiny_lib.tuning.storage._ATTEMPTS", 1)
     (tmp_path / "file").write_text("a file that is no database, long enough to be looked at")
     with pytest.raises(UserError, match=r"^storage: ") as caught:
-        open_study(storage_url(storage.replace("{folder}", str(tmp_path))), "study", Config())
+        open_storage(storage_url(storage.replace("{folder}", str(tmp_path))))
     assert "secret" not in str(caught.value)
     assert "sec:ret" not in str(caught.value)
     assert "\n" not in str(caught.value)
