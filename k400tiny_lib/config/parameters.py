@@ -168,7 +168,7 @@ class Config(
     """Epochs of linear warm-up."""
     label_smoothing: Rate = param(0.0, "train", search=Range(0.0, 0.3))
     """Label smoothing of the training loss."""
-    ema_decay: Rate = param(0.0, "train", search=Range(0.0, 0.999))
+    ema_decay: Rate = param(0.0, "train", search=Range(0.9, 0.999))
     """Decay of the moving average of the weights per update; 0 for none."""
     grad_accum_steps: Count = param(1, "train")
     """Batches whose gradients make one update."""
