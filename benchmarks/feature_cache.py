@@ -53,13 +53,14 @@ def epoch_seconds(
     side: str, config: Config, annotations: Annotations, frames: Path | None, folder: Path
 ) -> float:
     """Seconds of an epoch of a whole training, on average."""
-    folder = Path(tempfile.mkdtemp(dir=folder))
-    config = config.replace(checkpoint_dir=str(folder), num_epochs=_EPOCHS[side])
-    digest = resolve_features(config, annotations) if side == KEPT else None
-    job = TrainingJob(config, folder / "metrics", "run", frames, frames_digest=digest)
-    job.folder.mkdir()
-    run(job, CPU)
-    seconds = [entry.metrics["epoch_seconds"] for entry, _ in read_entries(job.metrics_log)]
+    with tempfile.TemporaryDirectory(dir=folder) as directory:
+        folder = Path(directory)
+        config = config.replace(checkpoint_dir=directory, num_epochs=_EPOCHS[side])
+        digest = resolve_features(config, annotations) if side == KEPT else None
+        job = TrainingJob(config, folder / "metrics", "run", frames, frames_digest=digest)
+        job.folder.mkdir()
+        run(job, CPU)
+        seconds = [entry.metrics["epoch_seconds"] for entry, _ in read_entries(job.metrics_log)]
     return sum(seconds) / len(seconds)
 
 
