@@ -25,7 +25,6 @@ def process_state() -> dict[str, Any]:
     state |= {
         "working directory": Path.cwd(),
         "tempfile.tempdir": tempfile.tempdir,
-        "sys.excepthook": sys.excepthook,
         "threading.excepthook": threading.excepthook,
         "warnings": warnings.showwarning,
     }
