@@ -40,7 +40,10 @@ def test_each_command_has_parameters_and_values_that_its_step_takes(line: str) -
     words = shlex.split(line, comments=True)
     step = words[words.index("-e") + 1] if "-e" in words else "main"
     given = [words[i + 1] for i, word in enumerate(words) if word == "-P"]
-    resolve(step, dict(text.split("=", 1) for text in given))
+    texts = dict(text.split("=", 1) for text in given)
+    if "<" in texts.get("recipe", ""):  # a run that the reader has to name
+        del texts["recipe"]
+    resolve(step, texts)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

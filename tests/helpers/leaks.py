@@ -11,7 +11,14 @@ from typing import Any
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 # MLflow and torch set these for themselves when they are first used, and leave them.
-_OF_LIBRARIES = ("PYTEST_", "KMP_", "TORCHINDUCTOR_", "TRITON_", "LD_LIBRARY_PATH")
+_OF_LIBRARIES = (
+    "PYTEST_",
+    "KMP_",
+    "TORCHINDUCTOR_",
+    "_TORCHINDUCTOR_",
+    "TRITON_",
+    "LD_LIBRARY_PATH",
+)
 
 
 def process_state() -> dict[str, Any]:
