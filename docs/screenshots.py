@@ -61,9 +61,8 @@ def shoot(name: str, address: str, size: tuple[int, int], *options: str) -> None
     subprocess.run(
         [*command, *options, f"--screenshot={target}", address], check=True, capture_output=True
     )
-    if in_ui:
-        picture = Image.open(target)
-        picture.crop((0, 0, size[0] - ASSISTANT, size[1])).save(target, optimize=True)
+    picture = Image.open(target).crop((0, 0, size[0] - ASSISTANT * in_ui, size[1]))
+    picture.convert("RGB").quantize(128).save(target, optimize=True)
     print(target)
 
 

@@ -150,7 +150,7 @@ def _advice(evaluation: Evaluation) -> list[Advice]:
         advice.append(
             Advice(
                 f"The weakest class is {weakest['label']} (F1 {weakest['f1']:.2f}, "
-                f"{weakest['support']} clips).",
+                f"clips: {weakest['support']}).",
                 "classes",
             )
         )
@@ -159,7 +159,7 @@ def _advice(evaluation: Evaluation) -> list[Advice]:
         advice.append(
             Advice(
                 f"The most frequent confusion is {pair['predicted']} instead of {pair['true']} "
-                f"({pair['clips']} clips).",
+                f"(clips: {pair['clips']}).",
                 "confusion",
             )
         )

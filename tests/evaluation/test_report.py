@@ -95,7 +95,7 @@ def test_the_first_screen_says_what_to_look_at_next_and_links_it(full: Evaluatio
     weakest = occurring.loc[occurring["f1"].idxmin()]
     assert f"weakest class is {weakest['label']} (F1 {weakest['f1']:.2f}" in by_section["classes"]
     pair = full.pairs.loc[full.pairs["clips"].idxmax()]
-    assert f"({pair['clips']} clips)" in by_section["confusion"]
+    assert f"(clips: {pair['clips']})" in by_section["confusion"]
     assert "unknown" not in by_section  # measured here
     width = full.scores["test_acc1_ci_high"] - full.scores["test_acc1_ci_low"]
     assert ("facts" in by_section) == (width > 20)
