@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as F
 
-from benchmarks.common import in_turns, markdown, write_result
+from benchmarks.common import Headline, in_turns, markdown, write_result
 from k400tiny_lib.config import AUTO
 from k400tiny_lib.data.annotations import Annotations, Clip
 from k400tiny_lib.data.loading.dataset import ClipDataset
@@ -192,8 +192,10 @@ def anonymous_kilobytes() -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
-def report(data_path: Path, num_clips: int, workers: int, rounds: int) -> str:
-    """Measure everything; returns the text of the results file."""
+def report(
+    data_path: Path, num_clips: int, workers: int, rounds: int
+) -> tuple[str, list[Headline]]:
+    """Measure everything; returns the text of the results file and the headlines."""
     folders = sorted(path for path in data_path.iterdir() if path.is_dir())[:num_clips]
     clips = [Clip(path.name, (0, len(frame_files(path)) - 1), 0, path.name) for path in folders]
     annotations = Annotations({"a": 0}, {"train": clips, "val": [], "test": []}, "benchmark")
@@ -254,7 +256,16 @@ def report(data_path: Path, num_clips: int, workers: int, rounds: int) -> str:
         rows.append([name, *one, *batch])
     jpeg = sum(file.stat().st_size for path in folders for file in frame_files(path)) / len(clips)
     height, width = decode_frame(frame_files(folders[0])[0]).shape[:2]
-    return "\n\n".join(
+    headlines = [
+        Headline(
+            f"loading clips, {words}",
+            f"{rate(batched[name])} clips/s",
+            f"all frames decoded, floats: {rate(batched[plain])} clips/s",
+            f"{batched[plain] / batched[name]:.1f}",
+        )
+        for name, words in (("none", "from image files"), ("packed", "from the frame cache"))
+    ]
+    text = "\n\n".join(
         [
             "# Loading clips",
             f"{cpu_name()}, {available_cores()} cores, load average {os.getloadavg()[0]:.1f} at "
@@ -296,6 +307,7 @@ def report(data_path: Path, num_clips: int, workers: int, rounds: int) -> str:
             markdown(("", "ms"), decoder_rows(frame_files(folders[0]), rounds)),
         ]
     )
+    return text, headlines
 
 
 @click.command()
@@ -307,8 +319,7 @@ def main(data: str, clips: int, workers: int, rounds: int) -> None:
     """Measure, print and write the table."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    text = report(Path(data), clips, workers, rounds)
-    write_result("data_loading", cpu_name(), text)
+    write_result("data_loading", cpu_name(), *report(Path(data), clips, workers, rounds))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import torchvision
 
-from benchmarks.common import write_result
+from benchmarks.common import Headline, write_result
 from k400tiny_lib.data.annotations import Clip, read_annotations
 from k400tiny_lib.evaluation.predictions import predict_clips
 from k400tiny_lib.evaluation.views import ViewDataset, ViewProtocol
@@ -95,7 +95,13 @@ torch {torch.__version__}, torchvision {torchvision.__version__}.
 | evaluation from files | {evaluation / len(clips):.3f} |
 | ratio (median of the rounds; the target is at most 1.1) | {ratio:.3f} |
 """
-    write_result("evaluation", cpu, text)
+    headline = Headline(
+        "evaluation from files",
+        f"{len(clips) / evaluation:.2f} clips/s",
+        f"forward passes alone: {len(clips) / forward:.2f} clips/s",
+        f"{1 / ratio:.2f}",
+    )
+    write_result("evaluation", cpu, text, [headline])
 
 
 if __name__ == "__main__":

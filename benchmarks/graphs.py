@@ -22,7 +22,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 
-from benchmarks.common import in_turns, markdown, write_result
+from benchmarks.common import Headline, in_turns, markdown, write_result
 from k400tiny_lib.export.parity import open_session
 from k400tiny_lib.system import available_cores, cpu_name
 
@@ -58,14 +58,14 @@ def milliseconds(session: onnxruntime.InferenceSession, frames: npt.NDArray[np.u
     return 1000 * (time.perf_counter() - start)
 
 
-def report(before: Path, rounds: int) -> str:
-    """Export and time both; returns the text about it."""
+def report(before: Path, rounds: int) -> tuple[str, list[Headline]]:
+    """Export and time both; returns the text about it and the headlines."""
     with tempfile.TemporaryDirectory() as folder:
         sessions = {
             "before": export_from(before, Path(folder, "before.onnx")),
             "after": export_from(ROOT, Path(folder, "after.onnx")),
         }
-    rows = []
+    rows, headlines = [], []
     for name, size in SIZES.items():
         shape = (1, 16, *size, 3)
         frames = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
@@ -76,7 +76,15 @@ def report(before: Path, rounds: int) -> str:
         ms = in_turns(sides, rounds)
         ratio = f"{ms['before'] / ms['after']:.2f}"
         rows.append((name, f"{ms['before']:.0f}", f"{ms['after']:.0f}", ratio))
-    return "\n\n".join(
+        headlines.append(
+            Headline(
+                f"exported graph, frames of {name}",
+                f"{ms['after']:.0f} ms",
+                f"the graph before: {ms['before']:.0f} ms",
+                ratio,
+            )
+        )
+    text = "\n\n".join(
         [
             "# The exported graph before and after",
             f"{cpu_name()}, {available_cores()} cores, load average {os.getloadavg()[0]:.1f} at "
@@ -85,6 +93,7 @@ def report(before: Path, rounds: int) -> str:
             markdown(("frames", "before, ms", "after, ms", "times as fast"), rows),
         ]
     )
+    return text, headlines
 
 
 @click.command()
@@ -92,7 +101,7 @@ def report(before: Path, rounds: int) -> str:
 @click.option("--rounds", default=9, help="Rounds, of which medians are taken.")
 def main(before: Path, rounds: int) -> None:
     """Measure, print and write the table."""
-    write_result("graphs", cpu_name(), report(before, rounds))
+    write_result("graphs", cpu_name(), *report(before, rounds))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from benchmarks.common import in_turns, markdown, write_result
+from benchmarks.common import Headline, in_turns, markdown, write_result
 from benchmarks.compilers import compilers_report
 from benchmarks.data_loading import PlainClips
 from benchmarks.process_start import start_rows
@@ -119,8 +119,8 @@ def in_words(geometry: Geometry) -> str:
     return f"{geometry.clip_len} frames, short side {short_side}, crop {geometry.crop_size}"
 
 
-def report(data: Path, clips: int, rounds: int) -> str:
-    """Measure the speed; returns the text about it."""
+def report(data: Path, clips: int, rounds: int) -> tuple[str, list[Headline]]:
+    """Measure the speed; returns the text about it and the headlines."""
     folders = sorted(path for path in data.iterdir() if path.is_dir())
     timed = folders[:clips]
     torch.manual_seed(0)
@@ -147,6 +147,15 @@ def report(data: Path, clips: int, rounds: int) -> str:
         starts = start_rows(files["float32"], timed[0], rounds)
         compilers = compilers_report(files, loaded, timed[0], rounds)
         sizes = {name: path.stat().st_size / 1e6 for name, path in files.items()}
+    headlines = [
+        Headline(
+            f"labeling frame folders, {name}",
+            f"{1000 / times[f'{name}, batch 1']:.2f} clips/s",
+            f"all frames decoded, PyTorch: {1000 / times['reference, batch 1']:.2f} clips/s",
+            f"{times['reference, batch 1'] / times[f'{name}, batch 1']:.2f}",
+        )
+        for name in files
+    ]
     rows = []
     for batch in BATCHES:
         plain, float32 = (times[f"{name}, batch {batch}"] for name in ("reference", "float32"))
@@ -165,7 +174,7 @@ def report(data: Path, clips: int, rounds: int) -> str:
                     size,
                 )
             )
-    return "\n\n".join(
+    text = "\n\n".join(
         [
             "# From JPEG folder to label",
             f"{cpu_name()}, {available_cores()} cores, load average {os.getloadavg()[0]:.1f} at "
@@ -183,6 +192,7 @@ def report(data: Path, clips: int, rounds: int) -> str:
             compilers,
         ]
     )
+    return text, headlines
 
 
 def accuracy_report(checkpoint: Path, data: Path, gt_csv: Path) -> str:
@@ -226,10 +236,10 @@ def main(
     if len({option is None for option in (checkpoint, labeled_data, gt_csv)}) > 1:
         raise click.UsageError("checkpoint, labeled_data and gt_csv are needed together.")
     torch.set_num_threads(available_cores())
-    text = report(Path(data).resolve(), clips, rounds)
+    text, headlines = report(Path(data).resolve(), clips, rounds)
     if checkpoint and labeled_data and gt_csv:
         text += "\n\n" + accuracy_report(checkpoint, labeled_data, gt_csv)
-    write_result("inference", cpu_name(), text)
+    write_result("inference", cpu_name(), text, headlines)
 
 
 if __name__ == "__main__":

@@ -2,23 +2,48 @@
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 
 from benchmarks.common import markdown
+from k400tiny_lib.data.sources.drawing import CLASSES
 from k400tiny_lib.evaluation.comparison import compare_predictions
 from k400tiny_lib.evaluation.metrics import accuracy_interval
 from k400tiny_lib.system import available_cores, cpu_name
 
-SIDES = ("reference", "ours")
+SIDES = ("reference", "scratch", "small")
 FOLDS = 3
+TITLES = {
+    "sample": "## The rendered sample",
+    "real": f"## Real clips, {FOLDS}-fold cross-validation by source",
+}
+_REVERSED = "its reverse"
+
+
+class Key(NamedTuple):
+    """What a run is called by.
+
+    Attributes:
+        data: a key of TITLES.
+        side: one of SIDES.
+        seed: of the weights and the order, on real clips of the folds too.
+        fold: of real clips; 0 on the sample.
+    """
+
+    data: str
+    side: str
+    seed: int
+    fold: int
+
+    def __str__(self) -> str:
+        return " ".join(map(str, self))
 
 
 @dataclass(frozen=True)
@@ -26,31 +51,31 @@ class Run:
     """One training and its predictions.
 
     Attributes:
-        data: a key of OURS.
-        side: one of SIDES.
-        number: the seed on the sample, the fold of real clips.
+        data, side, seed, fold: see `Key`.
         recipe: the parameters that differ from their defaults.
-        clips_seen: training clips that went through the model, repetitions counted.
+        clips_seen: training clips that went through the model or, as kept features, its head;
+            repetitions counted.
         train_acc1: of the last epoch, in percent, over the clips as the updates saw them.
-        minutes: of training alone.
+        seconds: of training, with the features that it computes once.
         load: the machine's load average at the end.
         predictions: the table of `make_table`, as CSV.
     """
 
     data: str
     side: str
-    number: int
+    seed: int
+    fold: int
     recipe: dict[str, Any]
     clips_seen: int
     train_acc1: float
-    minutes: float
+    seconds: float
     load: float
     predictions: str
 
     @property
-    def key(self) -> tuple[str, str, int]:
+    def key(self) -> Key:
         """What the run is called by."""
-        return self.data, self.side, self.number
+        return Key(self.data, self.side, self.seed, self.fold)
 
     @property
     def table(self) -> pd.DataFrame:
@@ -58,21 +83,21 @@ class Run:
         return pd.read_csv(StringIO(self.predictions))
 
 
-def load_runs(file: Path) -> dict[tuple[str, str, int], Run]:
-    """The finished runs of a folder by their keys; a line that was cut off counts for nothing."""
-    runs: dict[tuple[str, str, int], Run] = {}
+def load_runs(file: Path) -> dict[Key, Run]:
+    """The finished runs of a folder; a line that was cut off or is of another form is left out."""
+    runs: dict[Key, Run] = {}
     for line in file.read_text().splitlines() if file.exists() else []:
         try:
             run = Run(**json.loads(line))
-        except ValueError:
+        except (ValueError, TypeError):
             continue
         runs[run.key] = run
     return runs
 
 
 def pooled(runs: Sequence[Run]) -> pd.DataFrame:
-    """The predictions of several runs below one another, in the order of their numbers."""
-    ordered = sorted(runs, key=lambda run: run.number)
+    """The predictions of several runs below one another, each clip of a seed at the same row."""
+    ordered = sorted(runs, key=lambda run: run.key)
     return pd.concat([run.table for run in ordered], ignore_index=True)
 
 
@@ -84,62 +109,94 @@ def percent(table: pd.DataFrame) -> str:
 
 
 def section(data: str, runs: Sequence[Run]) -> list[str]:
-    """The paragraphs about one data set; nothing unless both sides have the same runs."""
-    sides = {side: [run for run in runs if (run.data, run.side) == (data, side)] for side in SIDES}
-    numbers = [{run.number for run in sides[side]} for side in SIDES]
-    if not numbers[0] or numbers[0] != numbers[1]:
+    """The paragraphs about one data set, of the seeds and folds that all sides have."""
+    by_side = {side: {r.key[2:]: r for r in runs if r.key[:2] == (data, side)} for side in SIDES}
+    shared = set.intersection(*(set(done) for done in by_side.values()))
+    if not shared:
         return []
-    tables = {side: pooled(sides[side]) for side in SIDES}
-    ours, reference = tables["ours"], tables["reference"]
-    difference = compare_predictions(ours, ours["predicted"], reference["predicted"])
-    rows = []
-    for side in SIDES:
-        done = sorted(sides[side], key=lambda run: run.number)
-        single = [100 * (run.table["predicted"] == run.table["target"]).mean() for run in done]
-        minutes = sum(run.minutes for run in done)
-        seen = sum(run.clips_seen for run in done)
-        rows.append(
-            [
-                side,
-                percent(tables[side]),
-                " / ".join(f"{value:.1f}" for value in single),
-                " / ".join(f"{run.train_acc1:.0f}" for run in done),
-                f"{seen}",
-                f"{minutes:.0f}",
-                f"{seen / minutes / 60:.1f}",
-                f"{np.median([run.load for run in done]):.1f}",
-            ]
-        )
-    clips = reference.drop_duplicates("video")
+    sides = {side: [done[numbers] for numbers in shared] for side, done in by_side.items()}
+    tables = {side: pooled(done) for side, done in sides.items()}
+    clips = tables["small"].drop_duplicates("video")
     chance = 100 * clips["target"].value_counts(normalize=True).max()
-    unit = "seed" if data == "sample" else "fold"
+    seeds = sorted({seed for seed, _ in shared})
     return [
-        f"{clips['video'].nunique()} clips predicted, of {clips['group'].nunique()} sources and "
-        f"{clips['target'].nunique()} classes, by {len(numbers[0])} {unit}s; the most frequent "
-        f"class alone is {chance:.1f} %.",
+        f"{len(clips)} clips predicted, of {clips['group'].nunique()} sources and "
+        f"{clips['target'].nunique()} classes, with {len(seeds)} seeds; the most frequent class "
+        f"alone is {chance:.1f} %.",
         markdown(
             (
                 "",
                 "top-1 % (95 % interval)",
-                f"of each {unit}",
+                "of each seed",
                 "training top-1 in the last epoch",
-                "clips seen",
-                "minutes",
-                "clips/s",
+                "clips seen by a training",
+                "seconds of a training",
                 "load average",
             ),
-            rows,
+            [_row(side, sides[side], tables[side], seeds) for side in SIDES],
         ),
-        f"Ours minus the reference, clip by clip: {difference.difference:+.1f} points (95 % "
-        f"interval {difference.low:+.1f} to {difference.high:+.1f}).",
+        *(_difference(tables, *pair) for pair in (("scratch", "reference"), ("small", "scratch"))),
+        *(_directions(tables) if data == "sample" else ()),
         "\n".join(f"- {side}: `{json.dumps(sides[side][0].recipe)}`" for side in SIDES),
     ]
 
 
-TITLES = {
-    "sample": "## The rendered sample",
-    "real": f"## Real clips, {FOLDS}-fold cross-validation by source",
-}
+def _row(side: str, runs: Sequence[Run], table: pd.DataFrame, seeds: Sequence[int]) -> list[str]:
+    of_seeds = [pooled([run for run in runs if run.seed == seed]) for seed in seeds]
+    single = [100 * (each["predicted"] == each["target"]).mean() for each in of_seeds]
+    return [
+        side,
+        percent(table),
+        " / ".join(f"{value:.1f}" for value in single),
+        f"{np.mean([run.train_acc1 for run in runs]):.0f}",
+        f"{np.mean([run.clips_seen for run in runs]):.0f}",
+        f"{np.median([run.seconds for run in runs]):.0f}",
+        f"{np.median([run.load for run in runs]):.1f}",
+    ]
+
+
+def _difference(tables: Mapping[str, pd.DataFrame], this: str, other: str) -> str:
+    predicted = [tables[side]["predicted"] for side in (this, other)]
+    compared = compare_predictions(tables[this], *predicted)
+    return (
+        f"{this} minus {other}, clip by clip: {compared.difference:+.1f} points (95 % interval "
+        f"{compared.low:+.1f} to {compared.high:+.1f})."
+    )
+
+
+def _directions(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """What the sides without and with an order of frames make of motions and their reverses."""
+    labels = list(CLASSES)
+    reverse = {
+        labels.index(label): labels.index(other)
+        for label, (moves, _) in CLASSES.items()
+        for other in labels
+        if other != label and CLASSES[other][0] == moves
+    }
+    rows = []
+    for target, other in sorted(reverse.items()):
+        if target < other:
+            row = [f"{labels[target]} or {labels[other]}"]
+            for side in ("scratch", "small"):
+                of_pair = tables[side][tables[side]["target"].isin((target, other))]
+                right = (of_pair["predicted"] == of_pair["target"]).mean()
+                reversed_ = (of_pair["predicted"] == of_pair["target"].map(reverse)).mean()
+                row += [f"{100 * share:.0f}" for share in (right, reversed_)]
+            rows.append(row)
+    kinds = {target: min(target, other) for target, other in reverse.items()}
+    small = tables["small"]
+    same_kind = 100 * (small["predicted"].map(kinds) == small["target"].map(kinds)).mean()
+    return [
+        "The consensus of `small` is the mean and the standard deviation of the frames' features, "
+        "whatever their order: a clip and the same clip played backwards are one to it. Of each "
+        "pair of opposite motions, in percent of its clips:",
+        markdown(
+            ("", "scratch: right", f"scratch: {_REVERSED}", "small: right", f"small: {_REVERSED}"),
+            rows,
+        ),
+        f"Which of the four kinds of motion it is, whatever the direction, `small` says rightly of "
+        f"{same_kind:.0f} % of the clips (chance 25).",
+    ]
 
 
 def report(runs: Sequence[Run]) -> str:
@@ -147,15 +204,18 @@ def report(runs: Sequence[Run]) -> str:
     parts = [
         "# Does it learn?",
         f"{cpu_name()}, {available_cores()} cores; Python {platform.python_version()}, PyTorch "
-        f"{torch.__version__}. R(2+1)D-18 from scratch on both sides, with the same batch size, "
-        "geometry and epochs; the last weights are scored with one center view. Intervals resample "
-        "sources. The load average is the median over the runs' ends: beyond the number of cores "
-        "others were computing too, and minutes and clips/s say little about the machine.",
+        f"{torch.__version__}. The last weights are scored with one center view. Intervals "
+        "resample sources. Seconds and load average are medians over the trainings: beyond the "
+        "number of cores others were computing too, and the seconds say little about the machine.",
+        "reference and scratch: R(2+1)D-18 from scratch, with the same batch size, geometry and "
+        "epochs. scratch is the recipe `sample`, on real clips a smaller one. small: the recipe "
+        "`small`, on the sample without mirroring; its seconds include the features, computed anew "
+        "in each training.",
         "The reference: SGD at a constant 0.1, momentum 0.9, weight decay 1e-4 on all parameters, "
         "no warm-up, no augmentation, always the same frames of a clip, no label smoothing, "
         "float32. It does not shuffle: the list is brought into a random order once, as its "
         "preparation does, and every epoch goes through it in that order. Its last, partial batch "
-        "of an epoch counts too, so it sees up to a batch more an epoch than ours.",
+        "of an epoch counts too, so it sees up to a batch more an epoch than scratch.",
     ]
     for data, title in TITLES.items():
         paragraphs = section(data, runs)

@@ -13,7 +13,6 @@ convolutions, torch.compile; `ours` is all of it.
 import os
 import platform
 import time
-from collections.abc import Callable
 from functools import cache, partial
 from typing import Literal
 
@@ -25,7 +24,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.video import r2plus1d_18
 
-from benchmarks.common import in_turns, markdown, write_result
+from benchmarks.common import Headline, in_turns, markdown, write_result
 from k400tiny_lib.models.conv2d import to_fast_layout
 from k400tiny_lib.models.weights import build_model
 from k400tiny_lib.system import cpu_name
@@ -137,8 +136,8 @@ def peak(device: torch.device, bf16: bool) -> tuple[float, str]:
     return matmul_flops(device, torch.bfloat16 if bf16 else torch.float32), "large matrix product"
 
 
-def table(shape: Shape, device: torch.device, rounds: int, steps: int) -> str:
-    """Measure all sides on one size of clips."""
+def table(shape: Shape, device: torch.device, rounds: int, steps: int) -> tuple[str, Headline]:
+    """Measure all sides on one size of clips; returns the table and the headline."""
     torch.compiler.reset()  # a second size would be compiled for any size, which takes minutes
     sides = sides_on(device)
     found = in_turns(
@@ -164,7 +163,14 @@ def table(shape: Shape, device: torch.device, rounds: int, steps: int) -> str:
         )
     header = ("", "ms a step", "clips/s", "x torchvision", "TFLOP/s", "share of the peak")
     count, frames, height, width = shape
-    return f"## {count} clips of {frames} x {height} x {width}\n\n" + markdown(header, rows)
+    size = f"{count} clips of {frames} x {height} x {width}"
+    headline = Headline(
+        f"training step, {size}",
+        f"{count / found[OURS]:.1f} clips/s",
+        f"{STOCK}: {count / found[STOCK]:.1f} clips/s",
+        f"{found[STOCK] / found[OURS]:.2f}",
+    )
+    return f"## {size}\n\n" + markdown(header, rows), headline
 
 
 def hardware_of(device: torch.device) -> str:
@@ -172,8 +178,8 @@ def hardware_of(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
 
 
-def report(device: torch.device, rounds: int, steps: int) -> str:
-    """Measure everything; returns the text of the results file."""
+def report(device: torch.device, rounds: int, steps: int) -> tuple[str, list[Headline]]:
+    """Measure everything; returns the text of the results file and the headlines."""
     shapes = GPU_SHAPES if device.type == "cuda" else CPU_SHAPES
     setting = (
         f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}, TF32 in convolutions "
@@ -187,8 +193,8 @@ def report(device: torch.device, rounds: int, steps: int) -> str:
         f"{torchvision.__version__}. Forward and backward, {NUM_CLASSES} classes; medians of "
         f"{rounds} rounds in turns, {steps} step(s) each after one to warm up."
     )
-    measure: Callable[[Shape], str] = partial(table, device=device, rounds=rounds, steps=steps)
-    return "\n\n".join([head, *map(measure, shapes)])
+    measured = [table(shape, device, rounds, steps) for shape in shapes]
+    return "\n\n".join([head, *(text for text, _ in measured)]), [line for _, line in measured]
 
 
 @click.command()
@@ -199,8 +205,8 @@ def main(rounds: int, steps: int) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # The clips of training all have one size: cuDNN may try its kernels.
     torch.backends.cudnn.benchmark = True
-    text = report(device, rounds, steps or (20 if device.type == "cuda" else 1))
-    write_result("training_step", hardware_of(device), text)
+    steps = steps or (20 if device.type == "cuda" else 1)
+    write_result("training_step", hardware_of(device), *report(device, rounds, steps))
 
 
 if __name__ == "__main__":

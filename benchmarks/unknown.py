@@ -20,7 +20,7 @@ import click
 import pandas as pd
 
 from benchmarks.common import markdown, write_result
-from benchmarks.learning import CPU, OURS, predict_with, prepare_clips
+from benchmarks.learning import CPU, predict_with, prepare_clips, recipe_of
 from k400tiny_lib.config import Config
 from k400tiny_lib.data.annotations import Annotations
 from k400tiny_lib.data.loading.frame_cache import resolve_frame_cache
@@ -136,7 +136,7 @@ def main(
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     base, annotations = prepare_clips("sample", folder, "", "")
-    config = base.replace(**OURS["sample"], amp=amp, num_workers=0)
+    config = base.replace(**recipe_of("sample", "scratch"), amp=amp, num_workers=0)
     config = config.replace(num_epochs=epochs or config.num_epochs)
     if channels_last:
         config = config.replace(channels_last=True)

@@ -26,7 +26,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from benchmarks.common import in_turns, markdown, write_result
+from benchmarks.common import Headline, in_turns, markdown, write_result
 from k400tiny_lib.media.sampling import uniform_indices
 from k400tiny_lib.media.video import sample_video
 from k400tiny_lib.serving.onnx_classifier import open_classifier
@@ -174,8 +174,8 @@ def label_rows(videos: dict[str, Path], model: Path, rounds: int) -> list[list[s
     return rows
 
 
-def run(lengths: Sequence[int], rounds: int, directory: Path) -> str:
-    """Measure everything; returns the tables as markdown."""
+def run(lengths: Sequence[int], rounds: int, directory: Path) -> tuple[str, list[Headline]]:
+    """Measure everything; returns the tables as markdown and the headlines."""
     with tempfile.TemporaryDirectory(dir=directory) as folder:
         model = Path(folder, "model.onnx")
         export_model(model)
@@ -188,7 +188,11 @@ def run(lengths: Sequence[int], rounds: int, directory: Path) -> str:
         short = {name: path for name, path in videos.items() if f", {lengths[0]} " in name}
         labels = label_rows(short, model, rounds)
     versions = f"Python {platform.python_version()}, PyAV {av.__version__}, {codec()}"
-    return "\n".join(
+    headlines = [
+        Headline(f"decoding a video, {name}", f"{ours} ms", f"PyAV, all frames: {decode} ms", ratio)
+        for name, decode, _, ours, ratio, *_ in decoding
+    ]
+    text = "\n".join(
         [
             f"# Decoding videos on {cpu_name()}",
             "",
@@ -216,6 +220,7 @@ def run(lengths: Sequence[int], rounds: int, directory: Path) -> str:
             ),
         ]
     )
+    return text, headlines
 
 
 def main() -> None:
@@ -230,8 +235,8 @@ def main() -> None:
         what, path, model = arguments.measure
         print(json.dumps(measure(what, Path(path), Path(model), arguments.rounds)))
         return
-    text = run(arguments.lengths, arguments.rounds, arguments.directory)
-    write_result("video", cpu_name(), text)
+    found = run(arguments.lengths, arguments.rounds, arguments.directory)
+    write_result("video", cpu_name(), *found)
 
 
 if __name__ == "__main__":

@@ -120,6 +120,10 @@ def combine_named_digests(digests: Mapping[str, str]) -> str:
     return combine_digests(text for name in sorted(digests) for text in (name, digests[name]))
 
 
+# Of the URIs that only MLflow can read.
+ARTIFACT_SCHEMES = ("runs:/", "models:/", "mlflow-artifacts:/", "dbfs:/")
+
+
 def is_remote(uri: str) -> bool:
     """Whether a path or URI is not on the local file system."""
     return "://" in uri and not _FILE_SCHEME.match(uri)

@@ -47,6 +47,7 @@ def _train_and_log(
 ) -> None:
     from pathlib import Path
 
+    from k400tiny_lib.data.loading.feature_cache import resolve_features
     from k400tiny_lib.data.loading.frame_cache import resolve_frame_cache
     from k400tiny_lib.data.preparation.plots import plot_augmented_clips
     from k400tiny_lib.distributed.launch import launch
@@ -58,7 +59,10 @@ def _train_and_log(
 
     folder = Path(config.checkpoint_dir)
     frame_cache = resolve_frame_cache(config, annotations)
-    job = TrainingJob(config, folder / f"metrics-{run_id}", run_id, frame_cache, resumed_run)
+    frames_digest = resolve_features(config, annotations)
+    job = TrainingJob(
+        config, folder / f"metrics-{run_id}", run_id, frame_cache, resumed_run, frames_digest
+    )
     log = TrainingLog(run_id, job.metrics_log)
     clips = training_clips(config, annotations, frame_cache)
     log.add_figure(plot_augmented_clips(clips, annotations), "augmented_clips.png")

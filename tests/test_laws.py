@@ -43,8 +43,9 @@ MAY_IMPORT = {
     "tracking": GROUND | {TABLE} | BELOW_STEPS | {"training", "evaluation", "serving"},
     "registry": GROUND | {TABLE} | BELOW_STEPS | {"evaluation", "export", "serving", "tracking"},
     "workflow": GROUND | {TABLE} | BELOW_STEPS | {"evaluation", "registry", "serving", "tracking"},
+    "tuning": GROUND | {"config", "tracking", "workflow"},
 }
-MLFLOW_ROOMS = {"tracking", "workflow", "registry"}
+MLFLOW_ROOMS = {"tracking", "workflow", "registry", "tuning"}
 SERVED_MODEL = ("serving.video_classifier", "serving.served_model")
 
 MODULES = {
@@ -116,6 +117,11 @@ def test_rooms_that_start_fast_import_without(rooms: tuple[str, ...], without: s
     assert done.stdout.strip() == "False"
 
 
+def test_each_room_says_what_is_in_it() -> None:
+    inits = (REPOSITORY / LIBRARY).rglob("__init__.py")
+    assert not [path for path in inits if not ast.get_docstring(ast.parse(path.read_text()))]
+
+
 def test_rooms_are_small() -> None:
     folders = {path.parent for path in MODULES.values()}
     crowded = {
@@ -128,7 +134,7 @@ def test_rooms_are_small() -> None:
     assert not long
 
 
-@pytest.mark.parametrize("step", ["prepare_data", "evaluate", "export_onnx"])
+@pytest.mark.parametrize("step", ["prepare_data", "evaluate", "export_onnx", "tune"])
 def test_a_step_fits_on_a_screen(step: str) -> None:
     tree = ast.parse((REPOSITORY / "steps" / f"{step}.py").read_text())
     docstrings = {

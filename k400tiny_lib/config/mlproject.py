@@ -8,12 +8,12 @@ from pathlib import Path
 import yaml
 
 from k400tiny_lib.config.parameters import PARAMETERS
-from k400tiny_lib.config.steps import STEPS, default_text
+from k400tiny_lib.config.steps import CHAINS, STEPS, default_text
 
 HEADER = """\
 # Generated from k400tiny_lib/config by `python -m k400tiny_lib.config.mlproject`.
-# `python -m steps.<entry point> --help` explains each parameter. main takes those of all the steps
-# that it chains with -P, too; declared are only those that no recipe sets.
+# `python -m steps.<entry point> --help` explains each parameter. main and tune take those of all
+# the steps that they run with -P, too; declared are only those that no recipe sets.
 """
 
 
@@ -22,8 +22,8 @@ def mlproject_text() -> str:
     entry_points = {}
     for step, spec in STEPS.items():
         # MLflow appends what is not declared to the command. What is declared, it logs with its
-        # default before main can say what the recipe made of it.
-        names = [n for n in spec.params if step != "main" or not PARAMETERS[n].in_recipe]
+        # default before main or tune can say what the recipe made of it.
+        names = [n for n in spec.params if step not in CHAINS or not PARAMETERS[n].in_recipe]
         parameters = {name: {"type": PARAMETERS[name].type} for name in names}
         for name in names:
             if (default := default_text(step, name)) is not None:

@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
-from k400tiny_lib.config.declaration import AUTO, NONE, StepName, declared_parameters, param
+from k400tiny_lib.config.declaration import AUTO, NONE, Range, StepName, declared_parameters, param
 from k400tiny_lib.config.model_names import DEFAULT_MODEL, ModelName
 from k400tiny_lib.config.value_types import (
+    Augmentation,
     Auto,
     ClipLen,
     ClipPixels,
@@ -19,12 +20,16 @@ from k400tiny_lib.config.value_types import (
     Fraction,
     Model,
     Rate,
+    Scheduler,
     Seed,
+    TrainLayers,
     Version,
 )
 
 SAMPLE = "sample"  # the data_path of the rendered sample
-_WITH_MODEL: tuple[StepName, ...] = ("train", "evaluate", "export_onnx")
+_SCORED: tuple[StepName, ...] = ("evaluate", "export_onnx")
+_WITH_MODEL: tuple[StepName, ...] = ("train", *_SCORED)
+_CHAINS: tuple[StepName, ...] = ("main", "tune")
 # Values of `augmentation` that mix the clips of a batch: rows of data.loading.augmentation's table,
 # which imports torch, with a `per_batch`.
 MIXING_AUGMENTATIONS = ("strong",)
@@ -40,14 +45,20 @@ class Config(
 ):
     """The parameters of a step, typed and checked; those it does not take keep their default."""
 
-    # --- the chain ------------------------------------------------------------------------------
-    recipe: str = param(AUTO, "main", in_recipe=False)
-    """Named set of parameters in recipes/; `auto` is sample or k400tiny, depending on data_path."""
-    description: str = param(NONE, "main", "train", affects_result=False)
+    recipe: str = param(AUTO, *_CHAINS, in_recipe=False, theme="The run")
+    """Set of parameters: a name in recipes/, or a path or artifact URI of a YAML file; `auto` is
+    sample or k400tiny, depending on data_path."""
+    description: str = param(NONE, *_CHAINS, "train", affects_result=False)
     """Text at the head of the run's description, in Markdown; `none` for no text."""
 
-    # --- data -----------------------------------------------------------------------------------
-    input: str = param("", "predict", required_in=("predict",))
+    trials: Count = param(20, "tune", affects_result=False, in_recipe=False)
+    """Trials of the study in the end, all its processes and earlier runs together."""
+    search: str = param("lr,weight_decay", "tune", in_recipe=False)
+    """Parameters to search over, separated by commas; --help names their ranges."""
+    storage: str = param(AUTO, "tune", affects_result=False, in_recipe=False)
+    """SQLite file or SQLAlchemy URL that keeps the trials; `auto` is .k400tiny/tuning.db."""
+
+    input: str = param("", "predict", required_in=("predict",), theme="Data")
     """A frame folder, a video file, or a directory of either."""
     data_path: str = param(
         SAMPLE, "prepare_data", *_WITH_MODEL, auto_in=_WITH_MODEL, in_recipe=False
@@ -73,8 +84,7 @@ class Config(
     max_bad_frames: Rate = param(0.1, "prepare_data", "predict")
     """Share of a video's frames that may be damaged; a video with more is a bad clip."""
     on_rare_class: Literal["fail", "drop", "train"] = param("fail", "prepare_data")
-    """Classes with too few sources for train, val and test: stop and name them, leave them out, or
-    keep them in train only."""
+    """Classes with too few sources for three splits: stop, leave them out or train on them."""
     decode_workers: Count | Auto = param(AUTO, "prepare_data", affects_result=False)
     """Processes that decode videos; `auto` is one per core."""
     dask_scheduler: str = param(NONE, "prepare_data", affects_result=False, also="scheduler")
@@ -86,48 +96,41 @@ class Config(
     """annotations.json: a path or an artifact URI (runs:/...); `auto` for those that the checkpoint
     was trained with, and in train for those of the newest prepare_data."""
 
-    # --- model ----------------------------------------------------------------------------------
-    model: Model = param(DEFAULT_MODEL, "train")
+    model: Model = param(DEFAULT_MODEL, "train", theme="Model")
     """Architecture."""
-    checkpoint: str = param(
-        NONE,
-        *("evaluate", "export_onnx"),
-        auto_in=("evaluate", "export_onnx"),
-        is_input=True,
-        handed_over=True,
-    )
+    checkpoint: str = param(NONE, *_SCORED, auto_in=_SCORED, is_input=True, handed_over=True)
     """Checkpoint (best.pt): a path or an artifact URI; `auto` for that of the newest train, `none`
     where `weights` is given."""
     weights: str = param(NONE, *_WITH_MODEL)
-    """torchvision weights (R2Plus1D_18_Weights.KINETICS400_V1); `none` for scratch or a
-    checkpoint."""
+    """torchvision weights (R2Plus1D_18_Weights.KINETICS400_V1); `imagenet` for those of the network
+    of tsn_efficientnet_lite0, in train only; `none` for scratch or a checkpoint."""
     load_model: str = param(NONE, "train", is_input=True)
     """Checkpoint to start from: a path or an artifact URI; `none` for no checkpoint."""
     num_classes: Count | Auto = param(AUTO, "train")
     """Size of the head; `auto` is the number of the data's categories."""
-    dropout: Rate = param(0.0, "train")
+    dropout: Rate = param(0.0, "train", search=Range(0.0, 0.7))
     """Dropout before the head."""
 
-    # --- clips ----------------------------------------------------------------------------------
-    clip_len: ClipLen = param(AUTO, "train")
+    clip_len: ClipLen = param(AUTO, "train", theme="Clips")
     """Frames of a clip; `auto` is the model's number."""
     resize_size: ClipPixels = param(AUTO, "train")
     """Short side of the resized frames, in pixels; `auto` is the model's number."""
     crop_size: ClipPixels = param(AUTO, "train")
     """Side of the crop, in pixels; `auto` is the model's number."""
-    augmentation: Literal["none", "flip", "standard", "strong"] = param("flip", "train")
+    augmentation: Augmentation = param("flip", "train", search="choices")
     """Augmentation of training clips; `standard` adds crops and colors to the flip, `strong`
     RandAugment and MixUp/CutMix to these."""
     no_flip_classes: str = param(NONE, "train")
     """Labels, separated by commas, whose clips are never mirrored (double quotes hold a label with
     commas); `none` for no label."""
     frame_cache: Literal["none", "packed", "auto"] = param(AUTO, "train", affects_result=False)
-    """Where frames come from: `none` decodes the image files each time, `packed` decodes them once
-    into mapped files, `auto` does so if they fit the free disk twice."""
+    """Where frames come from: `none` decodes image files each time, and keeps no features; `packed`
+    decodes them once into mapped files, `auto` if they fit the free disk twice and are needed."""
     cache_dir: str = param(".k400tiny/frames", "train", affects_result=False)
-    """Where packed frames are kept, named by content."""
-    split: Literal["train", "val", "test"] = param("test", "evaluate")
-    """Split to evaluate."""
+    """Where packed frames and features are kept, named by content."""
+    split: Literal["train", "val", "test", "all"] = param("test", "evaluate")
+    """Split to evaluate; `all` for every clip, each predicted by a head that was trained without
+    its source (only for a checkpoint of train_layers=head)."""
     num_clips: Count = param(1, "evaluate")
     """Temporal views of a video, averaged."""
     num_crops: Annotated[int, Field(ge=1, le=3)] = param(1, "evaluate")
@@ -137,34 +140,39 @@ class Config(
     num_workers: NonNegativeInt | Auto = param(AUTO, "train", "evaluate", affects_result=False)
     """Loader processes per training process; `auto` shares the cores (none for light clips)."""
 
-    # --- optimization ---------------------------------------------------------------------------
-    num_epochs: Count = param(30, "train")
+    num_epochs: Count = param(30, "train", theme="Optimization")
     """Passes over the training clips."""
     patience: NonNegativeInt = param(0, "train")
     """Epochs without a better val_acc1 after which training stops; 0 for never."""
-    freeze_epochs: NonNegativeInt = param(0, "train")
+    train_layers: TrainLayers = param("all", "train")
+    """Layers that learn: all, the last stage of the backbone and the head, or the head alone, whose
+    input is then computed once for each clip and view and kept in cache_dir."""
+    feature_views: Count = param(4, "train")
+    """Augmented views of a training clip that train_layers=head learns from; the epochs take turns
+    in them."""
+    freeze_epochs: NonNegativeInt = param(0, "train", search=Range(0, 5, whole=True))
     """First epochs of fine-tuning in which only the head learns."""
-    optimizer: Literal["sgd", "adamw"] = param("sgd", "train")
+    optimizer: Literal["sgd", "adamw"] = param("sgd", "train", search="choices")
     """Optimizer."""
-    lr: PositiveFloat = param(0.01, "train")
+    lr: PositiveFloat = param(0.01, "train", search=Range(1e-5, 1.0, log=True))
     """Peak learning rate."""
     lr_batch_size: NonNegativeInt = param(0, "train")
     """Clips per update that lr is stated for and scaled from; 0 for no scaling."""
-    momentum: Rate = param(0.9, "train")
+    momentum: Rate = param(0.9, "train", search=Range(0.5, 0.99))
     """Momentum of SGD (Nesterov above 0)."""
-    weight_decay: NonNegativeFloat = param(1e-4, "train")
+    weight_decay: NonNegativeFloat = param(1e-4, "train", search=Range(1e-6, 0.3, log=True))
     """Weight decay of the convolution and head weights; biases and norms have none."""
-    scheduler: Literal["constant", "step", "exponential", "cosine"] = param("cosine", "train")
+    scheduler: Scheduler = param("cosine", "train", search="choices")
     """Learning rate after the warm-up, stepped per iteration."""
-    warmup_epochs: NonNegativeFloat = param(3.0, "train")
+    warmup_epochs: NonNegativeFloat = param(3.0, "train", search=Range(0.0, 5.0))
     """Epochs of linear warm-up."""
-    label_smoothing: Rate = param(0.0, "train")
+    label_smoothing: Rate = param(0.0, "train", search=Range(0.0, 0.3))
     """Label smoothing of the training loss."""
-    ema_decay: Rate = param(0.0, "train")
+    ema_decay: Rate = param(0.0, "train", search=Range(0.9, 0.999))
     """Decay of the moving average of the weights per update; 0 for none."""
     grad_accum_steps: Count = param(1, "train")
     """Batches whose gradients make one update."""
-    clip_grad_norm: NonNegativeFloat = param(0.0, "train")
+    clip_grad_norm: NonNegativeFloat = param(0.0, "train", search=Range(0.1, 10.0, log=True))
     """Largest gradient norm; 0 for no limit."""
     amp: Literal["auto", "off", "bf16", "fp16"] = param(AUTO, "train")
     """Mixed precision; `auto` is bf16 where a GPU or CPU multiplies it fast, off elsewhere
@@ -178,12 +186,12 @@ class Config(
     seed: Seed = param(0, "prepare_data", "train")
     """Seed of the splits, the weights and the order of the clips."""
 
-    # --- checkpoints and progress ---------------------------------------------------------------
-    checkpoint_dir: str = param(AUTO, "train", affects_result=False)
-    """Where last.pt, the previous.pt before it and best.pt are written; `auto` is
-    checkpoints/<run id>."""
+    checkpoint_dir: str = param(
+        AUTO, "train", affects_result=False, theme="Checkpoints and progress"
+    )
+    """Where last.pt, previous.pt and best.pt are written; `auto` is checkpoints/<run id>."""
     save_every: Count = param(1, "train", affects_result=False)
-    """Epochs between two writes of last.pt."""
+    """Epochs between two writes of last.pt; more where train_layers=head makes them short."""
     save_every_minutes: NonNegativeFloat = param(10.0, "train", affects_result=False)
     """Minutes between two writes of last.pt within an epoch; 0 for none."""
     resume: str = param(NONE, "train", is_input=True)
@@ -192,8 +200,7 @@ class Config(
     print_interval: NonNegativeInt = param(0, "train", affects_result=False)
     """Batches between two progress lines; 0 for one per epoch."""
 
-    # --- launch ---------------------------------------------------------------------------------
-    nproc_per_node: Count | Auto = param(AUTO, "train", "evaluate")
+    nproc_per_node: Count | Auto = param(AUTO, "train", "evaluate", theme="Processes and nodes")
     """Processes per node; `auto` is one per GPU, or one on a CPU."""
     nnodes: Count = param(1, "train")
     """Nodes that train together."""
@@ -209,8 +216,7 @@ class Config(
     """Id of the MLflow run to show this run under, the same for all nodes (`mlflow runs create`
     makes one); `none` for no parent."""
 
-    # --- evaluation -----------------------------------------------------------------------------
-    robustness: bool = param(True, "evaluate")
+    robustness: bool = param(True, "evaluate", theme="Evaluation")
     """Measure accuracy under changed light, blur, compression, lost and reversed frames."""
     unknown_path: str = param(NONE, "evaluate", is_input=True)
     """Clips of none of the model's classes, a directory or URI as predict takes it: the report says
@@ -219,8 +225,7 @@ class Config(
     """Other model on the same clips: a run of evaluate (its id or runs:/<id>), predictions.csv (a
     path or URI) or a registered model (models:/...)."""
 
-    # --- export ---------------------------------------------------------------------------------
-    evaluation: str = param(NONE, "export_onnx", is_input=True, handed_over=True)
+    evaluation: str = param(NONE, "export_onnx", is_input=True, handed_over=True, theme="Export")
     """Run of evaluate on the same model (its id or runs:/<id>), or the folder of its results: gives
     the temperature and skips scoring."""
     opset: Annotated[int, Field(ge=18, le=23)] = param(18, "export_onnx")
@@ -241,12 +246,10 @@ class Config(
     """When the new version becomes `champion`: `better` if it beats the present one on the test
     clips, `always` or `never`. The first version always does."""
 
-    # --- registry and use -----------------------------------------------------------------------
-    model_uri: str = param(AUTO, "predict")
+    model_uri: str = param(AUTO, "predict", theme="Registry and use")
     """Model to use; `auto` is models:/<registered_model_name>@champion."""
     version: Version = param("", "promote", required_in=("promote",))
-    """Version to make champion: its number, an alias (challenger), or `previous` for the champion
-    before the present one."""
+    """Version to make champion: its number, an alias, or `previous` for the champion before."""
     registered_model_name: ModelName = param(AUTO, "export_onnx", "predict", "promote")
     """Name in the model registry; `auto` is k400tiny-<architecture>, in predict and promote
     k400tiny-r2plus1d_18 or, if there is none, that of another architecture (in predict, the one
@@ -258,11 +261,9 @@ class Config(
     top_k: Count = param(5, "predict")
     """Labels shown per clip."""
     window_seconds: NonNegativeFloat = param(0.0, "predict")
-    """Length of the windows of a video that are labeled one by one, in a timeline; 0 for one answer
-    for the whole video."""
+    """Length of the windows of a video that get a label each, in a timeline; 0 for no windows."""
     stride_seconds: NonNegativeFloat = param(0.0, "predict")
-    """Seconds from the start of one window to that of the next, at most window_seconds; 0 for half
-    of it."""
+    """Seconds from one window to the next, at most window_seconds; 0 for half of it."""
     annotate: bool = param(False, "predict")
     """Also make a copy of each video with the labels of its timeline drawn in, without sound."""
     num_threads: Count | Auto = param(AUTO, "predict")
@@ -270,13 +271,14 @@ class Config(
     device: Literal["auto", "cpu", "cuda"] = param(AUTO, "predict")
     """Inference device; `auto` is CUDA where ONNX Runtime offers it."""
 
-    # --- how the chain runs ---------------------------------------------------------------------
-    use_cache: bool = param(True, "main", affects_result=False, in_recipe=False)
+    use_cache: bool = param(
+        True, *_CHAINS, affects_result=False, in_recipe=False, theme="How main runs"
+    )
     """Re-use finished steps whose code, parameters and inputs are the same."""
     env_manager: Literal["local", "conda", "virtualenv", "uv"] = param(
-        "local", "main", affects_result=False, in_recipe=False
+        "local", *_CHAINS, affects_result=False, in_recipe=False
     )
-    """Environment manager of the nested runs; `local` uses the one that main runs in."""
+    """Environment manager of the nested runs; `local` uses the one that main or tune runs in."""
 
     def replace(self, **changes: Any) -> "Config":
         """These parameters with some changed, checked again."""

@@ -1,27 +1,30 @@
 """Which step takes which parameters, and how their values are resolved."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
-from k400tiny_lib.config.declaration import AUTO, NONE
+from k400tiny_lib.config.declaration import AUTO, IMAGENET, NONE
 from k400tiny_lib.config.directories import with_local_directories
 from k400tiny_lib.config.model_names import check_model_names, check_new_names, name_models
 from k400tiny_lib.config.parameters import MIXING_AUGMENTATIONS, PARAMETERS, SAMPLE, Config
-from k400tiny_lib.config.recipes import load_recipe
+from k400tiny_lib.config.reading import read_config
+from k400tiny_lib.config.recipes import load_recipe, read_recipe_file
+from k400tiny_lib.config.search import check_search
+from k400tiny_lib.config.value_types import ALL_CLIPS, HEAD
 from k400tiny_lib.errors import UserError, is_utf8, printable
 from k400tiny_lib.models.architectures import ARCHITECTURES
 
-FROM_RECIPE = "recipe"  # the default of most of main's parameters: the recipe's value
+FROM_RECIPE = "recipe"  # the default of most parameters of main and tune: the recipe's value
 
 _SHORTEST_WINDOW = 0.05  # seconds
 # At one moment; the frames of all of them are in memory.
 _MOST_OVERLAPPING = 50
 
 CHAIN = ("prepare_data", "train", "evaluate", "export_onnx")  # the steps of main, in order
+# The steps that take a recipe, with the steps that they run.
+CHAINS = {"main": CHAIN, "tune": CHAIN[:2]}
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ def _step(step: str, help: str) -> Step:
         name
         for name, parameter in PARAMETERS.items()
         if step in parameter.steps
-        or (step == "main" and not parameter.handed_over and set(CHAIN) & set(parameter.steps))
+        or (not parameter.handed_over and set(CHAINS.get(step, ())) & set(parameter.steps))
     ]
     return Step(help, tuple(params))
 
@@ -46,6 +49,7 @@ STEPS: dict[str, Step] = {
     step: _step(step, help)
     for step, help in {
         "main": "The whole pipeline as nested runs: prepare_data, train, evaluate, export_onnx.",
+        "tune": "Search for better parameters of training, in nested runs of train.",
         "prepare_data": "Bring clips to disk, check them, map their labels, split them by source.",
         "train": "Train a model with torchrun.",
         "evaluate": "Score a checkpoint on a held-out split.",
@@ -63,7 +67,7 @@ def default_text(step: str, name: str) -> str | None:
         return None
     if step in parameter.auto_in:
         return AUTO
-    return FROM_RECIPE if step == "main" and parameter.in_recipe else str(parameter.default)
+    return FROM_RECIPE if step in CHAINS and parameter.in_recipe else str(parameter.default)
 
 
 def unknown_parameter(step: str, name: str) -> UserError:
@@ -73,13 +77,16 @@ def unknown_parameter(step: str, name: str) -> UserError:
     return UserError(f"{name}: {step} has no such parameter. {hint}")
 
 
-def resolve(step: str, texts: Mapping[str, str]) -> Config:
+def resolve(
+    step: str, texts: Mapping[str, str], read_recipe: Callable[[str], bytes] = read_recipe_file
+) -> Config:
     """Resolve a step's parameters: an explicit value beats the recipe, the recipe the default.
 
     Args:
         step: name of the entry point.
-        texts: parameters as text; a missing one and, in main, the word `recipe` leave the choice
-            to the recipe or the default.
+        texts: parameters as text; a missing one and, in main and tune, the word `recipe` leave the
+            choice to the recipe or the default.
+        read_recipe: returns the content of the path or URI of a recipe.
 
     Raises:
         UserError: for an unknown, missing or ill-typed parameter, and for values that do not fit
@@ -96,7 +103,7 @@ def resolve(step: str, texts: Mapping[str, str]) -> Config:
     values: dict[str, Any] = {
         name: text.strip()
         for name, text in texts.items()
-        if not (step == "main" and text == FROM_RECIPE and name != "recipe")
+        if not (step in CHAINS and text == FROM_RECIPE and name != "recipe")
     }
     for name in STEPS[step].params:
         if step in PARAMETERS[name].required_in and name not in values:
@@ -105,36 +112,20 @@ def resolve(step: str, texts: Mapping[str, str]) -> Config:
             values.setdefault(name, AUTO)
     if values.get("weights", NONE) != NONE and values.get("checkpoint") == AUTO:
         values["checkpoint"] = NONE
-    if step == "main":
+    if step in CHAINS:
         recipe = values.get("recipe", AUTO)
         if recipe == AUTO:
             recipe = "sample" if values.get("data_path", SAMPLE) == SAMPLE else "k400tiny"
-        values = load_recipe(recipe) | values | {"recipe": recipe}
+        fixed = values
+        values = load_recipe(recipe, read_recipe) | fixed | {"recipe": recipe}
     config = with_local_directories(read_config(values))
     if step == "main":
         config = name_models(config, config.model)
     check_together(config, step)
+    if step == "tune":
+        for extreme in check_search(config, fixed):
+            check_together(extreme, step)
     return config
-
-
-def read_config(values: Mapping[str, Any]) -> Config:
-    """Make a config of parameters by name, as text or typed.
-
-    Raises:
-        UserError: for an unknown or ill-typed parameter and for a value outside its range.
-    """
-    try:
-        return Config(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name, text = str(first["loc"][0]), str(first["input"])
-        if name not in PARAMETERS:
-            raise UserError(f"{name}: no such parameter.") from None
-        parameter = PARAMETERS[name]
-        hint = f" (default {parameter.default})" if parameter.default != "" else ""
-        raise UserError(
-            f"{name}: {text!r} is not allowed. Needed: {parameter.allowed}{hint}."
-        ) from None
 
 
 def check_together(config: Config, step: str) -> None:
@@ -179,6 +170,7 @@ def check_together(config: Config, step: str) -> None:
         )
     if config.weights != NONE and config.load_model != NONE:
         raise UserError("load_model: weights is given too. Needed: one of them, the other `none`.")
+    _check_imagenet(config, step)
     if step in ("evaluate", "export_onnx") and (
         (config.checkpoint == NONE) == (config.weights == NONE)
     ):
@@ -188,6 +180,13 @@ def check_together(config: Config, step: str) -> None:
             f"freeze_epochs: {config.freeze_epochs}, but the backbone starts from scratch. "
             "Needed: weights or load_model, or 0."
         )
+    if config.freeze_epochs and config.train_layers == HEAD:
+        raise UserError(
+            f"freeze_epochs: {config.freeze_epochs}, but with train_layers=head only the head ever "
+            "learns. Needed: 0, or train_layers=all or last_stage."
+        )
+    if config.split == ALL_CLIPS:
+        _check_all_clips(config, step)
     if step == "export_onnx" and config.annotations == NONE:
         for name in ("quantize", "evaluation"):
             if getattr(config, name) != NONE:
@@ -202,6 +201,41 @@ def check_together(config: Config, step: str) -> None:
     _check_windows(config)
     if config.data_path == SAMPLE and config.gt_csv != NONE:
         raise UserError("gt_csv: the rendered sample has its own. Give data_path too.")
+
+
+def _check_all_clips(config: Config, step: str) -> None:
+    if step == "main" and (config.train_layers != HEAD or config.load_model != NONE):
+        learned = "load_model" if config.train_layers == HEAD else "train_layers"
+        raise UserError(
+            f"split: all, but with {learned}={getattr(config, learned)} the backbone may have "
+            "learned from the clips. Needed: train_layers=head without load_model, or split=test."
+        )
+    if config.unknown_path != NONE:
+        raise UserError(
+            "unknown_path: split=all answers with other heads than the model has. "
+            "Needed: split=test, or no unknown_path."
+        )
+    if config.compare_with.startswith("models:/"):
+        raise UserError(
+            f"compare_with: {config.compare_with} may have learned from the clips that split=all "
+            "evaluates. Needed: another evaluation with split=all."
+        )
+
+
+def _check_imagenet(config: Config, step: str) -> None:
+    if config.weights != IMAGENET:
+        return
+    if step in ("evaluate", "export_onnx"):
+        raise UserError(
+            f"weights: imagenet is a backbone without a head, which {step} cannot use. Needed: "
+            "the checkpoint of a training with it (train -P weights=imagenet)."
+        )
+    models = [name for name, architecture in ARCHITECTURES.items() if architecture.imagenet]
+    if config.model not in models:
+        raise UserError(
+            f"weights: imagenet is not of model={config.model}. Needed: model={models[0]}, or the "
+            "weights of this model."
+        )
 
 
 def _check_windows(config: Config) -> None:

@@ -1,6 +1,6 @@
 """Kinds of values that parameters have: type, range, and the choices that `--help` names."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, WithJsonSchema
 
@@ -21,7 +21,15 @@ def _resolve_clip_size(value: Any, info: ValidationInfo) -> Any:
     return getattr(architecture, str(info.field_name)) if value == AUTO else value
 
 
+ALL_LAYERS: Final = "all"
+LAST_STAGE: Final = "last_stage"
+HEAD: Final = "head"
+ALL_CLIPS: Final = "all"  # in place of a split
+TrainLayers = Literal["all", "last_stage", "head"]
+
 Auto = Literal["auto"]
+Augmentation = Literal["none", "flip", "standard", "strong"]
+Scheduler = Literal["constant", "step", "exponential", "cosine"]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what NumPy takes
 Fraction = Annotated[float, Field(gt=0, lt=1)]

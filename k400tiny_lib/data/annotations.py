@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from k400tiny_lib.config import AUTO
+from k400tiny_lib.config.value_types import ALL_CLIPS
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.files import combine_digests, problem_of
 
@@ -67,6 +68,10 @@ class Annotations:
         """All clips, split by split."""
         return (clip for name in SPLITS for clip in self.splits[name])
 
+    def clips_of(self, split: str) -> list[Clip]:
+        """The clips of a split, or with `all` of all splits, one after the other."""
+        return list(self.clips) if split == ALL_CLIPS else self.splits[split]
+
     @property
     def num_classes(self) -> int:
         """Size of the head that the targets need: the largest id plus one."""
@@ -79,7 +84,7 @@ class Annotations:
 
     def split_digest(self, split: str) -> str:
         """Content digest of a split: of the data it is taken from, its clips and their targets."""
-        clips = (f"{c.video} {c.segment} {c.target} {c.group}" for c in self.splits[split])
+        clips = (f"{c.video} {c.segment} {c.target} {c.group}" for c in self.clips_of(split))
         return combine_digests([self.data_digest, *clips])
 
     def to_json(self) -> str:

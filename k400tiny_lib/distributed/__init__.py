@@ -1,0 +1,1 @@
+"""torchrun and its processes."""

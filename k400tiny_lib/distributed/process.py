@@ -3,7 +3,7 @@
 import itertools
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DistributedSampler
 
 T = TypeVar("T")
@@ -86,17 +86,17 @@ class TrainSampler(DistributedSampler[Any]):
 
 
 @torch.no_grad()
-def average_buffers(model: nn.Module) -> None:
-    """Average the BatchNorm statistics of all processes.
+def average_tensors(tensors: Iterable[Tensor]) -> None:
+    """Average floating-point tensors, such as BatchNorm statistics, over all processes, in place.
 
-    DistributedDataParallel broadcasts those of rank 0 before each forward pass, and each process
-    then adds its own batch; without averaging, every rank would validate a different model.
+    DistributedDataParallel broadcasts the statistics of rank 0 before each forward pass, and each
+    process then adds its own batch; without averaging, every rank would validate a different model.
     """
     if dist.is_initialized() and dist.get_world_size() > 1:
-        for buffer in model.buffers():
-            if buffer.is_floating_point():
-                dist.all_reduce(buffer)
-                buffer /= dist.get_world_size()
+        for tensor in tensors:
+            if tensor.is_floating_point():
+                dist.all_reduce(tensor)
+                tensor /= dist.get_world_size()
 
 
 @contextmanager

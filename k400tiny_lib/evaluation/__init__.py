@@ -1,0 +1,1 @@
+"""From predictions to a report: views, metrics, calibration, comparison, threshold."""

@@ -107,9 +107,9 @@ def compare_predictions(
 
 
 def predict_frames(
-    classifier: Classifier, annotations: Annotations, config: Config
+    classifier: Classifier, clips: Sequence[Clip], annotations: Annotations, config: Config
 ) -> pd.DataFrame:
-    """The predictions table of another model for the split and the views of an evaluation.
+    """The predictions table of another model for the clips and the views of an evaluation.
 
     Raises:
         UserError: if the model has other classes, or there are views beyond the center crop.
@@ -121,7 +121,7 @@ def predict_frames(
         )
     if config.num_crops != 1:
         raise UserError("num_crops: a registered model crops the center itself. Needed: 1.")
-    averaged, clips = [], annotations.splits[config.split]
+    averaged = []
     for clip in clips:
         times = view_indices(clip.num_frames, classifier.clip_len, config.num_clips)  # (V, T)
         indices = (times + clip.segment[0]).flatten().tolist()
@@ -138,8 +138,10 @@ class OtherModel:
     name: str
     predictor: pd.DataFrame | Classifier
 
-    def predictions(self, annotations: Annotations, config: Config) -> pd.DataFrame:
-        """Its predictions table for an evaluation; raises like `align` and `predict_frames`."""
+    def predictions(
+        self, clips: Sequence[Clip], annotations: Annotations, config: Config
+    ) -> pd.DataFrame:
+        """Its predictions of the evaluated clips; raises like `align` and `predict_frames`."""
         if isinstance(self.predictor, pd.DataFrame):
-            return align(self.predictor, annotations.splits[config.split])
-        return predict_frames(self.predictor, annotations, config)
+            return align(self.predictor, clips)
+        return predict_frames(self.predictor, clips, annotations, config)

@@ -15,11 +15,22 @@ from typing import Any
 import pandas as pd
 
 from k400tiny_lib.config import NONE, Config
+from k400tiny_lib.config.value_types import ALL_CLIPS
 from k400tiny_lib.data.annotations import Annotations, check_annotations, read_annotations
 from k400tiny_lib.distributed.launch import Job
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.evaluation.calibration import Calibration, calibrate, scale
 from k400tiny_lib.evaluation.comparison import OtherModel, PairedComparison, compare_predictions
+from k400tiny_lib.evaluation.cross_validation.doubted_labels import (
+    NO_LIST,
+    DoubtedLabels,
+    doubt_labels,
+)
+from k400tiny_lib.evaluation.cross_validation.folds import (
+    CrossValidation,
+    cross_validate,
+    cross_validated_clips,
+)
 from k400tiny_lib.evaluation.gradcam import Gallery, make_gallery
 from k400tiny_lib.evaluation.metrics import confused_pairs, per_class, reliability, score
 from k400tiny_lib.evaluation.predictions import probabilities_of
@@ -34,6 +45,10 @@ from k400tiny_lib.models.loaded import LoadedModel, load_model
 NOT_CALIBRATED = (
     "Probabilities are not calibrated and there is no confidence threshold: both are chosen on "
     "validation clips, and there are none besides those evaluated."
+)
+NOT_THIS_HEAD = (
+    "Probabilities are not calibrated and there is no confidence threshold: split=all predicts "
+    "with other heads than the model has."
 )
 
 
@@ -55,6 +70,8 @@ class Evaluation:
         corrupted, corruptions: see `corruption_table` and `compare_corrupted` of `robustness`; None
             and empty where it was not measured.
         unknown: answers to the clips of `unknown_path`; None without it.
+        validation: where split=all: how the clips were predicted.
+        labels: the clips with doubted labels, or why there is no list.
     """
 
     split: str
@@ -77,6 +94,8 @@ class Evaluation:
     corruptions: Mapping[str, PairedComparison]
     unknown: UnknownAnswers | None
     gallery: Gallery
+    validation: CrossValidation | None
+    labels: DoubtedLabels
 
     @property
     def table(self) -> pd.DataFrame:
@@ -89,7 +108,7 @@ class Evaluation:
 
     @property
     def summary(self) -> str:
-        """The headline; then, each in a line, calibration, threshold and unknown clips."""
+        """The headline; in a line each calibration, threshold, unknown clips, doubted labels."""
         lines = [
             f"{self.split}: top-1 {self.score('acc1'):.1f} % (95 % interval "
             f"{self.score('acc1_ci_low'):.1f} to {self.score('acc1_ci_high'):.1f}) on "
@@ -99,6 +118,10 @@ class Evaluation:
             lines += [f"calibration: {self.calibration.statement}", f"threshold: {self.threshold}"]
         if self.unknown is not None:
             lines += self.unknown.describe()
+        if self.validation is not None and self.validation.alone:
+            lines.append(f"not evaluated: {self.validation.not_predicted}")
+        if self.labels.summary:
+            lines.append(self.labels.summary)
         return "\n".join(lines)
 
     def files(self) -> dict[str, str]:
@@ -109,6 +132,8 @@ class Evaluation:
             tables["robustness"] = self.corrupted
         if self.unknown is not None:
             tables["unknown"] = self.unknown.table
+        if not self.labels.missing:
+            tables["doubted_labels"] = self.labels.table
         return {f"{name}.csv": table.to_csv(index=False) for name, table in tables.items()} | {
             "calibration.json": json.dumps(self._calibration_facts(), indent=1)
         }
@@ -116,7 +141,8 @@ class Evaluation:
     def _calibration_facts(self) -> dict[str, Any]:
         """What export_onnx takes over into the model."""
         if self.calibration is None or self.threshold is None:
-            return {"applied": False, "confidence_threshold": 0.0, "statement": NOT_CALIBRATED}
+            statement = NOT_CALIBRATED if self.validation is None else NOT_THIS_HEAD
+            return {"applied": False, "confidence_threshold": 0.0, "statement": statement}
         return dataclasses.asdict(self.calibration) | {
             "confidence_threshold": self.threshold.value,
             "statement": f"{self.calibration.statement} {self.threshold.statement}",
@@ -139,20 +165,28 @@ def evaluate_split(
         UserError: if the split is empty, an input is missing, or they do not fit together.
     """
     annotations, split = read_annotations(Path(config.annotations)), config.split
-    clips, data_path = annotations.splits[split], Path(config.data_path)
+    clips, data_path = annotations.clips_of(split), Path(config.data_path)
     if not clips:
         raise UserError(f"split: {split} has no clips. Needed: one of the splits that has some.")
     model = load_model(config, annotations.categories)
+    if split == ALL_CLIPS:
+        clips = cross_validated_clips(annotations, model.trained)
     protocol = ViewProtocol(config.num_clips, config.num_crops)
     check_annotations(annotations, data_path, model.geometry.clip_len)
-    check_views(clips, protocol)
+    check_views(annotations.clips_of(split), protocol)
     has_unknown = config.unknown_path != NONE
     unknown_clips = find_unknown(Path(config.unknown_path)) if has_unknown else None
-    other_table = other.predictions(annotations, config) if other else None
-    predicted = predict_splits(config, annotations, start_workers, unknown_clips)
+    other_table = other.predictions(clips, annotations, config) if other else None
+    predicted = predict_splits(config, annotations, start_workers, unknown_clips, model.trained)
+    tables, validation = predicted.tables, None
+    if predicted.features:
+        validation = cross_validate(annotations, *predicted.features, len(model.class_names))
+    labels = doubt_labels(validation, annotations, model, data_path)
+    if split == ALL_CLIPS and validation:
+        tables = {split: validation.table}
     return evaluate_predictions(
         split,
-        predicted.tables,
+        tables,
         annotations,
         model,
         protocol,
@@ -160,7 +194,9 @@ def evaluate_split(
         unknown=predicted.unknown,
         other=other_table,
         compared_with=other.name if other else "",
-        gallery=make_gallery(predicted.tables[split], clips, data_path, model),
+        gallery=make_gallery(tables[split], clips, data_path, model),
+        validation=validation if split == ALL_CLIPS else None,
+        labels=labels,
     )
 
 
@@ -176,6 +212,8 @@ def evaluate_predictions(
     other: pd.DataFrame | None = None,
     compared_with: str = "",
     gallery: Gallery | None = None,
+    validation: CrossValidation | None = None,
+    labels: DoubtedLabels = NO_LIST,
 ) -> Evaluation:
     """Compute all results from the predictions of a model.
 
@@ -189,6 +227,7 @@ def evaluate_predictions(
         other: predictions of another model for the same clips in the same order.
         compared_with: the other model in words.
         gallery: clips to show.
+        validation, labels: see `Evaluation`.
     """
     table, fitting = tables[split], tables.get(CALIBRATION_SPLIT)
     probabilities, targets = probabilities_of(table), table["target"].to_numpy()
@@ -210,14 +249,15 @@ def evaluate_predictions(
     corruptions = compare_corrupted(corrupted) if corrupted is not None else {}
     further = _further_scores(calibration, comparison, corruptions)
     further |= (threshold.scores() if threshold else {}) | (answers.scores() if answers else {})
+    scores = score(table, split) | {f"{split}_{name}": value for name, value in further.items()}
     return Evaluation(
         split=split,
         annotations=annotations,
         model=model,
-        protocol=protocol.text(model.geometry),
+        protocol=protocol.text(model.geometry) + (f"; {validation.method}" if validation else ""),
         clip_protocol=ViewProtocol(1, 1).text(model.geometry),
         tables=tables,
-        scores=score(table, split) | {f"{split}_{name}": value for name, value in further.items()},
+        scores=scores | labels.scores(),
         classes=per_class(table, model.class_names),
         pairs=confused_pairs(table, model.class_names),
         bins=reliability(probabilities, targets),
@@ -231,6 +271,8 @@ def evaluate_predictions(
         corruptions=corruptions,
         unknown=answers,
         gallery=gallery or Gallery([], []),
+        validation=validation,
+        labels=labels,
     )
 
 

@@ -63,9 +63,8 @@ def make_gallery(
         view = dataset[position][0][0]
         inputs = model_input(loaded.model, view[None])
         heat = grad_cam(loaded.model, inputs, int(row["predicted"]))[0]
-        times = np.linspace(0, view.shape[1] - 1, min(_FRAMES, view.shape[1])).round().astype(int)
-        frames = view[:, times].permute(1, 2, 3, 0).numpy()  # (C, T, H, W) -> (T, H, W, C)
-        strips = _strip(frames), _strip(_overlay(frames, heat[times].numpy()))
+        times, frames = choose_frames(view)
+        strips = strip_of(frames), strip_of(_overlay(frames, heat[times].numpy()))
         labels = names[row["target"]], names[row["predicted"]]
         return Card(str(row["video"]), *labels, float(row["confidence"]), *strips)
 
@@ -126,7 +125,13 @@ def _overlay(frames: npt.NDArray[np.uint8], heat: npt.NDArray[np.float32]) -> np
     return blended.astype(np.uint8)
 
 
-def _strip(frames: npt.NDArray[np.uint8]) -> str:
+def choose_frames(view: Tensor) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+    """Up to 8 frames spread over a view, uint8 (C, T, H, W): indices (F,) and (F, H, W, C)."""
+    times = np.linspace(0, view.shape[1] - 1, min(_FRAMES, view.shape[1])).round().astype(int)
+    return times, view[:, times].permute(1, 2, 3, 0).numpy()
+
+
+def strip_of(frames: npt.NDArray[np.uint8]) -> str:
     """Frames uint8 RGB (T, H, W, 3) side by side as one JPEG, as a data URI."""
     row = [cv2.resize(f, (_SIDE, _SIDE), interpolation=cv2.INTER_CUBIC) for f in frames]
     quality = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]

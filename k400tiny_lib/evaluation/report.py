@@ -26,6 +26,7 @@ from k400tiny_lib.plots import Histories, LabeledFigure, plot_learning_curves, r
 _MAX_LABELED = 40  # classes up to which a confusion matrix is readable with names and numbers
 _MAX_PAIRS = 25
 _MAX_NAMED = 20  # clips that could not be read
+_WIDE_INTERVAL = 20.0  # points; a comparison of two models needs less
 _SVG_METADATA = ("Creator", "Date", "Format", "Type")  # written unless they are None
 
 
@@ -36,6 +37,14 @@ class Fact:
     name: str
     value: str
     link: str | None = None
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to look at or do next, and the section of the page that it is about."""
+
+    text: str
+    section: str
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,7 @@ def render_report(evaluation: Evaluation, provenance: Provenance) -> str:
         has_sources=not (evaluation.table["group"] == evaluation.table["video"]).all(),
         untested=_untested(evaluation),
         tiles=TILES,
+        advice=_advice(evaluation),
         max_pairs=_MAX_PAIRS,
         answers=_kinds_of_answers(evaluation),
         max_named=_MAX_NAMED,
@@ -110,19 +120,64 @@ def plot_confusion_matrix(table: pd.DataFrame, class_names: Sequence[str]) -> Fi
 
 
 def _inline_svg(figure: Figure) -> Markup:
-    """A figure as an <svg> element."""
+    """A figure as an <svg> element; the page decides on the color behind it."""
     text = io.StringIO()
     # Letters stay text, which is smaller than their outlines and can be searched and selected.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "k400tiny"}):
-        figure.savefig(text, format="svg", metadata=dict.fromkeys(_SVG_METADATA))
+        metadata = dict.fromkeys(_SVG_METADATA)
+        figure.savefig(text, format="svg", metadata=metadata, transparent=True)
     _, start, rest = text.getvalue().partition("<svg")  # behind the XML declaration
-    return Markup(start + rest)
+    return Markup(start + ' aria-hidden="true"' + rest)
+
+
+def _advice(evaluation: Evaluation) -> list[Advice]:
+    """The most useful next steps that the results speak for, at most one of each kind."""
+    table, split = evaluation.table, evaluation.split
+    advice = []
+    ends = [evaluation.score(f"acc1_ci_{end}") for end in ("low", "high")]
+    width = (ends[1] or 0.0) - (ends[0] or 0.0)
+    if width > _WIDE_INTERVAL:
+        advice.append(
+            Advice(
+                f"The interval is {width:.0f} points wide: {table['group'].nunique()} sources are "
+                "few. More of them in this split, or a larger test_fraction, make it narrower.",
+                "facts",
+            )
+        )
+    occurring = evaluation.classes[evaluation.classes["support"] > 0]
+    weakest = occurring.sort_values(["f1", "support"], kind="stable").iloc[0]
+    if weakest["f1"] < 1:
+        advice.append(
+            Advice(
+                f"The weakest class is {weakest['label']} (F1 {weakest['f1']:.2f}, "
+                f"clips: {weakest['support']}).",
+                "classes",
+            )
+        )
+    if len(evaluation.pairs):
+        pair = evaluation.pairs.iloc[0]
+        advice.append(
+            Advice(
+                f"The most frequent confusion is {pair['predicted']} instead of {pair['true']} "
+                f"(clips: {pair['clips']}).",
+                "confusion",
+            )
+        )
+    if doubted := len(evaluation.labels.table):
+        advice.append(Advice(f"{doubted} labels look wrong: check them.", "labels"))
+    if evaluation.unknown is None:
+        advice.append(
+            Advice("How it answers clips of other classes is not measured yet.", "unknown")
+        )
+    if split != "test":
+        advice.append(Advice(f"These are clips of {split}: the test split says more.", "facts"))
+    return advice
 
 
 def _facts(evaluation: Evaluation) -> list[Fact]:
     annotations, split, model = evaluation.annotations, evaluation.split, evaluation.model
     sizes = "; ".join(f"{name} {_size(annotations, name)}" for name in SPLITS)
-    lengths = [clip.num_frames for clip in annotations.splits[split]]
+    lengths = [clip.num_frames for clip in annotations.clips_of(split)]
     millions = sum(parameter.numel() for parameter in model.model.parameters()) / 1e6
     size = f"{millions:.1f} million parameters, {len(model.class_names)} classes"
     crop = model.geometry.crop_size
@@ -147,7 +202,12 @@ def _kinds_of_answers(evaluation: Evaluation) -> list[tuple[str, Marked]]:
 
 
 def _untested(evaluation: Evaluation) -> list[str]:
-    """The classes with training clips and none in the evaluated split, by name."""
+    """The classes with training clips and none in the evaluated split, by name.
+
+    With split=all these are the clips that are not predicted, which the report counts.
+    """
+    if evaluation.validation is not None:
+        return []
     trained = {clip.target for clip in evaluation.annotations.splits["train"]}
     names = evaluation.annotations.class_names
     return sorted(names[target] for target in trained - set(evaluation.table["target"]))

@@ -16,13 +16,19 @@ import pandas as pd
 import torch
 
 from k400tiny_lib.config import NONE, Config
+from k400tiny_lib.config.value_types import ALL_CLIPS
 from k400tiny_lib.data.annotations import Annotations, Clip, read_annotations
 from k400tiny_lib.data.loading.loader import shared_memory_problem, worker_count
 from k400tiny_lib.distributed.launch import Job, launch
 from k400tiny_lib.distributed.process import Process, process_group
 from k400tiny_lib.distributed.torchrun import join_torchrun
 from k400tiny_lib.errors import UserError, one_line
-from k400tiny_lib.evaluation.predictions import make_table, predict_clips
+from k400tiny_lib.evaluation.cross_validation.features import (
+    compute_features,
+    features_protocol,
+    join_features,
+)
+from k400tiny_lib.evaluation.predictions import Floats, make_table, predict_clips
 from k400tiny_lib.evaluation.shift import robustness
 from k400tiny_lib.evaluation.shift.unknown import UnknownRows, join_unknown, predict_unknown
 from k400tiny_lib.evaluation.shift.unknown_clips import UnknownClips, find_unknown
@@ -39,11 +45,13 @@ class Predicted(NamedTuple):
         tables: the predictions tables by split.
         corrupted: see `corruption_table`; None with robustness=False.
         unknown: see `join_unknown`; None without unknown clips.
+        features: see `join_features`; None where `features_protocol` wants none.
     """
 
     tables: dict[str, pd.DataFrame]
     corrupted: pd.DataFrame | None
     unknown: UnknownRows | None
+    features: tuple[Floats, Floats] | None
 
 
 def launch_workers(job: Job) -> None:
@@ -56,14 +64,18 @@ def predict_splits(
     annotations: Annotations,
     start: Callable[[Job], None] = launch_workers,
     unknown_clips: UnknownClips | None = None,
+    trained: Config | None = None,
 ) -> Predicted:
     """Predict the evaluated split, the calibration split and unknown clips in worker processes.
+
+    With split=all there are no predictions, but the features of all clips.
 
     Args:
         config: of evaluate, with local paths.
         annotations: the content of `config.annotations`.
         start: runs the workers of a job to their end.
         unknown_clips: those at `config.unknown_path`, if it names any.
+        trained: the parameters that the model was trained with; None for published weights.
 
     Raises:
         UserError: with the message of a worker.
@@ -76,18 +88,24 @@ def predict_splits(
 
         splits = _clips_by_split(config, annotations)
         tables = {split: make_table(clips, written(split)) for split, clips in splits.items()}
-        corrupted = others = None
-        if config.robustness:
+        corrupted = others = features = None
+        if _measures_robustness(config):
             corrupted = robustness.corruption_table(tables[config.split], written("robustness"))
         if unknown_clips is not None:
             others = join_unknown(unknown_clips, written("unknown"))
-        return Predicted(tables, corrupted, others)
+        if features_protocol(config, annotations, trained):
+            features = join_features(written("features"), len(list(annotations.clips)))
+        return Predicted(tables, corrupted, others, features)
 
 
 def _clips_by_split(config: Config, annotations: Annotations) -> dict[str, list[Clip]]:
     """The splits to predict that have clips, the evaluated one first."""
-    names = (config.split, CALIBRATION_SPLIT)
+    names = (config.split, CALIBRATION_SPLIT) if config.split != ALL_CLIPS else ()
     return {name: annotations.splits[name] for name in names if annotations.splits[name]}
+
+
+def _measures_robustness(config: Config) -> bool:
+    return config.robustness and config.split != ALL_CLIPS
 
 
 def run(job: Job, process: Process) -> None:
@@ -110,7 +128,13 @@ def run(job: Job, process: Process) -> None:
         predict_clips(
             model, clips, positions, data_path, loaded.geometry, protocol, **options
         ).to_pickle(job.folder / f"{split}-{process.rank}.pkl")
-    if config.robustness:
+    if views := features_protocol(config, annotations, loaded.trained):
+        clips = list(annotations.clips)
+        positions = range(len(clips))[share]
+        compute_features(
+            model, clips, positions, data_path, loaded.geometry, views, **options
+        ).to_pickle(job.folder / f"features-{process.rank}.pkl")
+    if _measures_robustness(config):
         clips = annotations.splits[config.split]
         corrupted = robustness.corrupted_positions(len(clips))[share]
         robustness.predict_corrupted(

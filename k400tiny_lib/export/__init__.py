@@ -1,0 +1,1 @@
+"""The ONNX graph, its proof of equality, smaller variants, its scores."""

@@ -1,0 +1,1 @@
+"""Frame folders and videos as pixels, and which frames; without PyTorch."""

@@ -1,0 +1,1 @@
+"""The table of architectures, weights, checkpoints, the loader of models."""

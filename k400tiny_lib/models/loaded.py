@@ -71,6 +71,7 @@ class LoadedModel:
         origin: where the weights come from, in words.
         run_id: the run that trained it, or "".
         published: the reported accuracy of torchvision weights; None for a checkpoint.
+        trained: the parameters of the training; None for torchvision weights.
     """
 
     model: nn.Module
@@ -80,6 +81,7 @@ class LoadedModel:
     origin: str
     run_id: str = ""
     published: Published | None = None
+    trained: Config | None = None
 
 
 def load_model(config: Config, categories: Mapping[str, int] | None = None) -> LoadedModel:
@@ -112,7 +114,7 @@ def _from_checkpoint(path: str) -> LoadedModel:
     class_names = class_names_by_id(checkpoint["categories"], num_classes)
     geometry, origin = Geometry.trained_with(trained), f"checkpoint of epoch {checkpoint['epoch']}"
     run_id = str(checkpoint.get("run_id", ""))
-    return LoadedModel(model, trained.model, geometry, class_names, origin, run_id)
+    return LoadedModel(model, trained.model, geometry, class_names, origin, run_id, trained=trained)
 
 
 def _from_weights(name: str) -> LoadedModel:

@@ -1,4 +1,4 @@
-"""Modules that replace parts of published models so that they take clips of any size."""
+"""Modules that replace parts of published models: for clips of any size, or many processes."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -39,3 +39,19 @@ class AnySizeMViT(MViT):
             x, grid = block(x, grid)
         logits: Tensor = self.head(self.norm(x)[:, 0])
         return logits
+
+
+def share_batch_statistics(model: nn.Module) -> nn.Module:
+    """Replace every BatchNorm of a model by one over the clips of all processes.
+
+    Args:
+        model: its modules are replaced in place.
+
+    Returns:
+        The model.
+    """
+    # PyTorch's own conversion drops the activations that timm's BatchNorm holds.
+    from timm.layers.norm_act import convert_sync_batchnorm
+
+    converted: nn.Module = convert_sync_batchnorm(model)
+    return converted

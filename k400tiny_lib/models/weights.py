@@ -64,7 +64,7 @@ def find_weights(weights_name: str, model_name: str) -> WeightsEnum:
     except (ValueError, KeyError, AttributeError):
         raise UserError(
             f"weights: torchvision has no {weights_name!r}. "
-            "Needed: a name such as R2Plus1D_18_Weights.KINETICS400_V1, or none."
+            "Needed: a name such as R2Plus1D_18_Weights.KINETICS400_V1, imagenet, or none."
         ) from None
     if architecture_of_weights(weights_name) != model_name:
         raise UserError(f"weights: {weights_name} is not of model={model_name}.")

@@ -1,0 +1,1 @@
+"""Versions, promotion, model cards, the model for whole videos."""

@@ -140,7 +140,7 @@ def compare_to_champion(
 
 def _signed(points: float) -> str:
     """A difference in points with its sign; no "-0.0"."""
-    return f"{round(points, 1) + 0.0:+.1f}"
+    return f"{points:+z.1f}"  # no -0.0
 
 
 def ranking_key(table: pd.DataFrame) -> tuple[int, float]:

@@ -1,0 +1,1 @@
+"""The ONNX classifier, `predict` and the served model; without PyTorch."""

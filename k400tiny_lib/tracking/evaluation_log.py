@@ -15,6 +15,7 @@ from mlflow.exceptions import MlflowException
 from k400tiny_lib.config import NONE, Config
 from k400tiny_lib.errors import UserError, hide_passwords, one_line
 from k400tiny_lib.tracking.models import logged_model_id, open_registered
+from k400tiny_lib.tracking.naming import NOTE_TAG
 from k400tiny_lib.tracking.runs import active_run_id, local_copy
 from k400tiny_lib.tracking.server import run_page
 
@@ -37,6 +38,8 @@ def log_evaluation(evaluation: "Evaluation", data_path: str) -> None:
     page = render_report(evaluation, provenance(evaluation.model.run_id))
     _log_scores(evaluation, data_path)
     tags = {PROTOCOL_TAG: evaluation.protocol, CLIP_PROTOCOL_TAG: evaluation.clip_protocol}
+    if evaluation.labels.summary:
+        tags[NOTE_TAG] = evaluation.labels.summary
     mlflow.set_tags(tags)
     for name, text in (evaluation.files() | {"report.html": page}).items():
         mlflow.log_text(text, f"evaluation/{name}")

@@ -29,14 +29,15 @@ def initial_name(step: str, config: Config) -> str:
         return name
     subject = {
         "main": config.model,
+        "tune": config.model,
         "prepare_data": _last_part(config.data_path),
         "train": config.model,
         "evaluate": config.split,
         "predict": _last_part(config.input),
         "promote": config.version,
     }.get(step)
-    first = _last_part(config.data_path) if step == "main" else step
-    return " · ".join(filter(None, (first, subject)))
+    first = {"main": _last_part(config.data_path), "tune": f"tune {_last_part(config.data_path)}"}
+    return " · ".join(filter(None, (first.get(step, step), subject)))
 
 
 def name_run(run: Run, step: str, config: Config, result: str = "") -> None:

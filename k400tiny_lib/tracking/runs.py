@@ -6,8 +6,10 @@ import os
 import shutil
 import sys
 import tempfile
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from mlflow.exceptions import MlflowException
 
 from k400tiny_lib.config import AUTO, NONE, STEPS, Config, parameters_of
 from k400tiny_lib.errors import UserError, hide_passwords, one_line
-from k400tiny_lib.files import problem_of, writing_to
+from k400tiny_lib.files import ARTIFACT_SCHEMES, problem_of, writing_to
 from k400tiny_lib.leftovers import Mark, temporary_directory
 from k400tiny_lib.remote_files import fetch
 from k400tiny_lib.tracking.naming import NOTE_TAG, initial_name, name_run
@@ -26,6 +28,7 @@ from k400tiny_lib.tracking.server import move_password_to_environment, shown_ser
 from k400tiny_lib.tracking.uploader import fail_fast, is_unreachable
 
 STEP_TAG = "k400tiny.step"
+VERSION_TAG = "k400tiny.version"
 CACHE_KEY_TAG = "k400tiny.cache_key"
 ERROR_TAG = "k400tiny.error"
 ANNOTATIONS_TAG = "k400tiny.annotations"  # of train: what it was trained with
@@ -51,7 +54,10 @@ def step_run(step: str, config: Config) -> Iterator[Run]:
         UserError: if the tracking store cannot be used.
     """
     move_password_to_environment()
-    if step == "main":  # its last line is the address; MLflow prints it for every run, twice
+    if step in (
+        "main",
+        "tune",
+    ):  # its last line is the address; MLflow prints it for every run, twice
         os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     launched = "MLFLOW_RUN_ID" in os.environ  # start_run deletes it
     with _temporary_directory():
@@ -67,7 +73,8 @@ def step_run(step: str, config: Config) -> Iterator[Run]:
             _check_artifact_store(run)
             # `mlflow run <git URI>` stores that URI as it was typed.
             tags = {name: hide_passwords(value) for name, value in run.data.tags.items()}
-            mlflow.set_tags(dict(tags.items() - run.data.tags.items()) | {STEP_TAG: step})
+            tags_of_ours = {STEP_TAG: step, VERSION_TAG: _version()}
+            mlflow.set_tags(dict(tags.items() - run.data.tags.items()) | tags_of_ours)
             if ERROR_TAG in tags:  # of an earlier attempt
                 mlflow.delete_tag(ERROR_TAG)
             name_run(run, step, config)
@@ -92,6 +99,15 @@ def step_run(step: str, config: Config) -> Iterator[Run]:
                 f"MLFLOW_TRACKING_URI: run {run.info.run_id} is done, but cannot be ended: {error}"
             ) from None
         mark.remove()
+
+
+@cache
+def _version() -> str:
+    """That of this code. In a module, it would be part of every cache key."""
+    project = Path(__file__).resolve().parents[2] / "pyproject.toml"
+    if not project.exists():  # the folders were copied without it
+        return "unknown"
+    return str(tomllib.loads(project.read_text("utf-8"))["project"]["version"])
 
 
 def log_parameters(step: str, config: Config) -> None:
@@ -199,7 +215,7 @@ def local_copy(uri: str, parameter: str) -> Path:
     Raises:
         UserError: if nothing is there.
     """
-    if not uri.startswith(("runs:/", "models:/", "mlflow-artifacts:/", "dbfs:/")):
+    if not uri.startswith(ARTIFACT_SCHEMES):
         path = fetch(uri, parameter)
         if problem := problem_of(path):
             raise UserError(f"{parameter}: {uri} {problem}. Needed: a path or an artifact URI.")
@@ -209,6 +225,20 @@ def local_copy(uri: str, parameter: str) -> Path:
         return Path(mlflow.artifacts.download_artifacts(uri))
     except Exception as error:  # every artifact store raises its own
         raise UserError(f"{parameter}: {uri} cannot be fetched: {one_line(error)}") from None
+
+
+def read_artifact(uri: str, parameter: str) -> bytes:
+    """The content of a file among the artifacts, before the step has a run.
+
+    Raises:
+        UserError: if there is no such file.
+    """
+    move_password_to_environment()
+    with _temporary_directory():
+        path = local_copy(uri, parameter)
+        if path.is_dir():
+            raise UserError(f"{parameter}: {uri} is a directory. Needed: a file.")
+        return path.read_bytes()
 
 
 def local_inputs(config: Config, *names: str) -> Config:

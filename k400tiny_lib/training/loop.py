@@ -16,15 +16,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from k400tiny_lib.config.value_types import HEAD
 from k400tiny_lib.data.loading.augmentation import AUGMENTATIONS, seeded
 from k400tiny_lib.data.loading.dataset import ClipDataset
+from k400tiny_lib.data.loading.feature_cache import CachedFeatures
 from k400tiny_lib.data.loading.loader import batches
-from k400tiny_lib.distributed.process import TrainSampler, average_buffers
+from k400tiny_lib.distributed.process import TrainSampler, average_tensors
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.models.weights import architecture_of_model, model_input, not_finite
+from k400tiny_lib.models.frozen import freeze, learning_buffers, learning_state
+from k400tiny_lib.models.weights import not_finite
 from k400tiny_lib.training.meters import Meters
 from k400tiny_lib.training.state import TrainState
 
@@ -82,7 +84,7 @@ def train_epoch(state: TrainState, save: Save) -> dict[str, float]:
     config, device = state.config, state.process.device
     sampler, dataset = state.train_loader.sampler, state.train_loader.dataset
     assert isinstance(sampler, TrainSampler)
-    assert isinstance(dataset, ClipDataset)
+    assert isinstance(dataset, ClipDataset | CachedFeatures)
     sampler.begin(state.epoch, state.batch * config.batch_size)
     dataset.epoch = state.epoch
     mix = AUGMENTATIONS[config.augmentation].per_batch
@@ -90,8 +92,10 @@ def train_epoch(state: TrainState, save: Save) -> dict[str, float]:
     loader, num_batches = batches(state.train_loader), len(state.train_loader)
     steps = config.grad_accum_steps
     state.forward.train()
-    if config.freeze_epochs:
-        freeze_backbone(state.model, state.epoch < config.freeze_epochs)
+    # At first the gradients of a new head are noise that would spoil pretrained features.
+    layers = HEAD if state.epoch < config.freeze_epochs else config.train_layers
+    if config.train_layers != HEAD:
+        freeze(state.model, layers)
 
     while state.batch < num_batches:
         start = data_start = time.perf_counter()
@@ -104,7 +108,7 @@ def train_epoch(state: TrainState, save: Save) -> dict[str, float]:
             state.waiting += time.perf_counter() - data_start
             clips = clips.to(device, non_blocking=True)
             targets = targets.to(device, non_blocking=True)
-            inputs, labels = model_input(state.model, clips), targets
+            inputs, labels = state.input_of(clips), targets
             if mix is not None:
                 with seeded(config.seed, state.epoch, number, state.process.rank):
                     inputs, labels = mix(inputs, targets, state.num_classes)
@@ -129,9 +133,8 @@ def train_epoch(state: TrainState, save: Save) -> dict[str, float]:
         _update(state)
         state.batch = last
         if state.batch == num_batches:
-            average_buffers(state.model)
-            if state.average is not None:
-                average_buffers(state.average.module)
+            for model in filter(None, (state.model, state.average and state.average.module)):
+                average_tensors(learning_buffers(model, layers))
         state.seconds += time.perf_counter() - start
         if due or stop:
             broken = _not_finite(state)
@@ -148,21 +151,6 @@ def train_epoch(state: TrainState, save: Save) -> dict[str, float]:
     }
 
 
-def freeze_backbone(model: nn.Module, frozen: bool) -> None:
-    """Train only the head of a plain model, or everything again; call it after `model.train()`.
-
-    The first gradients of a new head are noise that would spoil pretrained features. BatchNorm
-    statistics are frozen too: they belong to the backbone.
-    """
-    head = f"{architecture_of_model(model).head}."
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not frozen or name.startswith(head))
-    if frozen:
-        for module in model.modules():
-            if isinstance(module, _BatchNorm):
-                module.eval()
-
-
 def _sync_gradients(model: nn.Module, sync: bool) -> contextlib.AbstractContextManager[Any]:
     """Let DDP exchange gradients at the last batch of an update only."""
     if isinstance(model, DistributedDataParallel) and not sync:
@@ -171,7 +159,9 @@ def _sync_gradients(model: nn.Module, sync: bool) -> contextlib.AbstractContextM
 
 
 def _describe_bad(
-    state: TrainState, dataset: ClipDataset, losses: list[tuple[int, Tensor, Tensor]]
+    state: TrainState,
+    dataset: ClipDataset | CachedFeatures,
+    losses: list[tuple[int, Tensor, Tensor]],
 ) -> str:
     """The message of the first process with a loss that is not finite; every process calls it."""
     messages = [
@@ -208,9 +198,11 @@ def _save_if(state: TrainState, save: Save, due: bool, stop: bool) -> None:
 
 def _not_finite(state: TrainState, val_loss: float = 0.0) -> str:
     """What is not finite on this process: weights, statistics or val_loss; "" for nothing."""
-    tensors = dict(state.model.state_dict())
+    layers = state.config.train_layers
+    tensors = learning_state(state.model, layers)
     if state.average is not None:
-        tensors |= {f"average of {k}": v for k, v in state.average.module.state_dict().items()}
+        average = learning_state(state.average.module, layers)
+        tensors |= {f"average of {k}": v for k, v in average.items()}
     if names := not_finite(tensors):
         return f"{names[0]} is not finite"
     return "" if math.isfinite(val_loss) else f"val_loss is {val_loss}"
@@ -238,11 +230,11 @@ def validate(state: TrainState) -> dict[str, float]:
     device = state.process.device
     meters = Meters(state.num_classes, device)
     # Not the wrapped model: the processes may have different numbers of batches.
-    model = state.evaluated_model.eval()
+    forward = state.evaluated_forward()
     for clips, targets, _ in batches(state.val_loader):
         clips, targets = clips.to(device, non_blocking=True), targets.to(device, non_blocking=True)
         with state.autocast():
-            logits = model(model_input(model, clips))
+            logits = forward(state.input_of(clips))
         meters.update(F.cross_entropy(logits.float(), targets), logits, targets)
         if state.stop():
             break

@@ -10,7 +10,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from k400tiny_lib.config import Config
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.models.conv2d import has_conv3d
+from k400tiny_lib.models.conv2d import has_conv3d, has_depthwise_conv2d
 from k400tiny_lib.system import has_bf16_matmul
 
 # Of torchvision's video recipe: 45 epochs, the rate divided by ten at 20, 30 and 40.
@@ -106,8 +106,8 @@ def amp_dtype(amp: str, model: nn.Module, device: torch.device) -> torch.dtype |
     """The autocast type of the parameter `amp` on a device; None for full precision.
 
     `auto` is bf16 where that is right and faster (benchmarks/training_step.py): on GPUs and CPUs
-    that multiply bf16, on a CPU without 3D convolutions in the model. On a CPU that does not,
-    autocast is slower than float32 by an order of magnitude.
+    that multiply bf16, on a CPU without 3D or depthwise convolutions in the model. On a CPU that
+    does not, autocast is slower than float32 by an order of magnitude.
 
     Raises:
         UserError: for bf16 on a CPU if the model has 3D convolutions.
@@ -120,5 +120,6 @@ def amp_dtype(amp: str, model: nn.Module, device: torch.device) -> torch.dtype |
             "convolutions all become 2D."
         )
     if amp == "auto":
-        return torch.bfloat16 if has_bf16_matmul(device) and not is_wrong else None
+        is_slow = device.type == "cpu" and has_depthwise_conv2d(model)
+        return torch.bfloat16 if has_bf16_matmul(device) and not is_wrong | is_slow else None
     return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]

@@ -3,22 +3,49 @@
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
+from k400tiny_lib.config.value_types import HEAD
 from k400tiny_lib.files import writing_to
 from k400tiny_lib.metrics_log import append_entry, attachments_dir, read_entries
 from k400tiny_lib.models.checkpoint import BEST, write_checkpoint, write_last
+from k400tiny_lib.models.frozen import learning_state
 from k400tiny_lib.training.sample_predictions import save_predictions
 from k400tiny_lib.training.state import TrainState, gather_state
 
 
+class Pause:
+    """Times costly actions so that they take about a tenth of the time."""
+
+    def __init__(self) -> None:
+        self.end = 0.0
+
+    def is_over(self) -> bool:
+        """Whether the last action is nine times as long ago as it took."""
+        return time.monotonic() >= self.end
+
+    @contextmanager
+    def after(self) -> Iterator[None]:
+        """Start a pause at the end of the block, which is the action."""
+        start = time.monotonic()
+        yield
+        now = time.monotonic()
+        self.end = now + 9 * (now - start)
+
+
 class Reporter:
-    """Saves and reports during training; rank 0 writes, the others only give it their state."""
+    """Saves and reports during training; rank 0 writes, the others only give it their state.
+
+    Epochs on kept features take milliseconds, in which no checkpoint of a whole model is written:
+    where only the head learns, checkpoints and images wait for a `Pause`. A last.pt that is
+    written, by the clock or at a signal, finds the best.pt that it claims beside it.
+    """
 
     def __init__(
         self, state: TrainState, run_id: str, metrics_log: Path, categories: dict[str, int]
@@ -31,6 +58,9 @@ class Reporter:
         self.is_main = state.process.is_main
         self.epoch_start = self.last_save = time.monotonic()
         self.reported = _logged_epochs(metrics_log) if self.is_main else set()
+        self.may_wait = state.config.train_layers == HEAD
+        self.save_pause, self.image_pause = Pause(), Pause()
+        self.best: dict[str, Any] | None = None  # the content of best.pt until it is written
 
     def on_epoch(self, state: TrainState, metrics: dict[str, float], is_best: bool) -> None:
         """Report an epoch, and save it if it is the best or due; every process must call it."""
@@ -52,16 +82,22 @@ class Reporter:
             memory = memory_gb(state.process.device)
             metrics = metrics | {"epoch_seconds": seconds, "memory_gb": memory}
             if is_best:
-                content = self._content(state) | {"val_acc1": metrics["val_acc1"]}
-                write_checkpoint(content, self.folder / BEST)
+                self.best = self._content(state) | {"val_acc1": metrics["val_acc1"]}
+                self._keep_best(state)
             # Before the checkpoint, which holds a copy of the log. After a crash between the two
             # the epoch is trained again, with the same metrics.
             if state.epoch not in self.reported:
                 folder = attachments_dir(self.metrics_log)
-                images = save_predictions(state, self.categories, folder)
+                images = {}
+                if not self.may_wait or self.image_pause.is_over() or state.finished:
+                    with self.image_pause.after():
+                        images = save_predictions(state, self.categories, folder)
                 append_entry(self.metrics_log, metrics, state.epoch, images)
                 self.reported.add(state.epoch)
-        if state.epoch % self.config.save_every == 0 or state.finished:
+        is_due = state.epoch % self.config.save_every == 0
+        if is_due and self.may_wait:
+            [is_due] = state.process.any_rank(self.is_main and self.save_pause.is_over())
+        if is_due or state.finished:
             self.save(state)
         return metrics
 
@@ -72,13 +108,29 @@ class Reporter:
 
     def save(self, state: TrainState) -> None:
         """Write last.pt; every process must call it."""
-        content = gather_state(state)
-        if self.is_main:
-            log = self.metrics_log
-            content["metrics_log"] = log.read_text() if log.exists() else ""
-            with writing_to(self.folder, "checkpoint_dir"):
-                write_last(self._content(state) | content, self.folder)
+        with self.save_pause.after():
+            content = gather_state(state)
+            if self.is_main:
+                log = self.metrics_log
+                content["metrics_log"] = log.read_text() if log.exists() else ""
+                with writing_to(self.folder, "checkpoint_dir"):
+                    self._write_best()  # first: last.pt claims it
+                    write_last(self._content(state) | content, self.folder)
         self.last_save = time.monotonic()
+
+    def _keep_best(self, state: TrainState) -> None:
+        """Write best.pt, or keep it in memory until last.pt is written."""
+        if not self.may_wait:
+            self._write_best()
+            return
+        assert self.best is not None
+        learning = learning_state(state.evaluated_model, self.config.train_layers)
+        self.best["model"] |= {name: tensor.clone() for name, tensor in learning.items()}
+
+    def _write_best(self) -> None:
+        if self.best is not None:
+            write_checkpoint(self.best, self.folder / BEST)
+            self.best = None
 
     def _content(self, state: TrainState) -> dict[str, Any]:
         return {

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from k400tiny_lib.config import AUTO, NONE, Config
+from k400tiny_lib.config import AUTO, NONE, PARAMETERS, Config
 from k400tiny_lib.distributed.process import Process
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.files import atomic_write, writing_to
@@ -210,14 +210,18 @@ def check_resumable(
 ) -> None:
     """Refuse a checkpoint of another model, optimizer or classes, or without the scale of fp16.
 
+    One whose other layers have learned has another optimizer.
+
     Raises:
         UserError: naming the difference.
     """
     before = checkpoint["config"]
-    for name in ("model", "optimizer"):
-        if before.get(name) != getattr(config, name):
+    for name in ("model", "optimizer", "train_layers"):
+        # Checkpoints of older versions lack parameters that are newer than they.
+        former = before.get(name, PARAMETERS[name].default)
+        if former != getattr(config, name):
             raise UserError(
-                f"resume: the checkpoint was trained with {name}={before.get(name)}, this run has "
+                f"resume: the checkpoint was trained with {name}={former}, this run has "
                 f"{name}={getattr(config, name)}. Needed: the same."
             )
     if config.amp == "fp16" and not checkpoint["scaler"]:

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from k400tiny_lib.data.loading.dataset import ClipDataset
+from k400tiny_lib.data.loading.feature_cache import CachedFeatures
 from k400tiny_lib.files import atomic_write
 from k400tiny_lib.media.sampling import uniform_indices
 from k400tiny_lib.models.weights import model_input
@@ -34,6 +35,8 @@ def sample_predictions(state: TrainState) -> tuple[Tensor, list[int], Tensor]:
         The clips uint8 (N, C, T, H, W), their targets, and probabilities float32 (N, classes).
     """
     dataset = state.val_loader.dataset
+    if isinstance(dataset, CachedFeatures):
+        dataset = dataset.pixels
     assert isinstance(dataset, ClipDataset)
     count = min(_CLIPS, len(dataset))
     shown = [dataset[position * len(dataset) // count] for position in range(count)]
@@ -65,7 +68,7 @@ def draw_predictions(
         predicted = int(scores.argmax())
         right = predicted == target
         true, said = (short_text(str(labels.get(index, index))) for index in (target, predicted))
-        outcome = "right" if right else f"predicted {said}"
+        outcome = "correct" if right else f"predicted {said}"
         axes.set_title(
             f"{true}: {outcome}, {scores[predicted]:.0%}",
             fontsize=9,

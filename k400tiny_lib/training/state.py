@@ -15,8 +15,11 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from k400tiny_lib.config import Config
+from k400tiny_lib.config.value_types import HEAD
 from k400tiny_lib.distributed.process import Process
 from k400tiny_lib.errors import UserError
+from k400tiny_lib.models.frozen import FrozenModel
+from k400tiny_lib.models.weights import model_input
 from k400tiny_lib.training.meters import Meters
 from k400tiny_lib.training.optim import amp_dtype, make_scheduler
 
@@ -31,7 +34,8 @@ class TrainState:
 
     Attributes:
         model: the plain model; checkpoints hold its state_dict.
-        forward: the model as training calls it: wrapped for several processes, maybe compiled.
+        forward: the model as training calls it: wrapped for several processes, maybe compiled;
+            with train_layers=head a `FrozenModel`.
         average: the moving average of the weights, evaluated and saved in place of them.
         stop: whether a signal has asked this process to stop.
         save_due: whether this process wants the state saved after the current update.
@@ -87,6 +91,19 @@ class TrainState:
     def evaluated_model(self) -> nn.Module:
         """The model that is validated and saved: the average if there is one."""
         return self.average.module if self.average is not None else self.model
+
+    def evaluated_forward(self) -> nn.Module:
+        """`evaluated_model` in evaluation mode, from `input_of` to logits, not wrapped."""
+        model = self.evaluated_model.eval()
+        return FrozenModel(model).eval() if self.config.train_layers == HEAD else model
+
+    def input_of(self, batch: Tensor) -> Tensor:
+        """The input of `forward`: normalized clips, or kept features as they are.
+
+        Args:
+            batch: uint8 clips (N, 3, T, H, W) or float32 features (N, C).
+        """
+        return batch if batch.ndim == 2 else model_input(self.model, batch)
 
     @property
     def finished(self) -> bool:

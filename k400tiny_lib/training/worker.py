@@ -13,16 +13,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from k400tiny_lib.config import AUTO, Config
+from k400tiny_lib.config.value_types import HEAD
 from k400tiny_lib.data.annotations import Annotations, read_annotations
 from k400tiny_lib.data.loading.augmentation import no_flip_targets
 from k400tiny_lib.data.loading.dataset import ClipDataset
+from k400tiny_lib.data.loading.feature_cache import with_features
 from k400tiny_lib.data.loading.frame_cache import open_frames
 from k400tiny_lib.data.loading.loader import make_loader, shared_memory_problem, worker_count
 from k400tiny_lib.distributed.launch import Job
+from k400tiny_lib.distributed.problems import compile_problem, out_of_memory
 from k400tiny_lib.distributed.process import (
     EXIT_CODE,
     Process,
@@ -33,7 +36,10 @@ from k400tiny_lib.distributed.process import (
 from k400tiny_lib.distributed.torchrun import join_torchrun
 from k400tiny_lib.errors import UserError, one_line
 from k400tiny_lib.models.conv2d import to_fast_layout
+from k400tiny_lib.models.frozen import FrozenModel, backbone_digest, freeze, head_input
 from k400tiny_lib.models.initial import initial_model
+from k400tiny_lib.models.modules import share_batch_statistics
+from k400tiny_lib.models.weights import model_input
 from k400tiny_lib.training.loop import Interrupted, fit
 from k400tiny_lib.training.optim import make_average, make_optimizer, make_scheduler, scaled_lr_line
 from k400tiny_lib.training.reporting import Reporter
@@ -51,11 +57,13 @@ class TrainingJob(Job):
         run_id: the MLflow run of the step, stored in the checkpoints.
         frame_cache: directory of the frame cache on this node; None to decode image files.
         resumed_run: the run whose checkpoint is resumed; None without one.
+        frames_digest: from `resolve_features`; None to keep no features.
     """
 
     run_id: str
     frame_cache: Path | None = None
     resumed_run: str | None = None
+    frames_digest: str | None = None
 
     @property
     def metrics_log(self) -> Path:
@@ -80,6 +88,7 @@ def training_clips(
         augmentation=config.augmentation,
         no_flip=no_flip_targets(config.no_flip_classes, annotations.categories),
         seed=config.seed,
+        views=config.feature_views if config.train_layers == HEAD else 0,
     )
 
 
@@ -95,13 +104,14 @@ def make_model(
     if config.sync_bn:
         if process.device.type == "cpu":
             raise UserError("sync_bn: SyncBatchNorm does not run on a CPU. Needed: False.")
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    forward: nn.Module = model
+        model = share_batch_statistics(model)
+    freeze(model, config.train_layers)
+    forward: nn.Module = FrozenModel(model) if config.train_layers == HEAD else model
     if process.world_size > 1:
         devices = [process.device] if process.device.type == "cuda" else None
         # A frozen backbone gets no gradients that DDP could wait for.
         forward = DistributedDataParallel(
-            model, device_ids=devices, find_unused_parameters=config.freeze_epochs > 0
+            forward, device_ids=devices, find_unused_parameters=config.freeze_epochs > 0
         )
     if config.compile:
         forward.compile()  # in place: the names of its weights stay
@@ -180,6 +190,40 @@ def make_train_state(
     )
 
 
+def keep_features(state: TrainState, annotations: Annotations, frames_digest: str) -> None:
+    """Let a state train on features of its frozen backbone; every process must call it.
+
+    Those that the feature cache lacks are computed first.
+
+    Args:
+        state: as it is to be trained on: a checkpoint has been loaded.
+        annotations: its clips.
+        frames_digest: from `resolve_features`.
+
+    Raises:
+        UserError: as for `with_features`.
+    """
+    config, process = state.config, state.process
+    model = state.model.eval()
+    precision = f"{state.amp_dtype} {process.device.type} {config.channels_last}"
+
+    @torch.inference_mode()
+    def compute(clips: Tensor) -> Tensor:
+        with state.autocast():
+            return head_input(model, model_input(model, clips.to(process.device)))
+
+    keep = partial(
+        with_features,
+        config=config,
+        key=(frames_digest, backbone_digest(model), precision),
+        compute=compute,
+        team=process,
+    )
+    views = min(config.feature_views, config.num_epochs)
+    state.train_loader = keep(state.train_loader, annotations.splits["train"], views)
+    state.val_loader = keep(state.val_loader, annotations.splits["val"], 1)
+
+
 def run(job: TrainingJob, process: Process, build: BuildModel | None = None) -> None:
     """Train as the job says, on this process.
 
@@ -189,6 +233,8 @@ def run(job: TrainingJob, process: Process, build: BuildModel | None = None) -> 
     annotations = read_annotations(Path(job.config.annotations))
     state = make_train_state(job.config, annotations, process, job.frame_cache, build)
     resume(state, job.run_id, job.metrics_log, annotations.categories)
+    if job.frames_digest and not state.finished:
+        keep_features(state, annotations, job.frames_digest)
     reporter = Reporter(state, job.run_id, job.metrics_log, annotations.categories)
     state.save_due = reporter.save_due
     with stop_signal() as state.stop:
@@ -246,29 +292,6 @@ def work(job: TrainingJob, build: BuildModel | None = None) -> int:
         )
         return 2
     return 0
-
-
-def compile_problem(error: BaseException) -> str:
-    """The message to the user if torch.compile has failed, else ""."""
-    if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-        return ""
-    return (
-        f"compile: torch.compile fails here ({one_line(error)}). Needed: a C++ compiler (g++, or "
-        "the one in CXX), or compile=False."
-    )
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory is full, of a GPU or of the machine."""
-    # PyTorch has a dedicated exception for its own allocator of GPUs only; the libraries below it
-    # take memory themselves. The kernel kills a loader process.
-    signs = (
-        *("DefaultCPUAllocator", "MemoryError", "Cannot allocate", "killed by signal: Killed"),
-        *("CUDA out of memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED"),
-    )
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
-        sign in str(error) for sign in signs
-    )
 
 
 if __name__ == "__main__":

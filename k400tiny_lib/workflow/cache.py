@@ -1,5 +1,6 @@
 """Which finished run a step can re-use: same code, same parameters, same content of its inputs."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import mlflow
@@ -53,13 +54,25 @@ def cache_key(step: str, config: Config, source: Source | None = None) -> str:
     Raises:
         UserError: if an input cannot be read.
     """
-    parameters = parameters_of(step, config)
-    parts = [step, code_digest()]
-    for name in sorted(parameters.keys() - NOT_IN_CACHE_KEY):
-        parts += [name, _identity(name, parameters[name], config)]
+    parts = [step, code_digest(), *parameter_identities(step, config)]
     if step == "prepare_data":
         parts.append((source or open_source(config)).digest())
     return combine_digests(parts)
+
+
+def parameter_identities(step: str, config: Config, without: Collection[str] = ()) -> list[str]:
+    """The names of the parameters that a step's result depends on, each with value or content.
+
+    Args:
+        step, config: what is run.
+        without: names to leave out.
+
+    Raises:
+        UserError: if an input cannot be read.
+    """
+    parameters = parameters_of(step, config)
+    names = sorted(parameters.keys() - NOT_IN_CACHE_KEY - set(without))
+    return [t for n in names for t in (n, _identity(n, parameters[n], config))]
 
 
 def _identity(name: str, value: str, config: Config) -> str:

@@ -2,6 +2,8 @@
 
 import logging
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import mlflow
@@ -9,7 +11,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import ExecutionException
 
-from k400tiny_lib.config import CHAIN, NONE, Config, parameters_of
+from k400tiny_lib.config import CHAIN, IMAGENET, NONE, Config, parameters_of
+from k400tiny_lib.config.parameters import SAMPLE
 from k400tiny_lib.data.sources.base import Source, open_source
 from k400tiny_lib.errors import UserError, hide_passwords
 from k400tiny_lib.evaluation.shift.unknown_clips import find_unknown
@@ -23,6 +26,8 @@ from k400tiny_lib.workflow import signals
 from k400tiny_lib.workflow.abandoned import end_abandoned_runs, end_running_children
 from k400tiny_lib.workflow.cache import ROOT, cache_key, find_finished
 
+_FEW_CLIPS = 20  # a class
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -34,40 +39,85 @@ class Finished:
     seconds: float
 
 
+class StepFailed(UserError):
+    """A nested run has failed.
+
+    Attributes:
+        run: the run.
+        reason: its message; "" if it ended without one, killed, say.
+    """
+
+    def __init__(self, step: str, run: Run) -> None:
+        self.run, self.reason = run, run.data.tags.get(runs.ERROR_TAG, "")
+        failed = f"{step} failed (run {run.info.run_id})"
+        if self.reason:
+            super().__init__(f"{failed}: {self.reason}", in_short=f"{failed}, see above")
+        else:
+            super().__init__(f"{failed}: it ended without a message; see above")
+
+
 def run_chain(config: Config) -> list[Finished]:
     """Run or re-use every step, in order, as nested runs of the active run.
 
     Raises:
         UserError: if a source is missing, or a step failed: its name, run and message.
     """
+    source = begin(config)
+    if config.onnx_dir != NONE:
+        check_writable(config.onnx_dir, "onnx_dir")
+    if config.unknown_path != NONE:  # not only after the training
+        find_unknown(runs.local_copy(config.unknown_path, "unknown_path"))
+    config = source.config
+    finished: list[Finished] = []
+    with nested_runs():
+        for step in CHAIN:
+            done = _run_or_reuse(step, config, source)
+            finished.append(done)
+            if step == "prepare_data" and (advice := recipe_advice(config, done.run.data.metrics)):
+                print(advice, flush=True)
+            config = _hand_over(config, done, source)
+    return finished
+
+
+def begin(config: Config) -> Source:
+    """Check the inputs of training before the first nested run; returns where the clips are.
+
+    Raises:
+        UserError: if one of them is missing.
+    """
     end_abandoned_runs()
     signals.watch_in_children()
     source = open_source(config)
     source.check()
     _check_initial_weights(config)
-    if config.onnx_dir != NONE:
-        check_writable(config.onnx_dir, "onnx_dir")
-    if config.unknown_path != NONE:  # not only after the training
-        find_unknown(runs.local_copy(config.unknown_path, "unknown_path"))
     # mlflow would print every step's whole command line.
     logging.getLogger("mlflow.projects").setLevel(logging.WARNING)
+    return source
+
+
+@contextmanager
+def nested_runs() -> Iterator[None]:
+    """Leave no child of the active run RUNNING behind, however the block ends."""
     parent = runs.active_run_id()
-    config = source.config
-    finished: list[Finished] = []
     try:
-        for step in CHAIN:
-            done = _run_or_reuse(step, config, source)
-            finished.append(done)
-            config = _hand_over(config, done, source)
+        yield
     finally:
         end_running_children(parent)
     end_abandoned_runs()  # those that were too new when this run began
-    return finished
+
+
+def run_prepare_data(source: Source) -> Config:
+    """Run or re-use prepare_data for a source; returns its parameters with the inputs of train."""
+    return _hand_over(source.config, _run_or_reuse("prepare_data", source.config, source), source)
 
 
 def _check_initial_weights(config: Config) -> None:
     # Imported where needed: a chain of finished steps is answered without waiting for PyTorch.
-    if config.weights != NONE:
+    if config.weights == IMAGENET:
+        from k400tiny_lib.models.tsn import imagenet_file
+
+        imagenet_file()
+    elif config.weights != NONE:
         from k400tiny_lib.models.weights import find_weights
 
         find_weights(config.weights, config.model)
@@ -75,6 +125,23 @@ def _check_initial_weights(config: Config) -> None:
         from k400tiny_lib.models.checkpoint import read_checkpoint
 
         read_checkpoint(runs.local_copy(config.load_model, "load_model"), "load_model")
+
+
+def recipe_advice(config: Config, metrics: Mapping[str, float]) -> str:
+    """Which recipe suits few real clips better than training from scratch; "" if there is none.
+
+    Args:
+        config: the parameters of main.
+        metrics: `num_clips` and `num_classes` of prepare_data.
+    """
+    per_class = metrics["num_clips"] / metrics["num_classes"]
+    is_from_scratch = config.weights == config.load_model == NONE
+    if config.data_path == SAMPLE or not is_from_scratch or per_class >= _FEW_CLIPS:
+        return ""
+    return (
+        f"weights: none, and {int(per_class)} clips a class are few to start from scratch. Better: "
+        "-P recipe=small, or with a connection -P recipe=finetune"
+    )
 
 
 def _hand_over(config: Config, done: Finished, source: Source) -> Config:
@@ -102,7 +169,7 @@ def _run_or_reuse(step: str, config: Config, source: Source) -> Finished:
     reused = run is not None
     if run is None:
         print(f"{step}: started", flush=True)
-        run = _run_nested(step, config, parent)
+        run = run_nested(step, config, parent)
     seconds = time.perf_counter() - start
     word = "re-used" if reused else "done"
     print(f"{step}: {word} in {seconds:.0f} s, run {run.info.run_id}", flush=True)
@@ -112,7 +179,17 @@ def _run_or_reuse(step: str, config: Config, source: Source) -> Finished:
     return Finished(step, run, reused, seconds)
 
 
-def _run_nested(step: str, config: Config, parent: Run) -> Run:
+def run_nested(step: str, config: Config, parent: Run, name: str = "") -> Run:
+    """Run a step in a nested run and wait for its end.
+
+    Args:
+        step, config: what to run.
+        parent: the active run.
+        name: of the nested run; "" for that of the step.
+
+    Raises:
+        StepFailed: if it failed.
+    """
     client, experiment = MlflowClient(), parent.info.experiment_id
     try:
         submitted = mlflow.projects.run(
@@ -121,7 +198,7 @@ def _run_nested(step: str, config: Config, parent: Run) -> Run:
             parameters=parameters_of(step, config),
             experiment_id=experiment,
             env_manager=config.env_manager,
-            run_name=step,
+            run_name=name or step,
         )
     except ExecutionException:
         is_child = f"tags.mlflow.parentRunId = '{parent.info.run_id}'"
@@ -129,12 +206,7 @@ def _run_nested(step: str, config: Config, parent: Run) -> Run:
         children = client.search_runs([experiment], is_child, order_by=newest, max_results=1)
         if not children:
             raise
-        run = children[0]
-        failed = f"{step} failed (run {run.info.run_id})"
-        reason = run.data.tags.get(runs.ERROR_TAG)
-        if reason is None:  # killed, say
-            raise UserError(f"{failed}: it ended without a message; see above") from None
-        raise UserError(f"{failed}: {reason}", in_short=f"{failed}, see above") from None
+        raise StepFailed(step, children[0]) from None
     return client.get_run(submitted.run_id)
 
 

@@ -4,12 +4,15 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from itertools import groupby
 
 import click
 
 from k400tiny_lib.config import PARAMETERS, STEPS, Config, resolve
+from k400tiny_lib.config.recipes import read_recipe_file
 from k400tiny_lib.config.steps import default_text, unknown_parameter
 from k400tiny_lib.errors import UserError, hide_passwords
+from k400tiny_lib.files import ARTIFACT_SCHEMES
 from k400tiny_lib.workflow import signals
 
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130  # exit codes
@@ -31,18 +34,34 @@ def step_command(step: str) -> Callable[[Callable[[Config], None]], Callable[[],
     return decorate
 
 
+class _ByTheme(click.Command):
+    """A command whose `--help` lists the options under the headings of their parameters."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for theme, options in groupby(self.get_params(ctx), _theme):
+            with formatter.section(theme):
+                records = [option.get_help_record(ctx) for option in options]
+                formatter.write_dl([record for record in records if record], col_max=26)
+
+
+def _theme(option: click.Parameter) -> str:
+    return PARAMETERS[option.name].theme if option.name in PARAMETERS else "Help"
+
+
 def click_command(step: str) -> click.Command:
     """The click command of a step: one option per parameter, all text, checked by `config`."""
     options: list[click.Parameter] = []
     for name in STEPS[step].params:
         parameter, default = PARAMETERS[name], default_text(step, name)
         note = "required" if default is None else f"default: {default}"
+        if step == "tune" and parameter.search:
+            note = f"search: {parameter.search.text}; {note}"
         names = [name, f"--{name}"]
         if parameter.also and step in parameter.steps:
             names.append(f"--{parameter.also}")
         help_text = f"{parameter.help} [{parameter.allowed}; {note}]"
         options.append(click.Option(names, help=help_text, metavar="VALUE"))
-    return click.Command(
+    return _ByTheme(
         step,
         params=options,
         help=STEPS[step].help,
@@ -64,7 +83,16 @@ def parse_arguments(step: str, arguments: list[str]) -> Config | None:
         raise unknown_parameter(step, error.option_name.lstrip("-")) from None
     except click.ClickException as error:
         raise UserError(error.format_message()) from None
-    return resolve(step, texts) if isinstance(texts, dict) else None
+    return resolve(step, texts, _read_recipe) if isinstance(texts, dict) else None
+
+
+def _read_recipe(uri: str) -> bytes:
+    """The content of a recipe at a path or URI, artifact URIs included."""
+    if not uri.startswith(ARTIFACT_SCHEMES):
+        return read_recipe_file(uri)
+    from k400tiny_lib.tracking.runs import read_artifact
+
+    return read_artifact(uri, "recipe")
 
 
 def _run(step: str, function: Callable[[Config], None], arguments: list[str]) -> int:

@@ -21,6 +21,7 @@ from k400tiny_lib.config import (
 )
 from k400tiny_lib.config.mlproject import mlproject_text
 from k400tiny_lib.config.recipes import load_recipe, recipe_names
+from k400tiny_lib.config.search import RANGES, search_ranges
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.models.architectures import ARCHITECTURES
 from k400tiny_lib.training.resuming import IGNORED_ON_RESUME
@@ -53,11 +54,13 @@ def test_every_contract_parameter_exists_in_its_step_and_in_main(step: str) -> N
         assert names - handed_over <= set(STEPS["main"].params)
 
 
-def test_mlproject_declares_for_main_only_what_no_recipe_sets() -> None:
+def test_mlproject_declares_for_main_and_tune_only_what_no_recipe_sets() -> None:
     project = yaml.safe_load((ROOT / "MLproject").read_text())
     names = "recipe data_path gt_csv output_dir use_cache env_manager"
     assert " ".join(project["entry_points"]["main"]["parameters"]) == names
-    for step in STEPS.keys() - {"main"}:
+    names = names.replace("recipe", "recipe trials search storage")
+    assert " ".join(project["entry_points"]["tune"]["parameters"]) == names
+    for step in STEPS.keys() - {"main", "tune"}:
         assert list(project["entry_points"][step]["parameters"]) == list(STEPS[step].params)
 
 
@@ -371,3 +374,113 @@ def test_windows_that_make_no_sense_are_refused(texts: dict[str, str], message: 
     with pytest.raises(UserError, match=message):
         resolve("predict", {"input": "x"} | texts)
     assert resolve("predict", {"input": "x", "window_seconds": "2", "stride_seconds": "2"})
+
+
+@pytest.mark.parametrize("step", ["main", "tune"])
+def test_a_recipe_is_a_name_or_a_file(step: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    # Values mean what they mean on the command line, whatever YAML would make of them.
+    path.write_text("lr: 1e-3\namp: off\nsync_bn: true\nclip_len: auto # of the model\n")
+    for recipe in (path, f"file://{path}"):
+        config = resolve(step, {"recipe": str(recipe), "data_path": "x", "model": "x3d_s"})
+        assert (config.lr, config.amp, config.sync_bn) == (1e-3, "off", True)
+        assert config.clip_len == ARCHITECTURES["x3d_s"].clip_len
+        assert config.recipe == str(recipe)
+    assert resolve(step, {"recipe": str(path), "amp": "bf16"}).amp == "bf16"
+    path.write_text("# only a comment")
+    assert resolve(step, {"recipe": str(path)}).lr == PARAMETERS["lr"].default
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("lr: abc", "sets lr: 'abc' is not allowed. Needed: a number above 0"),
+        ("lr: 0", "sets lr: '0' is not allowed"),
+        ("learning_rate: 1", "sets 'learning_rate', which is no parameter."),
+        ("num_epoch: 1", "which is no parameter. Did you mean num_epochs?"),
+        ("1: 2", "sets '1', which is no parameter."),
+        ("data_path: x", "sets data_path. Needed: that it is given with -P."),
+        ("annotations: x", "sets annotations. Needed: that it is given with -P."),
+        ("search: lr", "sets search. Needed: that it is given with -P."),
+        ("lr:", "sets lr: ''. Needed: a number above 0"),
+        ("lr: [1, 2]", "sets lr: ['1', '2']. Needed: a number above 0"),
+        ("- lr", "has no names. Needed: lines such as `lr: 0.01`."),
+        ("lr 0.1", "has no names"),
+        ("lr: 1\n\tmomentum: 2", "is no YAML (found character '\\\\t'"),
+        ("lr: {", "is no YAML (expected"),
+        ("? [1]\n: 2", "is no YAML (found unhashable key in line 1)"),
+        ("lr: &a *a", "is no YAML"),
+        ("lr: 1\n---\nlr: 2", "is no YAML (but found another document in line 2)"),
+        (b"lr: \xff", "is no YAML"),
+        (b"\0\1\2", "is no YAML"),
+    ],
+)
+def test_a_broken_recipe_is_refused_in_one_line_that_names_the_file(
+    content: str | bytes, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError) as caught:
+        resolve("main", {"recipe": str(path)})
+    assert str(caught.value).startswith(f"recipe: {path} ")
+    assert message.replace("\\\\", "\\") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["missing.yaml", "./missing", "folder/", "folder/missing.yml"])
+def test_a_recipe_that_is_not_there_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=f"^recipe: {name} .*Needed: a YAML file"):
+        resolve("main", {"recipe": name})
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_what_tune_tries_is_allowed(name: str) -> None:
+    for value in RANGES[name].ends:
+        typed = getattr(read_config({name: str(value)}), name)
+        assert typed in RANGES[name]
+        assert typed == value
+    assert f"{name} (" not in RANGES[name].text
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ({"search": "lr, weight_decay", "lr": "0.1"}, r"search: lr is also fixed \(-P lr=0.1\)"),
+        ({"weight_decay": "0.1"}, "search: weight_decay is also fixed"),
+        ({"search": "batch_size"}, "search: batch_size has no range. Needed: some of dropout, "),
+        ({"search": "lr,momentun"}, r"search: momentun is no parameter. Did you mean momentum\?"),
+        ({"search": " , "}, "search: ',' names nothing. Needed: some of "),
+        ({"search": "lr\n"}, None),
+        ({"search": "freeze_epochs"}, "freeze_epochs: 5, but the backbone starts from scratch"),
+        ({"search": "augmentation", "batch_size": "1"}, "batch_size: 1, but augmentation=strong"),
+        ({"resume": "auto"}, "resume: auto, but every trial starts anew"),
+        (
+            {"nnodes": "2", "rdzv_endpoint": "host:29500"},
+            "nnodes: 2, but a trial trains on one machine",
+        ),
+        ({"trials": "0"}, "trials: '0' is not allowed"),
+        ({"recipe": "nosuch"}, "recipe: there is no 'nosuch'"),
+        ({"num_clips": "3"}, "num_clips: tune has no such parameter"),
+    ],
+)
+def test_what_tune_cannot_search_is_refused_at_once(
+    texts: dict[str, str], message: str | None
+) -> None:
+    if message is None:
+        resolve("tune", texts)
+        return
+    with pytest.raises(UserError, match=f"^{message}"):
+        resolve("tune", texts)
+
+
+def test_tune_takes_what_prepare_data_and_train_take_and_fixed_values_beat_the_recipe() -> None:
+    taken = {*STEPS["prepare_data"].params, *STEPS["train"].params} - {"annotations"}
+    assert taken | {"recipe", "trials", "search", "storage"} <= set(STEPS["tune"].params)
+    given = {"recipe": "sample", "momentum": "0.5", "lr": "recipe", "search": "lr,lr,dropout"}
+    config = resolve("tune", given)
+    assert (config.momentum, config.lr) == (0.5, load_recipe("sample")["lr"])
+    assert list(search_ranges(config.search)) == ["dropout", "lr"]

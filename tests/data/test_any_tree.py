@@ -181,7 +181,7 @@ def prepare_tree(tree: Tree, output_dir: Path, **more: Any) -> Prepared:
         data_path=str(tree.root),
         output_dir=str(output_dir),
         on_rare_class="train",
-        decode_workers=2,
+        decode_workers=1,
         **more,
     )
     prepared = prepare(config, open_source(config))

@@ -205,7 +205,9 @@ def test_a_port_that_another_program_uses_is_said_at_once(tmp_path: Path) -> Non
 
 STEP = (
     "import sys; from pathlib import Path; from k400tiny_lib.distributed.launch import Job, launch;"
+    "from k400tiny_lib.system import die_with_parent; "
     "from k400tiny_lib.training.worker import TrainingJob; "
+    "die_with_parent(); "  # if the tests are killed
     "job = {'training': TrainingJob, 'evaluation': Job}[sys.argv[1]].read(Path(sys.argv[2])); "
     "launch(job, module=sys.argv[3])"
 )

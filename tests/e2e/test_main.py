@@ -17,6 +17,7 @@ from mlflow.entities import Run
 
 from k400tiny_lib.config import CHAIN, STEPS
 from tests.conftest import REPOSITORY, write_data
+from tests.helpers.store import tracking
 
 NAME = "k400tiny-test"
 TINY = {
@@ -91,10 +92,8 @@ def finished(project: Project) -> Iterator[Run]:
     page = f"#/experiments/0/runs/{parent.info.run_id}?workflowType=machine_learning"
     store = f"mlflow ui --backend-store-uri sqlite:///{project.folder}/mlflow.db"
     assert last == f"look at it: {store}, then http://127.0.0.1:5000/{page}"
-    previous = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{project.folder}/mlflow.db")
-    yield parent
-    mlflow.set_tracking_uri(previous)
+    with tracking(f"sqlite:///{project.folder}/mlflow.db"):
+        yield parent
 
 
 def test_main_leaves_a_parent_and_four_nested_finished_runs_with_the_contracts_names(

@@ -12,6 +12,7 @@ from mlflow.entities import Run
 
 from k400tiny_lib.config import CHAIN
 from tests.helpers.project import Checkout, check_out
+from tests.helpers.store import tracking
 from tests.helpers.tracking_server import Server, postgresql
 
 NAME, VIDEO_NAME = "shared", "shared-video"
@@ -57,14 +58,12 @@ def client(tmp_path: Path) -> Iterator[MlflowClient]:
     with postgresql() as store:
         server = Server(tmp_path, store, workers=2)
         server.start()
-        previous = mlflow.get_tracking_uri()
         try:
             server.wait()
-            mlflow.set_tracking_uri(server.uri)
-            yield MlflowClient(server.uri)
+            with tracking(server.uri):
+                yield MlflowClient(server.uri)
         finally:
             server.kill()
-            mlflow.set_tracking_uri(previous)
 
 
 def run_at_once(*users: User) -> list[str]:

@@ -78,12 +78,13 @@ def test_a_registered_model_sees_the_frames_of_the_same_views(tmp_path: Path) ->
     data_path, _, annotations = write_annotated_clips(tmp_path, num_clips=3)
     config = Config(data_path=str(data_path))
     model = Recorder(list(annotations.categories))
-    table = OtherModel("it", model).predictions(annotations, config)
+    clips = annotations.splits["test"]
+    table = OtherModel("it", model).predictions(clips, annotations, config)
     assert list(table["predicted"]) == [1, 1, 1]
-    expected = read_frames(data_path / annotations.splits["test"][0].video, range(6)).numpy()
+    expected = read_frames(data_path / clips[0].video, range(6)).numpy()
     assert np.array_equal(model.frames[0][0], expected)
     stranger = Recorder(model.class_names[:1])
     with pytest.raises(UserError, match=r"^compare_with: the model does not know 'growing'"):
-        predict_frames(stranger, annotations, config)
+        predict_frames(stranger, clips, annotations, config)
     with pytest.raises(UserError, match=r"^num_crops: "):
-        predict_frames(model, annotations, config.replace(num_crops=3))
+        predict_frames(model, clips, annotations, config.replace(num_crops=3))

@@ -1,7 +1,7 @@
 """The report: a number under the right label, no request to anybody, no quoted text executed."""
 
+import html
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from k400tiny_lib.evaluation.views import ViewProtocol
 from k400tiny_lib.models.loaded import Geometry, LoadedModel, Published
 from k400tiny_lib.models.weights import build_model
 from tests.helpers.evaluation import clips_of, random_table, write_annotated_clips
+from tests.helpers.page import Page
 
 GEOMETRY = Geometry(4, (32,), 32)
 HOSTILE = '"><script>alert(1)</script>$'  # a label; a dollar sign alone is no formula
@@ -30,60 +31,6 @@ PROVENANCE = Provenance(
     [Fact("commit", "c0ffee"), Fact("trained by run", "r1", "http://tracking/r1")],
     {"train_loss": [(1, 2.0), (2, float("nan")), (3, 1.0)], "val_acc1": [(1, 10.0)]},
 )
-
-
-class Page(HTMLParser):
-    """Collects what a page would load, and its content by section: the id of the last heading.
-
-    Attributes:
-        tags, loaded, links: names of elements, addresses that are loaded, targets of links.
-        rows: by section, the texts of the cells of each table row.
-        terms: the description <dd> of each term <dt>, and the value of each tile.
-        paragraphs: by section, the text of each <p>.
-        svg: by section, the texts within drawings.
-    """
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: set[str] = set()
-        self.loaded: list[str] = []
-        self.links: list[str] = []
-        self.rows: dict[str, list[list[str]]] = {}
-        self.paragraphs: dict[str, list[str]] = {}
-        self.svg: dict[str, list[str]] = {}
-        self.terms: dict[str, str] = {}
-        self._section = self._term = self._text = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        for name, value in attrs:
-            if name == "href" and tag == "a":
-                self.links.append(value or "")
-            elif name in ("src", "srcset", "data", "poster", "href", "xlink:href"):
-                self.loaded.append(value or "")
-            if name == "id" and tag == "h2":
-                self._section = value or ""
-        if tag == "tr":
-            self.rows.setdefault(self._section, []).append([])
-        if tag in ("td", "th", "dt", "dd", "p", "text"):
-            self._text = ""
-
-    def handle_data(self, data: str) -> None:
-        self._text += data
-
-    def handle_endtag(self, tag: str) -> None:
-        text = " ".join(self._text.split())
-        if tag in ("td", "th"):
-            self.rows[self._section][-1].append(text)
-        elif tag == "dt":
-            self._term = text
-        elif tag == "dd":
-            self.terms.setdefault(self._term, text)
-        elif tag == "p":
-            self.paragraphs.setdefault(self._section, []).append(text)
-        elif tag == "text":
-            self.svg.setdefault(self._section, []).append(text)
 
 
 def model_of(names: list[str], published: Published | None = None) -> LoadedModel:
@@ -135,7 +82,30 @@ def test_the_page_loads_nothing_and_executes_nothing(full: Evaluation, page: Pag
     assert all(address.startswith(("data:", "#")) for address in page.loaded)
     assert not page.tags & {"script", "link", "iframe", "object", "embed"}
     assert not re.findall(r"url\((?!#)|@import", text)  # url(#...) is another part of the page
-    assert page.links == ["http://tracking/r1"]
+    assert [link for link in page.links if not link.startswith("#")] == ["http://tracking/r1"]
+
+
+def test_the_first_screen_says_what_to_look_at_next_and_links_it(full: Evaluation) -> None:
+    text = render_report(full, PROVENANCE)
+    _, _, rest = text.partition('<ul class="next">')
+    advice = re.findall(r'<li><a href="#(\w+)">\w+</a>: (.*?)</li>', rest.partition("</ul>")[0])
+    assert all(f'<h2 id="{section}"' in text for section, _ in advice)
+    by_section = {section: html.unescape(words) for section, words in advice}
+    occurring = full.classes[full.classes["support"] > 0]
+    weakest = occurring.loc[occurring["f1"].idxmin()]
+    assert f"weakest class is {weakest['label']} (F1 {weakest['f1']:.2f}" in by_section["classes"]
+    pair = full.pairs.loc[full.pairs["clips"].idxmax()]
+    assert f"(clips: {pair['clips']})" in by_section["confusion"]
+    assert "unknown" not in by_section  # measured here
+    width = full.scores["test_acc1_ci_high"] - full.scores["test_acc1_ci_low"]
+    assert ("facts" in by_section) == (width > 20)
+
+
+def test_every_picture_has_a_text_and_no_color_stands_alone(full: Evaluation) -> None:
+    text = render_report(full, PROVENANCE)
+    assert not re.findall(r"<img(?![^>]*alt=\"[^\"]+\")", text)
+    assert text.count("<svg") == len(re.findall(r'role="img" aria-label="[^"]+"', text))
+    assert text.count('class="bar"') == text.count('class="bar" aria-hidden="true"')
 
 
 def test_every_score_is_under_its_label(full: Evaluation, page: Page) -> None:

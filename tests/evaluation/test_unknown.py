@@ -57,6 +57,11 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 NAMES = ["deep/down/clip 9.mkv", "deep/down/clip 10.mp4", "jump/linked", "jump/test1", "ünï côde"]
 
 
+@pytest.fixture(scope="module")
+def evaluation(config: Config) -> Evaluation:
+    return evaluate(config)
+
+
 def evaluate(config: Config, processes: int = 1) -> Evaluation:
     return evaluate_split(config, start_workers=lambda job: run_workers_here(job, processes))
 
@@ -77,8 +82,8 @@ def test_they_are_predicted_like_the_clips_of_the_split(
     assert evaluation.unknown.marked.clips == 5
 
 
-def test_a_video_is_read_as_predict_reads_it(config: Config) -> None:
-    table = evaluate(config).unknown.table.set_index("video")
+def test_a_video_is_read_as_predict_reads_it(config: Config, evaluation: Evaluation) -> None:
+    table = evaluation.unknown.table.set_index("video")
     loaded = load_model(config)
     frames = sample_video(Path(config.unknown_path) / NAMES[0], 4).frames
     clip = torch.from_numpy(frames).permute(3, 0, 1, 2)
@@ -91,8 +96,8 @@ def test_a_video_is_read_as_predict_reads_it(config: Config) -> None:
     np.testing.assert_allclose(probabilities_of(table.loc[[NAMES[0]]]), expected, atol=1e-3)
 
 
-def test_what_cannot_be_read_is_named_and_counted_nowhere_else(config: Config) -> None:
-    unknown = evaluate(config).unknown
+def test_what_cannot_be_read_is_named_and_counted_nowhere_else(evaluation: Evaluation) -> None:
+    unknown = evaluation.unknown
     assert set(unknown.unreadable) == {"broken.mp4", "torn"}
     assert "frame00.jpg is no image" in unknown.unreadable["torn"]
     assert set(unknown.left_out) == {"notes.txt"}
@@ -102,15 +107,16 @@ def test_what_cannot_be_read_is_named_and_counted_nowhere_else(config: Config) -
     assert "left out 1 (no video and no frame of a clip): 1 .txt" in lines
 
 
-def test_any_number_of_processes_predicts_each_clip_once(config: Config) -> None:
-    alone, shared = evaluate(config), evaluate(config, 9)  # more processes than clips
+def test_any_number_of_processes_predicts_each_clip_once(
+    config: Config, evaluation: Evaluation
+) -> None:
+    alone, shared = evaluation, evaluate(config, 6)  # more processes than clips
     np.testing.assert_allclose(
         probabilities_of(alone.unknown.table), probabilities_of(shared.unknown.table), atol=1e-6
     )
 
 
-def test_scores_and_files_have_them(config: Config) -> None:
-    evaluation = evaluate(config)
+def test_scores_and_files_have_them(config: Config, evaluation: Evaluation) -> None:
     files = evaluation.files()["unknown.csv"].splitlines()
     assert files[0] == "video,predicted,confidence,known,prob_0,prob_1,prob_2"
     assert len(files) == 6

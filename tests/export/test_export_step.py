@@ -1,12 +1,10 @@
-"""The export_onnx step in a process, on a real registry."""
+"""The export_onnx step on a real registry."""
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -14,6 +12,7 @@ import onnx
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
+from torch import nn
 
 from k400tiny_lib.config import resolve
 from k400tiny_lib.errors import UserError
@@ -21,7 +20,7 @@ from k400tiny_lib.evaluation.calibration import scale
 from k400tiny_lib.evaluation.predictions import probabilities_of
 from k400tiny_lib.export.parity import run_eager
 from k400tiny_lib.export.scoring import ExportClips
-from tests.conftest import LABELS, REPOSITORY
+from tests.conftest import LABELS
 from tests.helpers.evaluation import write_annotated_clips
 from tests.helpers.export import (
     CLIP_LEN,
@@ -32,46 +31,40 @@ from tests.helpers.export import (
     write_best,
     write_evaluation,
 )
+from tests.helpers.steps import run_step_here
 
 NAME, TEMPERATURE = "step-model", 1.5
 
 
-def run_step(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "steps.export_onnx", *arguments, "--registered_model_name", NAME],
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def write_inputs(root: Path) -> tuple[ExportClips, list[str]]:
-    """Data, a checkpoint and its evaluation: the clips, and the options of the step."""
+def write_inputs(root: Path) -> tuple[ExportClips, dict[str, Any]]:
+    """Data, a checkpoint and its evaluation: the clips, and the parameters of the step."""
     data_path, path, annotations = write_annotated_clips(root, num_clips=6)
     splits = annotations.splits | {"train": annotations.splits["val"]}
     annotations = dataclasses.replace(annotations, splits=splits)
     path.write_text(annotations.to_json())
-    model = build("r3d_18")
-    checkpoint = write_best(root / "best.pt", model, "r3d_18")
+    model = build("mc3_18")
+    checkpoint = write_best(root / "best.pt", model, "mc3_18")
     clips = ExportClips(annotations, data_path, CLIP_LEN, 1)
     eager = partial(run_eager, model, GEOMETRY)
     write_evaluation(root / "evaluation", clips, eager, TEMPERATURE)
-    options = {
+    return clips, {
         "data_path": data_path,
         "annotations": path,
         "checkpoint": checkpoint,
         "evaluation": root / "evaluation",
+        "registered_model_name": NAME,
     }
-    return clips, [text for name, value in options.items() for text in (f"--{name}", str(value))]
 
 
-def test_a_registered_variant_says_everything_about_itself(store: str, tmp_path: Path) -> None:
-    clips, options = write_inputs(tmp_path)
-    done = run_step(*options, "--quantize", "int8", "--onnx_dir", str(tmp_path / "exported"))
-    assert done.returncode == 0, done.stderr
-    assert "not used" not in done.stdout
-    [line] = [line for line in done.stdout.splitlines() if line.startswith("onnx_dir: ")]
+def test_a_registered_variant_says_everything_about_itself(
+    store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clips, parameters = write_inputs(tmp_path)
+    parameters |= {"quantize": "int8", "onnx_dir": tmp_path / "exported"}
+    code, printed = run_step_here("export_onnx", parameters), capsys.readouterr()
+    assert code == 0, printed.err
+    assert "not used" not in printed.out
+    [line] = [line for line in printed.out.splitlines() if line.startswith("onnx_dir: ")]
     assert str(tmp_path / "exported") in line
 
     client = MlflowClient()
@@ -121,14 +114,15 @@ def test_a_registered_variant_says_everything_about_itself(store: str, tmp_path:
 
 
 def test_an_onnx_dir_that_cannot_be_written_is_refused_before_the_work(
-    store: str, tmp_path: Path
+    store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
-    checkpoint = write_best(tmp_path / "best.pt", build("x3d_s"), "x3d_s")
-    done = run_step("--checkpoint", str(checkpoint), "--onnx_dir", str(tmp_path / "file"))
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("export_onnx: onnx_dir: ")
-    assert "Traceback" not in done.stderr
+    checkpoint = write_best(tmp_path / "best.pt", nn.Linear(1, 1))  # the work would refuse it
+    parameters = {"checkpoint": checkpoint, "onnx_dir": tmp_path / "file"}
+    assert run_step_here("export_onnx", parameters) == 2
+    printed = capsys.readouterr()
+    assert printed.err.splitlines()[-1].startswith("export_onnx: onnx_dir: ")
+    assert "Traceback" not in printed.err
 
 
 def test_what_needs_clips_is_refused_without_annotations() -> None:

@@ -12,17 +12,25 @@ from k400tiny_lib.system import cpu_name
 from tests.helpers.export import clips
 
 
+@pytest.fixture(scope="module")
+def made(exported_plain: bytes) -> dict[str, bytes]:
+    """The variants of the graph by name, serialized, for a test to change its copy."""
+    proto = onnx.load_from_string(exported_plain)
+    variants = {name: make_variant(name, proto, clips(4)) for name in ("int8", "fp16")}
+    assert proto.SerializeToString() == exported_plain
+    return {name: variant.SerializeToString() for name, variant in variants.items()}
+
+
 @pytest.mark.parametrize(
     ("name", "size", "tolerance"), [("int8", 0.27, 0.02), ("fp16", 0.52, 1e-3)]
 )
 def test_a_variant_is_smaller_and_close_on_any_batch_and_size(
-    exported_plain: bytes, name: str, size: float, tolerance: float
+    exported_plain: bytes, made: dict[str, bytes], name: str, size: float, tolerance: float
 ) -> None:
     """int8 moves activations by a 256th of their range, fp16 by a 2048th of themselves."""
     proto = onnx.load_from_string(exported_plain)
-    variant = make_variant(name, proto, clips(4))
+    variant = onnx.load_from_string(made[name])
     assert variant.ByteSize() < size * proto.ByteSize()
-    assert proto.SerializeToString() == exported_plain
     assert (variant.graph.input[0], variant.graph.output[0].type.tensor_type.elem_type) == (
         proto.graph.input[0],
         onnx.TensorProto.FLOAT,
@@ -36,20 +44,52 @@ def test_a_variant_is_smaller_and_close_on_any_batch_and_size(
         assert not np.array_equal(actual, expected)
 
 
-def test_int8_convolves_with_signed_weights_by_channel(exported_plain: bytes) -> None:
+def test_int8_convolves_with_signed_weights_by_channel(
+    exported_plain: bytes, made: dict[str, bytes]
+) -> None:
     proto = onnx.load_from_string(exported_plain)
-    nodes = make_variant("int8", proto, clips(1)).graph.node
+    nodes = onnx.load_from_string(made["int8"]).graph.node
     kinds = [node.op_type for node in nodes]
     assert kinds.count("Conv") == sum(n.op_type == "Conv" for n in proto.graph.node)
     assert "DequantizeLinear" in kinds
     assert not {"ConvInteger", "QLinearConv", "DynamicQuantizeLinear"} & set(kinds)
 
 
+@pytest.mark.parametrize("activation", ["Relu", "Clip"])
+def test_int8_does_not_return_to_float32_for_an_activation(activation: str) -> None:
+    helper, weights = onnx.helper, np.ones((3, 3, 3, 3), np.float32)
+    constants = {"shape": np.array([-1, 3, 4, 4]), "w": weights, "low": 0.0, "high": 6.0}
+    limits = ["low", "high"] if activation == "Clip" else []
+    nodes = [
+        helper.make_node("Cast", ["frames"], ["float"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Round", ["float"], ["rounded"], "round"),
+        helper.make_node("Reshape", ["rounded", "shape"], ["images"], "reshape"),
+        helper.make_node("Conv", ["images", "w"], ["y"], "conv"),
+        helper.make_node(activation, ["y", *limits], ["z"], "activation"),
+        helper.make_node("Conv", ["z", "w"], ["probabilities"], "last", pads=[1, 1, 1, 1]),
+    ]
+    frames = helper.make_tensor_value_info("frames", onnx.TensorProto.UINT8, ["N", "T", 4, 4, 3])
+    output = helper.make_tensor_value_info("probabilities", onnx.TensorProto.FLOAT, None)
+    initializers = [
+        onnx.numpy_helper.from_array(
+            np.asarray(value, np.int64 if name == "shape" else np.float32), name
+        )
+        for name, value in constants.items()
+    ]
+    graph = helper.make_graph(nodes, "g", [frames], [output], initializers)
+    opsets = [helper.make_opsetid("", 18)]
+    proto = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    made = make_variant("int8", proto, clips(1, 4, 4)).graph.node
+    # The range of whole numbers does what the activation did.
+    assert activation not in {node.op_type for node in made}
+
+
 @pytest.mark.parametrize("name", ["int8", "fp16"])
-def test_a_variant_resizes_in_float32(exported_plain: bytes, name: str) -> None:
+def test_a_variant_resizes_in_float32(
+    exported_plain: bytes, made: dict[str, bytes], name: str
+) -> None:
     """Half precision would round the weights of resizing, int8 the gray levels."""
-    graphs = [onnx.load_from_string(exported_plain)]
-    graphs.append(make_variant(name, graphs[0], clips(1)))
+    graphs = [onnx.load_from_string(content) for content in (exported_plain, made[name])]
     rounded = []
     for proto in graphs:
         [node] = [node for node in proto.graph.node if node.op_type == "Round"]

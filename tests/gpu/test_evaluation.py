@@ -28,7 +28,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Annotat
     settings = Config(
         data_path=str(data_path),
         annotations=str(annotations_file),
-        checkpoint=str(write_checkpoint(folder / "best.pt")),
+        checkpoint=str(write_checkpoint(folder / "best.pt", name="r2plus1d_18")),
         batch_size=3,
         num_workers=0,
         num_clips=2,

@@ -50,7 +50,7 @@ def test_an_evaluation_that_does_not_fit_is_one_line(
     settings = Config(
         data_path=str(data_path),
         annotations=str(annotations),
-        checkpoint=str(write_checkpoint(tmp_path / "best.pt")),
+        checkpoint=str(write_checkpoint(tmp_path / "best.pt", name="r2plus1d_18")),
         batch_size=64,
         num_workers=0,
         num_clips=3,

@@ -59,17 +59,23 @@ def write_annotated_clips(
     return root / "frames", path, annotations
 
 
-def write_checkpoint(path: Path, labels: tuple[str, ...] = LABELS, seed: int = 0) -> Path:
-    """An untrained best.pt whose predictions differ from clip to clip."""
+def write_checkpoint(
+    path: Path, labels: tuple[str, ...] = LABELS, seed: int = 0, **trained: str
+) -> Path:
+    """An untrained best.pt whose predictions differ from clip to clip; `trained` is its config.
+
+    mc3_18 has a third of the weights of r2plus1d_18, most of the time here is theirs.
+    """
+    trained = {"model": "mc3_18"} | trained
     torch.manual_seed(seed)
-    model = build_model("r2plus1d_18", len(labels))
+    model = build_model(trained["model"], len(labels))
     with torch.no_grad():
         for parameter in model.fc.parameters():
             parameter.mul_(20)  # an untrained head gives nearly equal probabilities
     content = {
         "model": model.state_dict(),
         "epoch": 3,
-        "config": Config(**GEOMETRY).to_dict(),
+        "config": Config(**GEOMETRY | trained).to_dict(),
         "categories": {label: index for index, label in enumerate(labels)},
         "run_id": "",
     }

@@ -139,9 +139,9 @@ def encode(
             output.mux(sound.encode(None))
 
 
-def moving(num_frames: int, size: tuple[int, int] = (96, 128)) -> Iterator[Image]:
+def moving(num_frames: int, size: tuple[int, int] = (96, 128), seed: int = 0) -> Iterator[Image]:
     """Frames of a soft picture that slides: (height, width) = size."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     noise = rng.integers(0, 256, (size[0] + 128, size[1] + 128, 3), dtype=np.uint8)
     soft = cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 3), None, 0, 255, cv2.NORM_MINMAX)
     for number in range(num_frames):

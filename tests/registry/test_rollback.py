@@ -3,6 +3,7 @@
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
@@ -19,37 +20,52 @@ from k400tiny_lib.registry.registry import log_onnx
 from k400tiny_lib.registry.rollback import Champion, promote_by_hand
 from k400tiny_lib.registry.video_model import follow_champion, register_video_classifier
 from tests.helpers.export import METADATA, toy_graph
+from tests.helpers.store import copy_store, make_store, tracking
 
 NAME, VIDEO = "toy", "toy-video"
 
 
+@dataclass(frozen=True)
+class Registry:
+    """A store and its artifacts, and copies of both with three versions of both models."""
+
+    folder: Path
+    client: MlflowClient
+
+    def restore(self) -> None:
+        """Begin again with the three versions: a copy is faster than three exports."""
+        copy_store(self.folder / "three", self.folder)
+        shutil.rmtree(self.folder / "artifacts")
+        shutil.copytree(self.folder / "three" / "artifacts", self.folder / "artifacts")
+
+
 @pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowClient]:
-    """A store for all tests here, each of which begins without registered models."""
-    folder, previous = tmp_path_factory.mktemp("registry"), mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    client = MlflowClient()
-    experiment = client.create_experiment("rollback", f"{folder}/artifacts")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mlflow.tracking.fluent._active_experiment_id", experiment)
-        yield client
-    mlflow.set_tracking_uri(previous)
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    """For all tests here; the third versions are champions."""
+    folder = tmp_path_factory.mktemp("registry")
+    with tracking(make_store(folder)):
+        client = MlflowClient()
+        client.create_experiment("rollback", f"{folder}/artifacts")
+        mlflow.set_experiment("rollback")
+        for _ in range(3):
+            export()
+        assert champions() == ("3", "3")
+        shutil.copytree(folder / "artifacts", folder / "three" / "artifacts")
+        copy_store(folder, folder / "three")
+        yield Registry(folder, client)
 
 
 @pytest.fixture
-def empty(registry: MlflowClient) -> MlflowClient:
-    for model in registry.search_registered_models():
-        registry.delete_registered_model(model.name)
-    return registry
+def empty(registry: Registry) -> MlflowClient:
+    for model in registry.client.search_registered_models():
+        registry.client.delete_registered_model(model.name)
+    return registry.client
 
 
 @pytest.fixture
-def three(empty: MlflowClient) -> MlflowClient:
-    """Three versions of both models; the third are champions."""
-    for _ in range(3):
-        export()
-    assert champions() == ("3", "3")
-    return empty
+def three(registry: Registry) -> MlflowClient:
+    registry.restore()
+    return registry.client
 
 
 def export(name: str = NAME, video: str = VIDEO, tags: dict[str, str] | None = None) -> None:

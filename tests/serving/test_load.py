@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 
@@ -22,6 +22,7 @@ from k400tiny_lib.models.weights import build_model
 from k400tiny_lib.registry.video_log import log_video_classifier
 from tests.helpers import hostile_videos as hostile
 from tests.helpers.server import Server, in_base64, post, request_for, serving
+from tests.helpers.store import make_store, tracking
 
 MINUTES = float(os.environ.get("K400TINY_LOAD_MINUTES", "10"))
 NUM_CLIENTS, NUM_GOOD = 10, 4
@@ -30,17 +31,18 @@ TIMEOUT = 60  # seconds, of MLflow's scoring server
 
 
 @pytest.fixture(scope="module")
-def model_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+def model_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """An R(2+1)D-18 of its usual size, untrained, as a video classifier."""
     folder = tmp_path_factory.mktemp("load")
     torch.manual_seed(0)
     module = FramesToProbabilities(build_model("r2plus1d_18", 400), Geometry(16, (128,), 112))
     facts = {"class_names": [f"class {number}" for number in range(400)], "clip_len": 16}
     (folder / "model.onnx").write_bytes(export_graph(module.eval(), 18, facts).SerializeToString())
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    experiment = mlflow.create_experiment("load", f"file:{folder}/store")
-    with mlflow.start_run(experiment_id=experiment):
-        return log_video_classifier(folder / "model.onnx")
+    with tracking(make_store(folder)):
+        experiment = mlflow.create_experiment("load", f"file:{folder}/store")
+        with mlflow.start_run(experiment_id=experiment):
+            uri = log_video_classifier(folder / "model.onnx")
+        yield uri
 
 
 def bad_requests() -> dict[str, bytes]:

@@ -2,8 +2,8 @@
 
 import base64
 import json
-import os
 from collections.abc import Iterator
+from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from k400tiny_lib.serving.predict import label_inputs, read_clip
 from k400tiny_lib.tracking.models import open_registered
 from tests.helpers.server import in_base64, post, request_for, serving
 from tests.helpers.serving import CLASSES, CLIP_LEN, NAME, VIDEO_NAME, export_tiny, register_tiny
+from tests.helpers.store import make_store, tracking
 from tests.helpers.videos import write_video
 
 
@@ -41,14 +42,10 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registered]
     content = Registered(folder, folder / "tiny.onnx", folder / "videos" / "x.mp4")
     export_tiny(content.onnx_file)
     write_video(content.video, num_frames=9)
-    previous, where = mlflow.get_tracking_uri(), Path.cwd()
-    os.chdir(folder)
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    with mlflow.start_run():
-        register_video_classifier(*register_tiny(content.onnx_file), VIDEO_NAME)
-    yield content
-    mlflow.set_tracking_uri(previous)
-    os.chdir(where)
+    with chdir(folder), tracking(make_store(folder)):
+        with mlflow.start_run():
+            register_video_classifier(*register_tiny(content.onnx_file), VIDEO_NAME)
+        yield content
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ from k400tiny_lib.serving import video_classifier as imported_module
 from tests.conftest import REPOSITORY
 from tests.helpers.hostile_videos import many_pixels, ordinary, thin
 from tests.helpers.server import in_base64
+from tests.helpers.store import make_store, tracking
 
 CLASSES = ["red", "green", "blue"]
 
@@ -60,13 +61,11 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The directory of the logged model."""
     folder = tmp_path_factory.mktemp("logged")
     write_graph(folder / "model.onnx", threshold=0.5)
-    previous = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    experiment = mlflow.create_experiment("x", f"file:{folder}/store")
-    with mlflow.start_run(experiment_id=experiment):
-        logged = log_video_classifier(folder / "model.onnx")
-    yield mlflow.artifacts.download_artifacts(logged, dst_path=str(folder / "copy"))
-    mlflow.set_tracking_uri(previous)
+    with tracking(make_store(folder)):
+        experiment = mlflow.create_experiment("x", f"file:{folder}/store")
+        with mlflow.start_run(experiment_id=experiment):
+            logged = log_video_classifier(folder / "model.onnx")
+        yield mlflow.artifacts.download_artifacts(logged, dst_path=str(folder / "copy"))
 
 
 @pytest.fixture(scope="module")

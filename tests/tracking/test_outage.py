@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import mlflow
 import pytest
 from mlflow import MlflowClient
 
@@ -18,6 +17,7 @@ from k400tiny_lib.tracking.runs import ERROR_TAG
 from k400tiny_lib.tracking.training_log import TrainingLog
 from steps.log_training import log_training
 from tests.conftest import REPOSITORY
+from tests.helpers.store import tracking
 from tests.helpers.tracking_server import Server
 from tests.helpers.training import annotate
 
@@ -27,14 +27,12 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.chdir(tmp_path)
     started = Server(tmp_path)
     started.start()
-    previous = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(started.uri)
     try:
         started.wait()
-        yield started
+        with tracking(started.uri):
+            yield started
     finally:
         started.kill()
-        mlflow.set_tracking_uri(previous)
 
 
 def train(server: Server, data_path: Path, folder: Path) -> "subprocess.Popen[str]":

@@ -146,6 +146,11 @@ def test_mixed_precision_is_on_where_the_cpu_gains_from_it(
     assert amp_dtype("auto", r2plus1d, cpu) is (torch.bfloat16 if multiplies_bf16 else None)
     assert amp_dtype("auto", r3d, cpu) is None
     assert amp_dtype("auto", stock, cpu) is None
+    depthwise = to_fast_layout(build_model("tsn_efficientnet_lite0", 3), cpu, "auto")
+    assert amp_dtype("auto", depthwise, cpu) is None
+    assert amp_dtype("bf16", depthwise, cpu) is torch.bfloat16
+    stem = depthwise.get_parameter("backbone.conv_stem.weight")
+    assert stem.is_contiguous(memory_format=torch.channels_last)
     assert amp_dtype("off", r2plus1d, cpu) is None
     in_2d = to_fast_layout(build_model("r2plus1d_18", 3), cpu, True)
     assert amp_dtype("bf16", in_2d, cpu) is torch.bfloat16

@@ -13,9 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from k400tiny_lib.config import Config, resolve
 from k400tiny_lib.errors import UserError
+from k400tiny_lib.models.frozen import freeze
 from k400tiny_lib.models.weights import build_model
 from k400tiny_lib.training import optim
-from k400tiny_lib.training.loop import fit, freeze_backbone
+from k400tiny_lib.training.loop import fit
 from k400tiny_lib.training.state import TrainState, gather_state, load_state
 from k400tiny_lib.training.worker import BuildModel, make_train_state
 from tests.helpers.training import CPU, Small, annotate, build_small, config
@@ -170,7 +171,7 @@ def test_a_wrapped_model_can_be_frozen_and_thawed(one_process_group: None) -> No
     model = Small(3)
     wrapped = DistributedDataParallel(model, find_unused_parameters=True)  # as in make_model
     for frozen in (True, True, False, False):
-        freeze_backbone(model.train(), frozen)
+        freeze(model.train(), "head" if frozen else "all")
         wrapped(torch.rand(2, 3, 4, 8, 8)).sum().backward()
         learning = {name for name, p in model.named_parameters() if p.grad is not None}
         assert learning == {n for n, _ in model.named_parameters() if not frozen or "fc" in n}

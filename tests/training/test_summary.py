@@ -79,7 +79,7 @@ def test_right_and_wrong_predictions_are_titled_as_such() -> None:
     clips = torch.zeros(2, 3, 4, 8, 8, dtype=torch.uint8)
     figure: Figure = draw_predictions(clips, [0, 0], shares, {0: "a $ b $ c"})
     titles = [axes.get_title(loc="left") for axes in figure.axes]
-    assert titles == ["a $ b $ c: right, 90%", "a $ b $ c: predicted 2, 60%"]
+    assert titles == ["a $ b $ c: correct, 90%", "a $ b $ c: predicted 2, 60%"]
     assert matplotlib.get_backend().lower() == "agg"
     figure.canvas.draw()
 

@@ -95,7 +95,7 @@ def test_every_text_parameter_of_the_chain_is_an_input_or_known_to_be_none() -> 
     assert {n for n, p in PARAMETERS.items() if p.is_input} == inputs
     assert texts - inputs == {
         *("recipe", "input", "data_path", "gt_csv", "group_by", "weights", "no_flip_classes"),
-        "model_uri",
+        *("model_uri", "search"),
     }
 
 

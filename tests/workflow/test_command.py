@@ -17,7 +17,8 @@ from k400tiny_lib.workflow.command import _complain, click_command, parse_argume
 def test_help_names_every_parameter_with_its_default(step: str) -> None:
     result = CliRunner().invoke(click_command(step), ["--help"])
     assert result.exit_code == 0
-    options = re.split(r"\n  --(?=\w)", result.output)[1:]
+    without_headings = re.sub(r"\n\n[A-Z][^\n]*:\n", "\n", result.output)
+    options = re.split(r"\n  --(?=\w)", without_headings)[1:]
     helps = {re.split("[ ,]", text)[0]: " ".join(text.split()) for text in options}
     del helps["help"]
     assert list(helps) == list(STEPS[step].params)

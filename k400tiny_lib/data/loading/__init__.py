@@ -1,0 +1,1 @@
+"""Clips as tensors: data set, loader, frame cache, transforms, augmentation."""

@@ -59,6 +59,7 @@ class ClipDataset(Dataset[tuple[Tensor, int, int]]):
         augmentation: str = "none",
         no_flip: frozenset[int] = frozenset(),
         seed: int = 0,
+        views: int = 0,
     ) -> None:
         """Store the settings; no frame is read.
 
@@ -71,6 +72,7 @@ class ClipDataset(Dataset[tuple[Tensor, int, int]]):
             augmentation: a key of `AUGMENTATIONS`.
             no_flip: targets of clips that are never mirrored.
             seed: of all randomness.
+            views: epochs that differ; the others repeat them in turns. 0 if all differ.
         """
         self.clips = ClipTable(clips)
         self.read = read
@@ -78,7 +80,7 @@ class ClipDataset(Dataset[tuple[Tensor, int, int]]):
         self.training = training
         self.augmentation = AUGMENTATIONS[augmentation]
         self.no_flip = no_flip
-        self.seed, self.epoch = seed, 0
+        self.seed, self.views, self.epoch = seed, views, 0
 
     @property
     def is_light(self) -> bool:
@@ -94,7 +96,8 @@ class ClipDataset(Dataset[tuple[Tensor, int, int]]):
 
     def __getitem__(self, position: int) -> tuple[Tensor, int, int]:
         clip = self.clips[position]
-        numbers = (self.seed, self.epoch, position)
+        epoch = self.epoch % self.views if self.views else self.epoch
+        numbers = (self.seed, epoch, position)
         if not self.training:
             indices = uniform_indices(clip.num_frames, self.clip_len)
             images = center_crop(self.read(clip, indices.tolist()), self.crop_size)

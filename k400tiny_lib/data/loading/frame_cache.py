@@ -23,6 +23,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from k400tiny_lib.config import AUTO, NONE, Config
+from k400tiny_lib.config.parameters import MIXING_AUGMENTATIONS
+from k400tiny_lib.config.value_types import HEAD
 from k400tiny_lib.data.annotations import Annotations, Clip
 from k400tiny_lib.data.loading import frame_origins as origins
 from k400tiny_lib.data.loading.loader import batches, end_with_parent
@@ -142,6 +144,10 @@ def resolve_frame_cache(
     if is_complete(folder):
         print(f"frame_cache: {folder} is used again", flush=True)
         return folder
+    keeps_features = config.train_layers == HEAD and config.augmentation not in MIXING_AUGMENTATIONS
+    if config.frame_cache == AUTO and keeps_features:
+        print("frame_cache: none, since features of the clips are kept", flush=True)
+        return None
     if config.frame_cache == AUTO and config.num_epochs < 2:
         print("frame_cache: none, since one epoch does not repay it", flush=True)
         return None

@@ -12,7 +12,7 @@ from typing import Any
 
 from k400tiny_lib.data.annotations import Annotations
 from k400tiny_lib.errors import UserError
-from k400tiny_lib.files import atomic_write, combine_digests
+from k400tiny_lib.files import atomic_write, combine_digests, combine_named_digests
 from k400tiny_lib.media.frames import clip_digest, frame_files
 
 FILE = "frames.json"
@@ -57,6 +57,26 @@ def changed_clips(folder: Path, annotations: Annotations, data_path: Path) -> li
         with suppress(OSError):  # another user's cache; the frames are read again next time
             _write(folder, origins)
     return changed
+
+
+def present_content(folder: Path, annotations: Annotations, data_path: Path) -> str:
+    """One digest of the frames as they are now, noted in a folder.
+
+    They are read only if their names, sizes or times are not those that were noted.
+
+    Raises:
+        UserError: if a clip folder cannot be read.
+        OSError: if the folder cannot be written to.
+    """
+    root, stamp = str(data_path.absolute()), _stamp(annotations, data_path)
+    noted = _read(folder)
+    if not noted or noted["stamps"].get(root) != stamp:
+        digests = content_digests(annotations, data_path)
+        same = noted and noted["digests"] == digests
+        stamps = (noted["stamps"] if same else {}) | {root: stamp}
+        noted = {"digests": digests, "stamps": stamps}
+        _write(folder, noted)
+    return combine_named_digests(noted["digests"])
 
 
 def _videos(annotations: Annotations) -> list[str]:

@@ -1,0 +1,1 @@
+"""From a source to annotations: decode, check, split, report."""

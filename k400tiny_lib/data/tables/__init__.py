@@ -1,0 +1,1 @@
+"""Ground truth in any dialect: separators, columns, names of files, segments."""

@@ -1,0 +1,1 @@
+"""Clips unlike those of training: changed light and frames, unknown classes."""

@@ -1,0 +1,1 @@
+"""What the containers of videos say, read without decoding."""

@@ -1,0 +1,1 @@
+"""Windows of a long video, read in one pass."""

@@ -1,0 +1,1 @@
+"""What `predict` shows and writes: lines on the console, tables."""

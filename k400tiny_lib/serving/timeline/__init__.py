@@ -1,0 +1,1 @@
+"""What happens when in a long video: spans, their picture, the annotated copy."""

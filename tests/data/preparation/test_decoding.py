@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import av
 import cv2
@@ -73,9 +74,12 @@ def test_local_processes_and_a_dask_cluster_write_the_same_bytes(
 ) -> None:
     distributed = pytest.importorskip("distributed")
     assert decode_all(videos, tmp_path / "local" / "frames") == ["bad"]
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
-    ) as cluster:
+    with (
+        patch.dict(os.environ),  # in which Dask leaves what it sets for its workers
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+        ) as cluster,
+    ):
         bad = decode_all(videos, tmp_path / "dask" / "frames", cluster.scheduler_address)
     assert bad == ["bad"]
     local, dask = tree(tmp_path / "local" / "frames"), tree(tmp_path / "dask" / "frames")

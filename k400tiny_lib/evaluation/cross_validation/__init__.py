@@ -1,0 +1,1 @@
+"""Every clip predicted without its source, and the labels that this contradicts."""

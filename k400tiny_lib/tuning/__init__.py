@@ -1,0 +1,1 @@
+"""Searches for better parameters of training: trials of one study, shared between processes."""
