@@ -101,22 +101,9 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     from tests.helpers.store import make_store, tracking
 
     monkeypatch.chdir(tmp_path)
-<<<<<<< HEAD
-    # what a test says to mlflow.set_experiment outlives it, here and in the environment
-    monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")
-    monkeypatch.delenv("MLFLOW_EXPERIMENT_ID")
-    previous = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(uri)
-    yield uri
-    while mlflow.active_run():
-        mlflow.end_run()
-    mlflow.set_tracking_uri(previous)
-=======
     uri = make_store(tmp_path)
     with tracking(uri):
         yield uri
->>>>>>> product
 
 
 @pytest.fixture(scope="session")
