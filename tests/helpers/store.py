@@ -14,7 +14,10 @@ from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-_SET_BY_STEPS = ("MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT")
+_SET_BY_STEPS = (
+    *("MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"),
+    "K400TINY_STARTER",
+)
 
 
 @event.listens_for(Engine, "connect")
