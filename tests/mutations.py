@@ -62,8 +62,8 @@ MUTATIONS = {
     ),
     "cache key": Mutation(  # an input that counts by its name
         "workflow/cache.py",
-        "parts += [name, _identity(name, parameters[name], config)]",
-        "parts += [name, parameters[name]]",
+        "for t in (n, _identity(n, parameters[n], config))]",
+        "for t in (n, parameters[n])]",
         ("tests/workflow/test_cache.py", "-k", "ground_truth_and_the_annotations_count"),
     ),
     "temperature": Mutation(  # sharpens where it should soften
