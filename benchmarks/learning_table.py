@@ -2,6 +2,7 @@
 
 import json
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -109,20 +110,23 @@ def percent(table: pd.DataFrame) -> str:
 
 
 def section(data: str, runs: Sequence[Run]) -> list[str]:
-    """The paragraphs about one data set, of the seeds and folds that all sides have."""
-    by_side = {side: {r.key[2:]: r for r in runs if r.key[:2] == (data, side)} for side in SIDES}
-    shared = set.intersection(*(set(done) for done in by_side.values()))
-    if not shared:
+    """The paragraphs about one data set: of each side the seeds whose folds are all there."""
+    by_side = {side: _whole_seeds(data, side, runs) for side in SIDES}
+    by_side = {side: done for side, done in by_side.items() if done}
+    if not by_side:
         return []
-    sides = {side: [done[numbers] for numbers in shared] for side, done in by_side.items()}
+    pairs = [
+        (this, other, by_side[this].keys() & by_side[other].keys())
+        for this, other in (("scratch", "reference"), ("small", "scratch"))
+        if {this, other} <= by_side.keys()
+    ]
+    sides = {side: list(done.values()) for side, done in by_side.items()}
     tables = {side: pooled(done) for side, done in sides.items()}
-    clips = tables["small"].drop_duplicates("video")
+    clips = next(iter(tables.values())).drop_duplicates("video")
     chance = 100 * clips["target"].value_counts(normalize=True).max()
-    seeds = sorted({seed for seed, _ in shared})
     return [
         f"{len(clips)} clips predicted, of {clips['group'].nunique()} sources and "
-        f"{clips['target'].nunique()} classes, with {len(seeds)} seeds; the most frequent class "
-        f"alone is {chance:.1f} %.",
+        f"{clips['target'].nunique()} classes; the most frequent class alone is {chance:.1f} %.",
         markdown(
             (
                 "",
@@ -133,15 +137,28 @@ def section(data: str, runs: Sequence[Run]) -> list[str]:
                 "seconds of a training",
                 "load average",
             ),
-            [_row(side, sides[side], tables[side], seeds) for side in SIDES],
+            [_row(side, done, tables[side]) for side, done in sides.items()],
         ),
-        *(_difference(tables, *pair) for pair in (("scratch", "reference"), ("small", "scratch"))),
-        *(_directions(tables) if data == "sample" else ()),
-        "\n".join(f"- {side}: `{json.dumps(sides[side][0].recipe)}`" for side in SIDES),
+        *(
+            _difference({side: [by_side[side][n] for n in shared] for side in (this, other)})
+            for this, other, shared in pairs
+            if shared
+        ),
+        *(_directions(tables) if data == "sample" and tables.keys() == set(SIDES) else ()),
+        "\n".join(f"- {side}: `{json.dumps(done[0].recipe)}`" for side, done in sides.items()),
     ]
 
 
-def _row(side: str, runs: Sequence[Run], table: pd.DataFrame, seeds: Sequence[int]) -> list[str]:
+def _whole_seeds(data: str, side: str, runs: Sequence[Run]) -> dict[tuple[int, int], Run]:
+    """The runs of a side by seed and fold, of the seeds of which no fold is missing."""
+    done = {(run.seed, run.fold): run for run in runs if (run.data, run.side) == (data, side)}
+    folds = Counter(seed for seed, _ in done)
+    needed = FOLDS if data == "real" else 1
+    return {key: run for key, run in sorted(done.items()) if folds[key[0]] == needed}
+
+
+def _row(side: str, runs: Sequence[Run], table: pd.DataFrame) -> list[str]:
+    seeds = sorted({run.seed for run in runs})
     of_seeds = [pooled([run for run in runs if run.seed == seed]) for seed in seeds]
     single = [100 * (each["predicted"] == each["target"]).mean() for each in of_seeds]
     return [
@@ -155,12 +172,17 @@ def _row(side: str, runs: Sequence[Run], table: pd.DataFrame, seeds: Sequence[in
     ]
 
 
-def _difference(tables: Mapping[str, pd.DataFrame], this: str, other: str) -> str:
-    predicted = [tables[side]["predicted"] for side in (this, other)]
-    compared = compare_predictions(tables[this], *predicted)
+def _difference(runs: Mapping[str, Sequence[Run]]) -> str:
+    """One side minus another, on the seeds and folds that both have, in the same order."""
+    this, other = runs
+    tables = {side: pooled(done) for side, done in runs.items()}
+    compared = compare_predictions(
+        tables[this], tables[this]["predicted"], tables[other]["predicted"]
+    )
+    seeds = ", ".join(map(str, sorted({run.seed for run in runs[this]})))
     return (
-        f"{this} minus {other}, clip by clip: {compared.difference:+.1f} points (95 % interval "
-        f"{compared.low:+.1f} to {compared.high:+.1f})."
+        f"{this} minus {other}, clip by clip, seeds {seeds}: {compared.difference:+.1f} points "
+        f"(95 % interval {compared.low:+.1f} to {compared.high:+.1f})."
     )
 
 
