@@ -149,7 +149,7 @@ def test_a_newcomer_gets_through_the_readme_by_copying_its_commands(
                 body = {"dataframe_records": [record], "params": {"top_k": 2}}
                 answer = requests.post(f"{address}/invocations", json=body, timeout=60)
                 assert answer.status_code == 200, answer.text
-                assert len(answer.json()["predictions"]) == 2
+                assert len(answer.json()["predictions"][0]["labels"]) == 2
             else:
                 assert requests.get(address, timeout=60).status_code == 200
     for number, block in enumerate(python_blocks()):
