@@ -3,7 +3,7 @@
     python -m benchmarks [--data ../shared/data/k400tiny_images] [--only video,inference]
     python -m benchmarks --only none        # the table alone, of the results that are there
 
-Each runs in a process of its own, one after the other: half an hour on two cores, without
+Each runs in a process of its own, one after the other, without
 `learning`, which trains for hours and runs only where `--only` names it. The table in
 `benchmarks/README.md` is made of the headlines of all files in `benchmarks/results/`, of other
 machines too; each has the commit that it was measured at.
