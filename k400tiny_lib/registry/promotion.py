@@ -199,15 +199,29 @@ def promote(version: str, promotion: Promotion, wait_s: float = 1.0) -> Promotio
 def make_challenger(name: str) -> None:
     """Give the alias `challenger` to the newest version, whichever of several exports is last."""
     newest = versions_of(name)[-1]
-    MlflowClient().set_registered_model_alias(name, CHALLENGER, str(newest.version))
+    set_alias(name, CHALLENGER, str(newest.version))
 
 
 def make_champion(name: str, version: str, before: str | None) -> None:
     """Give the alias `champion` to a version, and `previous` to the champion before it, if any."""
+    set_alias(name, CHAMPION, version)
+    if before is not None and before != version:
+        set_alias(name, PREVIOUS, before)
+
+
+def set_alias(name: str, alias: str, version: str) -> None:
+    """Give an alias of a registered model to a version, also where another process does so now.
+
+    MLflow's SQL store looks for the alias and adds it where there is none, so of two processes that
+    add it at the same moment one fails. Once the other has added it, it is there to be changed.
+    """
     client = MlflowClient()
-    client.set_registered_model_alias(name, CHAMPION, version)
-    if before not in (None, version):
-        client.set_registered_model_alias(name, PREVIOUS, before)
+    try:
+        client.set_registered_model_alias(name, alias, version)
+    except MlflowException:
+        if version_with(alias, name) is None:  # not a race: nobody has added it
+            raise
+        client.set_registered_model_alias(name, alias, version)
 
 
 def versions_of(name: str) -> list[ModelVersion]:

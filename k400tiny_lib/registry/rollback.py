@@ -23,6 +23,7 @@ from k400tiny_lib.registry.promotion import (
     champion_of,
     equals,
     make_champion,
+    set_alias,
     version_with,
     versions_of,
 )
@@ -110,13 +111,12 @@ def _both_or_none(champions: dict[str, str | None]) -> Iterator[None]:
     except _Overtaken:
         raise
     except BaseException:
-        client = MlflowClient()
         for name, version in champions.items():
             with suppress(MlflowException):  # the registry cannot be reached
                 if version is None:
-                    client.delete_registered_model_alias(name, CHAMPION)
+                    MlflowClient().delete_registered_model_alias(name, CHAMPION)
                 else:
-                    client.set_registered_model_alias(name, CHAMPION, version)
+                    set_alias(name, CHAMPION, version)
         raise
 
 

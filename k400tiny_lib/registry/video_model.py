@@ -17,6 +17,7 @@ from k400tiny_lib.registry.promotion import (
     CHALLENGER,
     CHAMPION,
     champion_of,
+    set_alias,
     version_with,
     versions_of,
 )
@@ -41,7 +42,7 @@ def register_video_classifier(onnx_uri: str, onnx_version: ModelVersion, name: s
     registered = register_sibling(onnx_uri, onnx_version, name)
     newest = version_with(CHALLENGER, onnx_version.name) or str(onnx_version.version)
     challenger = sibling_of(onnx_version.name, newest, name) or registered
-    MlflowClient().set_registered_model_alias(name, CHALLENGER, str(challenger.version))
+    set_alias(name, CHALLENGER, str(challenger.version))
     try:
         follow_champion(onnx_version.name, name)
     except UserError as error:  # the files of an older champion; this export is complete
@@ -107,7 +108,7 @@ def follow_champion(onnx_name: str, name: str) -> None:
                 return
             print(f"{name}: had nothing of the champion, version {leader}; made again", flush=True)
             sibling = register_sibling(f"models:/{onnx_name}/{leader}", version, name)
-        client.set_registered_model_alias(name, CHAMPION, str(sibling.version))
+        set_alias(name, CHAMPION, str(sibling.version))
         previous, leader = leader, champion_of(onnx_name)
         if leader == previous:
             return

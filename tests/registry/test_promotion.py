@@ -35,6 +35,8 @@ from k400tiny_lib.registry.promotion import (
     make_champion,
     promote,
     ranking_key,
+    set_alias,
+    version_with,
 )
 from k400tiny_lib.registry.registry import DECISION_TAG, log_onnx, register
 from k400tiny_lib.registry.video_model import follow_champion
@@ -171,6 +173,30 @@ def test_two_exports_that_set_the_alias_at_the_same_moment_end_with_the_better_o
         better, _ = pool.map(promote, ("2", "3"), promotions)
     assert champion() == "2"
     assert better.promoted
+
+
+@pytest.mark.parametrize("added_by_another", [True, False])
+def test_an_alias_that_another_process_adds_at_the_same_moment_is_set_all_the_same(
+    store: str, monkeypatch: pytest.MonkeyPatch, added_by_another: bool
+) -> None:
+    for _ in range(2):
+        export(promotion_of(right_on(0.5)))
+    set_it = MlflowClient.set_registered_model_alias
+
+    def fail_once(client: MlflowClient, name: str, alias: str, version: str) -> None:
+        """What MLflow's SQL store does where another process adds the row after it has looked."""
+        monkeypatch.setattr(MlflowClient, "set_registered_model_alias", set_it)
+        if added_by_another:
+            set_it(client, name, alias, "1")
+        raise MlflowException("(sqlite3.IntegrityError) UNIQUE constraint failed")
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", fail_once)
+    if added_by_another:
+        set_alias(NAME, "raced", "2")
+        assert version_with("raced", NAME) == "2"
+    else:
+        with pytest.raises(MlflowException, match="UNIQUE"):
+            set_alias(NAME, "raced", "2")
 
 
 class Interrupted(Promotion):
