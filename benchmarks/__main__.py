@@ -33,9 +33,14 @@ def commands(data: str, annotations: str) -> dict[str, list[str]]:
         "inference": ["--data", data],
         "indexing": ["--clips", "2400", "24000"],
         "main_overhead": [],
-        "feature_cache": ["--data", data],
-        "learning": ["--data", data],
+        "feature_cache": ["--data", data, "--gt_csv", ground_truth(data)],
+        "learning": ["--data", data, "--gt_csv", ground_truth(data)],
     }
+
+
+def ground_truth(data: str) -> str:
+    """The table that lies beside the frame folders."""
+    return str(Path(data).parent / "k400tiny_ground_truth.csv")
 
 
 def prepare(data: str, folder: Path) -> str:
@@ -44,8 +49,7 @@ def prepare(data: str, folder: Path) -> str:
     from k400tiny_lib.data.preparation.prepare import prepare
     from k400tiny_lib.data.sources.base import open_source
 
-    csv = Path(data).parent / "k400tiny_ground_truth.csv"
-    config = Config(data_path=data, gt_csv=str(csv), output_dir=str(folder))
+    config = Config(data_path=data, gt_csv=ground_truth(data), output_dir=str(folder))
     file = folder / "annotations.json"
     file.write_text(prepare(config, open_source(config)).annotations.to_json())
     return str(file)

@@ -256,7 +256,7 @@ def main(
                 print(f"{key}: top-1 {percent(run.table)}", flush=True)
     # What other recipes have left in the folder does not count.
     runs = [run for run in load_runs(file).values() if run.recipe == recipe_of(run.data, run.side)]
-    write_result("learning", cpu_name(), report(runs))
+    write_result("learning", cpu_name(), *report(runs))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.common import markdown
+from benchmarks.common import Headline, markdown
 from k400tiny_lib.data.sources.drawing import CLASSES
 from k400tiny_lib.evaluation.comparison import compare_predictions
 from k400tiny_lib.evaluation.metrics import accuracy_interval
@@ -221,8 +222,21 @@ def _directions(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     ]
 
 
-def report(runs: Sequence[Run]) -> str:
-    """The text of the results file."""
+def headlines(runs: Sequence[Run]) -> list[Headline]:
+    """Each side against the one before, on the seeds whose folds are all there."""
+    rows = []
+    for data, what in (("sample", "the sample"), ("real", "real clips, cross-validated")):
+        done = {side: list(_whole_seeds(data, side, runs).values()) for side in SIDES}
+        for other, this in pairwise(SIDES):
+            if done[this] and done[other]:
+                ours, theirs = (percent(pooled(done[side])) for side in (this, other))
+                label = f"top-1 % on {what}, {this}"
+                rows.append(Headline(label, ours, f"{other}: {theirs}", ""))
+    return rows
+
+
+def report(runs: Sequence[Run]) -> tuple[str, list[Headline]]:
+    """The text of the results file, and its headlines."""
     parts = [
         "# Does it learn?",
         f"{cpu_name()}, {available_cores()} cores; Python {platform.python_version()}, PyTorch "
@@ -242,4 +256,4 @@ def report(runs: Sequence[Run]) -> str:
     for data, title in TITLES.items():
         paragraphs = section(data, runs)
         parts += [title, *paragraphs] if paragraphs else []
-    return "\n\n".join(parts)
+    return "\n\n".join(parts), headlines(runs)

@@ -7,6 +7,7 @@ mlflow run . -e evaluate --env-manager local -P data_path=frames -P annotations=
 """
 
 from k400tiny_lib.config import Config
+from k400tiny_lib.console import say_result
 from k400tiny_lib.workflow.command import step_command
 
 
@@ -20,7 +21,7 @@ def evaluate(config: Config) -> None:
     config = local_inputs(config, "data_path", "annotations", "checkpoint", "unknown_path")
     evaluation = evaluate_split(config, other_model(config))
     log_evaluation(evaluation, config.data_path)
-    print(evaluation.summary)
+    say_result(evaluation.summary)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ mlflow run . -e export_onnx --env-manager local -P checkpoint=best.pt -P data_pa
 """
 
 from k400tiny_lib.config import NONE, Config
+from k400tiny_lib.console import say_result
 from k400tiny_lib.workflow.command import step_command
 
 
@@ -25,7 +26,7 @@ def export_onnx(config: Config) -> None:
     exported = export_model(load_model(config), config, git_commit(), registry.log_parity, print)
     registry.log_export(exported)
     version, decision = registry.register_export(exported, config)
-    print(f"models:/{version.name}/{version.version} is {decision.text}; {exported.summary}")
+    say_result(f"models:/{version.name}/{version.version} is {decision.text}; {exported.summary}")
     if config.onnx_dir != NONE:
         print(delivery.deliver(version, config.onnx_dir))
 

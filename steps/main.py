@@ -5,6 +5,7 @@ mlflow run . -e main --env-manager local -P data_path=frames -P gt_csv=labels.cs
 """
 
 from k400tiny_lib.config import Config
+from k400tiny_lib.console import say_result
 from k400tiny_lib.workflow.command import step_command
 
 
@@ -14,7 +15,7 @@ def main(config: Config) -> None:
     from k400tiny_lib.workflow.chain import run_chain, summarize
 
     finished = run_chain(config)
-    print(summarize(finished, config))
+    say_result(summarize(finished, config))
 
 
 if __name__ == "__main__":

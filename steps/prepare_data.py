@@ -8,6 +8,7 @@ mlflow run . -e prepare_data --env-manager local -P data_path=s3://bucket/videos
 """
 
 from k400tiny_lib.config import Config
+from k400tiny_lib.console import say_result
 from k400tiny_lib.workflow.command import step_command
 
 
@@ -28,7 +29,7 @@ def prepare_data(config: Config) -> None:
         raise
     log_prepared(prepared)
     tag_cache_key(cache_key("prepare_data", config, source))  # its clips have content only now
-    print(describe(prepared))
+    say_result(describe(prepared))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ mlflow run . -e promote --env-manager local -P version=previous
 """
 
 from k400tiny_lib.config import Config
+from k400tiny_lib.console import say_result
 from k400tiny_lib.workflow.command import step_command
 
 
@@ -16,7 +17,7 @@ def promote(config: Config) -> None:
     champions = promote_by_hand(config)
     log_champions(*champions)
     for champion in champions:
-        print(champion.text)
+        say_result(champion.text)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ mlflow run . -e train --env-manager local -P data_path=frames -P annotations=ann
 from typing import TYPE_CHECKING
 
 from k400tiny_lib.config import Config
+from k400tiny_lib.console import say_result
 from k400tiny_lib.workflow.command import step_command
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def _train_and_log(
         return
     write_results(results, job.metrics_log)
     log.add_figure(learning_curves(job.metrics_log), "learning_curves.png")
-    print(results.headline, (folder / BEST).absolute(), sep="\n")
+    say_result(f"{results.headline}\n{(folder / BEST).absolute()}")
     if not is_nested():
         print(results.next_steps)
     log.close(results.metrics, results.note, folder / BEST)

@@ -7,6 +7,7 @@ mlflow run . -e main --env-manager local -P recipe=runs:/<run id>/tuning/best.ya
 """
 
 from k400tiny_lib.config import Config
+from k400tiny_lib.console import say_result
 from k400tiny_lib.workflow.command import step_command
 
 
@@ -15,7 +16,7 @@ def tune(config: Config) -> None:
     """Run the missing trials of a study as nested runs, and show the best."""
     from k400tiny_lib.tuning.tuning import tune_training
 
-    print(tune_training(config))
+    say_result(tune_training(config))
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ BLOCK = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def commands_of(page: Path) -> list[str]:
-    """The lines of the shell blocks of a page; continued lines are joined."""
+    """The lines of the shell blocks of a page; continued lines and pipes are joined."""
     blocks = BLOCK.findall(page.read_text())
-    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    joined = (block.replace("\\\n", " ").replace("|\n", "|") for block in blocks)
+    lines = [line for block in joined for line in block.splitlines()]
     return [line for line in lines if line.strip()]
 
 

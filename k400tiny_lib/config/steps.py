@@ -71,7 +71,10 @@ def default_text(step: str, name: str) -> str | None:
 
 
 def unknown_parameter(step: str, name: str) -> UserError:
-    """The error for a parameter that a step does not have, with the nearest name."""
+    """The error for a parameter that a step lacks: the steps that have it, or the nearest name."""
+    if others := [other for other, spec in STEPS.items() if name in spec.params]:
+        verb = "has it" if len(others) == 1 else "have it"
+        return UserError(f"{name}: {step} has no such parameter; {', '.join(others)} {verb}.")
     near = difflib.get_close_matches(name, STEPS[step].params, n=1, cutoff=0.5)
     hint = f"Did you mean {near[0]}?" if near else f"`python -m steps.{step} --help` lists them."
     return UserError(f"{name}: {step} has no such parameter. {hint}")

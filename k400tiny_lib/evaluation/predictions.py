@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from k400tiny_lib.console import progress
 from k400tiny_lib.data.annotations import Clip
 from k400tiny_lib.data.loading.loader import batches, end_with_parent
 from k400tiny_lib.errors import UserError, one_line
@@ -55,7 +56,7 @@ def predict_clips(
     dataset = ViewDataset(clips, data_path, geometry, protocol)
     clips_per_batch = max(1, batch_size // protocol.num_loaded)
     parts = []
-    loader = clip_batches(dataset, positions, clips_per_batch, num_workers)
+    loader = clip_batches(dataset, positions, clips_per_batch, num_workers, "predict")
     for views, batch_positions in loader:
         # (N, V, C, T, H, W) -> (N * V, C, T, H, W) and back
         probabilities = probabilities_of_views(model, views.flatten(0, 1), batch_size, device)
@@ -75,9 +76,12 @@ def probabilities_of_views(
 
 
 def clip_batches(
-    dataset: Dataset[Any], positions: Sequence[int], batch_size: int, num_workers: int
+    dataset: Dataset[Any], positions: Sequence[int], batch_size: int, num_workers: int, what: str
 ) -> Iterator[Any]:
-    """Batches of a data set in the order of the positions; raises like `batches`."""
+    """Batches of a data set in the order of the positions; raises like `batches`.
+
+    A progress bar says what is done with them.
+    """
     loader = DataLoader(
         dataset,
         sampler=positions,
@@ -86,7 +90,7 @@ def clip_batches(
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=end_with_parent,
     )
-    return batches(loader)
+    yield from progress(batches(loader), len(loader), what, "batch")
 
 
 def make_table(clips: Sequence[Clip], parts: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from k400tiny_lib.config import NONE, Config
+from k400tiny_lib.console import progress
 from k400tiny_lib.data.annotations import Annotations, Clip, read_annotations, unknown_labels
 from k400tiny_lib.data.loading.readers import read_frames
 from k400tiny_lib.errors import UserError
@@ -118,7 +119,8 @@ class ExportClips:
 
     def predictions(self, predict: Predict) -> pd.DataFrame:
         """The predictions table of a model on the test clips, one by one."""
-        rows = [predict(self.read(clip)[None]) for clip in self.test]
+        clips = progress(self.test, len(self.test), "score")
+        rows = [predict(self.read(clip)[None]) for clip in clips]
         probabilities = np.concatenate(rows).astype(np.float64)
         # float32 rows sum to 1 within 1e-7, and scikit-learn wants the last digit.
         probabilities /= probabilities.sum(1, keepdims=True)

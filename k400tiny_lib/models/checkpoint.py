@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from k400tiny_lib.config import Config, read_config
+from k400tiny_lib.console import warn
 from k400tiny_lib.data.annotations import class_names_by_id, unknown_labels
 from k400tiny_lib.errors import UserError, one_line
 from k400tiny_lib.files import atomic_write
@@ -66,7 +66,7 @@ def newest_checkpoint(folder: Path, run_id: str | None = None) -> Path | None:
         try:
             content = read_training_state(path, mapped=True)
         except UserError as error:
-            print(f"warning: skipped, {error}", file=sys.stderr, flush=True)
+            warn(f"skipped, {error}")
             continue
         if run_id in (None, content.get("run_id")):
             return path

@@ -33,6 +33,7 @@ from k400tiny_lib.registry.promotion import (
 from k400tiny_lib.registry.video_log import installed
 from k400tiny_lib.registry.video_model import register_video_classifier
 from k400tiny_lib.tracking.evaluation_log import evaluation_folder
+from k400tiny_lib.tracking.models import register_logged
 from k400tiny_lib.tracking.runs import (
     MODEL_VERSION_TAG,
     VIDEO_VERSION_TAG,
@@ -170,7 +171,7 @@ def register(
         The version, with alias `challenger`, and whether it is `champion` now, and why.
     """
     client, name = MlflowClient(), promotion.name
-    registered = mlflow.register_model(model_uri, name, tags=dict(tags))
+    registered = register_logged(model_uri, name, tags)
     make_challenger(name)
     decision = PromotionDecision(False, "interrupted before it was compared")
     try:

@@ -5,7 +5,6 @@ The two versions of one export are called siblings: the video classifier holds a
 
 import json
 
-import mlflow
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -22,7 +21,7 @@ from k400tiny_lib.registry.promotion import (
     versions_of,
 )
 from k400tiny_lib.registry.video_log import log_video_classifier
-from k400tiny_lib.tracking.models import files_are_gone, onnx_file_of
+from k400tiny_lib.tracking.models import files_are_gone, onnx_file_of, register_logged
 from k400tiny_lib.tracking.runs import active_run_id
 
 ONNX_MODEL_TAG, ONNX_VERSION_TAG = "onnx_model", "onnx_version"  # the sibling of a version
@@ -71,7 +70,7 @@ def register_sibling(onnx_uri: str, onnx_version: ModelVersion, name: str) -> Mo
         n: v for n, v in onnx_version.tags.items() if not n.startswith(("k400tiny.", "mlflow."))
     }
     tags |= {ONNX_MODEL_TAG: onnx_model, ONNX_VERSION_TAG: number}
-    registered = mlflow.register_model(logged, name, tags=tags)
+    registered = register_logged(logged, name, tags)
     card = video_card(name, str(registered.version), onnx_model, number, metadata)
     MlflowClient().update_model_version(name, registered.version, card)
     return registered

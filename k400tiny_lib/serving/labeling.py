@@ -6,8 +6,7 @@ from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from tqdm import tqdm
-
+from k400tiny_lib.console import progress
 from k400tiny_lib.errors import UserError, printable
 from k400tiny_lib.serving.clips import reading_failure
 from k400tiny_lib.serving.inputs import Inputs
@@ -117,7 +116,7 @@ def label_all(
     """
     with (
         _Files(folder, inputs, model, top_k) as files,
-        tqdm(total=len(inputs.clips), desc="predict", unit="clip", mininterval=1) as bar,
+        progress(None, len(inputs.clips), "predict") as bar,
     ):
         if windows is None:
             for labeled in label_each(model, inputs.clips, batch_size, max_bad_frames):

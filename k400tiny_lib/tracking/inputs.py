@@ -11,6 +11,7 @@ from mlflow.exceptions import MlflowException
 
 from k400tiny_lib.config import AUTO, NONE, PARAMETERS, Config
 from k400tiny_lib.config.steps import check_together
+from k400tiny_lib.console import say
 from k400tiny_lib.errors import UserError, hide_passwords
 from k400tiny_lib.files import is_remote, problem_of
 from k400tiny_lib.tracking.runs import (
@@ -87,7 +88,7 @@ def _settle_data(step: str, config: Config) -> Config:
 
 
 def _without_data(config: Config, reason: str) -> Config:
-    print(f"annotations: none are used, {reason}", flush=True)
+    say("annotations", f"none are used, {reason}")
     return config.replace(annotations=NONE)
 
 
@@ -151,5 +152,5 @@ def _absolute(uri: str) -> str:
 
 
 def _say(parameter: str, value: str, what: str) -> str:
-    print(f"{parameter}: {hide_passwords(value)} ({what})", flush=True)
+    say(parameter, f"{hide_passwords(value)} ({what})")
     return value

@@ -1,6 +1,7 @@
-"""Registered models: opens them, and says which version a name means and whether it has files."""
+"""Registered models: adds and opens versions, finds which one a name means and if it has files."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import mlflow
@@ -9,6 +10,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.utils.models import get_model_name_and_version
 from mlflow.utils.file_utils import local_file_uri_to_path
+from mlflow.utils.logging_utils import disable_logging, enable_logging
 from mlflow.utils.uri import is_local_uri
 
 from k400tiny_lib.config import AUTO
@@ -38,6 +40,15 @@ class NotLoadable(UserError):
     def __init__(self, message: str = "", reason: str = "") -> None:
         super().__init__(message)
         self.reason = reason
+
+
+def register_logged(model_uri: str, name: str, tags: Mapping[str, str]) -> ModelVersion:
+    """Register a logged model, without the lines that MLflow prints: the step has its own."""
+    disable_logging()
+    try:
+        return mlflow.register_model(model_uri, name, tags=dict(tags))
+    finally:
+        enable_logging()
 
 
 def open_registered(

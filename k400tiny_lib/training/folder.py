@@ -19,6 +19,7 @@ from itertools import chain, count
 from pathlib import Path
 
 from k400tiny_lib.config import AUTO, NONE, PARAMETERS, STEPS, Config
+from k400tiny_lib.console import say
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.files import cannot_write, combine_digests, file_digest
 from k400tiny_lib.models.checkpoint import BEST, LAST, PREVIOUS, newest_checkpoint, run_of
@@ -205,10 +206,9 @@ def clear_for(config: Config, run_id: str, resumed_run: str | None, former: Trai
     kept.mkdir()
     for path in present:
         path.replace(kept / path.name)
-    print(
-        f"checkpoint_dir: the checkpoints of run {owner}, whose training has ended, are kept in "
-        f"{kept}",
-        flush=True,
+    say(
+        "checkpoint_dir",
+        f"the checkpoints of run {owner}, whose training has ended, are kept in {kept}",
     )
 
 
@@ -219,10 +219,10 @@ def _lock(descriptor: int, folder: Path) -> bool:
     except OSError as error:
         if error.errno in _HELD:
             return False
-        print(
-            f"checkpoint_dir: the file system of {folder} has no locks ({error.strerror}); see to "
-            "it that no other training uses the directory",
-            flush=True,
+        say(
+            "checkpoint_dir",
+            f"the file system of {folder} has no locks ({error.strerror}); see to it that no other "
+            "training uses the directory",
         )
     return True
 

@@ -12,6 +12,7 @@ import psutil
 import torch
 
 from k400tiny_lib.config.value_types import HEAD
+from k400tiny_lib.console import duration
 from k400tiny_lib.files import writing_to
 from k400tiny_lib.metrics_log import append_entry, attachments_dir, read_entries
 from k400tiny_lib.models.checkpoint import BEST, write_checkpoint, write_last
@@ -188,11 +189,3 @@ def progress_line(
         f"  {metrics['memory_gb']:.1f} GB"
         f"  {duration(seconds * (num_epochs - epoch))} left"
     )
-
-
-def duration(seconds: float) -> str:
-    """A time span for people: "45 s", "12 min", "3 h 05 min"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,7 +1,6 @@
 """Resuming: which checkpoint, whether it fits, and what has changed since."""
 
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import torch.distributed as dist
 
 from k400tiny_lib.config import AUTO, NONE, PARAMETERS, Config
+from k400tiny_lib.console import say, warn
 from k400tiny_lib.distributed.process import Process
 from k400tiny_lib.errors import UserError
 from k400tiny_lib.files import atomic_write, writing_to
@@ -79,7 +79,7 @@ def _resolve_resume(
         return config.replace(resume=str(checkpoint)), content.get("run_id")
     if config.resume != AUTO:
         raise UserError(f"resume: {config.resume} holds no usable checkpoint.")
-    print(f"resume: nothing to continue in {folder}, training starts from scratch", flush=True)
+    say("resume", f"nothing to continue in {folder}, training starts from scratch")
     return config.replace(resume=NONE), None
 
 
@@ -121,7 +121,7 @@ def resume(
     load_state(state, checkpoint, "resume: the checkpoint")
     if process.is_main:
         if changes := changes_since(checkpoint, config, process.world_size):
-            print(f"resume: changed since the checkpoint: {', '.join(changes)}", flush=True)
+            say("resume", f"changed since the checkpoint: {', '.join(changes)}")
         with writing_to(Path(config.checkpoint_dir), "checkpoint_dir"):
             add_earlier_epochs(metrics_log, checkpoint)
         where = f"in epoch {state.epoch + 1}, after batch {state.batch}"
@@ -141,11 +141,10 @@ def resume(
             f"more epochs, or that {BEST} in {config.checkpoint_dir}."
         )
     if process.is_main and state.best_epoch:
-        print(
-            f"resume: the {BEST} of epoch {state.best_epoch} (val_acc1 {state.best_val_acc1:.1f} "
-            f"%) is not beside the checkpoint; the best of the epochs from {state.epoch + 1} on "
-            "counts",
-            flush=True,
+        say(
+            "resume",
+            f"the {BEST} of epoch {state.best_epoch} (val_acc1 {state.best_val_acc1:.1f} %) is not "
+            f"beside the checkpoint; the best of the epochs from {state.epoch + 1} on counts",
         )
     state.best_epoch, state.best_val_acc1 = 0, -1.0
 
@@ -169,7 +168,7 @@ def _is_best_of(path: Path, checkpoint: Mapping[str, Any]) -> bool:
     try:
         best = read_checkpoint(path, "resume", mapped=True)
     except UserError as error:
-        print(f"warning: {error}", file=sys.stderr, flush=True)
+        warn(str(error))
         return False
     epoch, score, run_id = best["epoch"], best.get("val_acc1"), best.get("run_id")
     # Checkpoints of older versions lack the run of their best.

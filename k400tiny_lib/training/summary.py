@@ -1,7 +1,6 @@
 """Results of a training run: its best epoch, its learning curves, and a summary for people."""
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,13 +10,13 @@ import torch
 from matplotlib.figure import Figure
 
 from k400tiny_lib.config import NONE, Config
+from k400tiny_lib.console import duration, warn
 from k400tiny_lib.distributed.launch import processes_per_node
 from k400tiny_lib.errors import UserError, hide_passwords
 from k400tiny_lib.metrics_log import Entry, attachments_dir, read_entries
 from k400tiny_lib.models.checkpoint import BEST, read_checkpoint
 from k400tiny_lib.plots import CURVE_METRICS, plot_learning_curves
 from k400tiny_lib.system import available_cores, cpu_name
-from k400tiny_lib.training.reporting import duration
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ def _best(
     try:
         best = read_checkpoint(path, "checkpoint_dir", mapped=True)
     except UserError as error:  # a damaged disk; the log is still true
-        print(f"warning: {error}", file=sys.stderr, flush=True)
+        warn(str(error))
         return logged.step, logged.metrics["val_acc1"]
     epoch = int(best["epoch"])
     accuracies = [entry.metrics["val_acc1"] for entry in entries if entry.step == epoch]

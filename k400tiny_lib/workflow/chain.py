@@ -1,6 +1,5 @@
 """`main`: the steps as nested runs that hand artifacts to one another through MLflow."""
 
-import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from mlflow.exceptions import ExecutionException
 
 from k400tiny_lib.config import CHAIN, IMAGENET, NONE, Config, parameters_of
 from k400tiny_lib.config.parameters import SAMPLE
+from k400tiny_lib.console import duration, say
 from k400tiny_lib.data.sources.base import Source, open_source
 from k400tiny_lib.errors import UserError, hide_passwords
 from k400tiny_lib.evaluation.shift.unknown_clips import find_unknown
@@ -74,7 +74,7 @@ def run_chain(config: Config) -> list[Finished]:
             done = _run_or_reuse(step, config, source)
             finished.append(done)
             if step == "prepare_data" and (advice := recipe_advice(config, done.run.data.metrics)):
-                print(advice, flush=True)
+                say("weights", advice)
             config = _hand_over(config, done, source)
     return finished
 
@@ -90,8 +90,6 @@ def begin(config: Config) -> Source:
     source = open_source(config)
     source.check()
     _check_initial_weights(config)
-    # mlflow would print every step's whole command line.
-    logging.getLogger("mlflow.projects").setLevel(logging.WARNING)
     return source
 
 
@@ -139,7 +137,7 @@ def recipe_advice(config: Config, metrics: Mapping[str, float]) -> str:
     if config.data_path == SAMPLE or not is_from_scratch or per_class >= _FEW_CLIPS:
         return ""
     return (
-        f"weights: none, and {int(per_class)} clips a class are few to start from scratch. Better: "
+        f"none, and {int(per_class)} clips a class are few to start from scratch. Better: "
         "-P recipe=small, or with a connection -P recipe=finetune"
     )
 
@@ -168,11 +166,11 @@ def _run_or_reuse(step: str, config: Config, source: Source) -> Finished:
         run = find_finished(step, cache_key(step, config, source), parent.info.experiment_id)
     reused = run is not None
     if run is None:
-        print(f"{step}: started", flush=True)
+        say(step, "started")
         run = run_nested(step, config, parent)
     seconds = time.perf_counter() - start
     word = "re-used" if reused else "done"
-    print(f"{step}: {word} in {seconds:.0f} s, run {run.info.run_id}", flush=True)
+    say(step, f"{word} in {duration(seconds)}, run {run.info.run_id}")
     if reused and step == "export_onnx" and config.onnx_dir != NONE:
         name, _, number = run.data.tags[runs.MODEL_VERSION_TAG].partition("/")
         print(deliver(MlflowClient().get_model_version(name, number), config.onnx_dir), flush=True)

@@ -1,5 +1,6 @@
 """Turns the function of a step into a command: options, run, errors in one line, exit codes."""
 
+import logging
 import os
 import sys
 import traceback
@@ -11,6 +12,7 @@ import click
 from k400tiny_lib.config import PARAMETERS, STEPS, Config, resolve
 from k400tiny_lib.config.recipes import read_recipe_file
 from k400tiny_lib.config.steps import default_text, unknown_parameter
+from k400tiny_lib.console import complain
 from k400tiny_lib.errors import UserError, hide_passwords
 from k400tiny_lib.files import ARTIFACT_SCHEMES
 from k400tiny_lib.workflow import signals
@@ -108,6 +110,8 @@ def _run(step: str, function: Callable[[Config], None], arguments: list[str]) ->
     from k400tiny_lib.tracking.runs import step_run, tag_cache_key
     from k400tiny_lib.workflow.cache import cache_key
 
+    if "MLFLOW_LOGGING_LEVEL" not in os.environ:  # of what goes well, the steps say it themselves
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
     try:
         with step_run(step, config):
             signals.arm()
@@ -121,7 +125,7 @@ def _run(step: str, function: Callable[[Config], None], arguments: list[str]) ->
         _complain(step, error)
         return USER_ERROR
     except KeyboardInterrupt:
-        print(f"{step}: interrupted", file=sys.stderr)
+        complain(step, "interrupted")
         return INTERRUPTED
     except Exception:
         print(hide_passwords(traceback.format_exc()), file=sys.stderr, end="", flush=True)
@@ -132,6 +136,6 @@ def _run(step: str, function: Callable[[Config], None], arguments: list[str]) ->
 def _complain(step: str, error: UserError) -> None:
     # main's message about a failed step begins with the name of that step.
     message = " ".join((error.in_short or str(error)).split())
-    print(message if step == "main" else f"{step}: {message}", file=sys.stderr, flush=True)
+    complain("" if step == "main" else step, message)
     if os.environ.get("K400TINY_TRACEBACK"):
         print(hide_passwords("".join(traceback.format_exception(error))), file=sys.stderr)

@@ -1,6 +1,7 @@
 """Each command of the README, copied as it stands, in its order, in a new copy of the project.
 
-    python -m pytest -m readme tests/e2e/test_readme.py
+    python -m pytest -m readme tests/e2e/test_readme.py     # the README
+    python -m pytest -m slow tests/e2e/test_readme.py       # and the pages of docs/
 
 Only the recipes are made small, and the names of files in the commands are given files.
 """
@@ -14,24 +15,25 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 import requests
 import torch
 import yaml
+from mlflow import MlflowClient
 
 from tests.conftest import LABELS, REPOSITORY, write_data
 from tests.helpers.server import in_base64
 from tests.helpers.videos import encode, moving
 from tests.test_docs import commands_of
 
-pytestmark = pytest.mark.readme
-
 README = REPOSITORY / "README.md"
-ELSEWHERE = ("python -m pytest", "bash .ci/run")  # the gate runs these itself
+# The gate runs the first two itself; test_nodes.py runs several nodes, test_shared_server.py a
+# server with PostgreSQL; uv installs all packages once more.
+ELSEWHERE = ("python -m pytest", "bash .ci/run", "nnodes=2", "psycopg2", "--env-manager uv")
 SMALL = {"clip_len": 4, "resize_size": 36, "crop_size": 32, "num_epochs": 1, "batch_size": 4}
 SMALL |= {"robustness": False}
 SERVED = {"mlflow ui": 5000, "mlflow models serve": 5001}
@@ -133,25 +135,91 @@ def python_blocks() -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
 
 
-def test_a_newcomer_gets_through_the_readme_by_copying_its_commands(
-    project: Path, environment: dict[str, str]
-) -> None:
-    commands = [c for c in commands_of(README) if not c.startswith(ELSEWHERE)]
-    assert len(commands) > 12
-    for command in commands:
-        port = next((port for start, port in SERVED.items() if command.startswith(start)), None)
-        if port is None:
-            print(command, run(command, project, environment)[-400:], sep="\n", flush=True)
-            continue
-        with running(command, port, project, environment) as address:
-            if port == SERVED["mlflow models serve"]:
-                record = {"video": in_base64(project / "video.mp4")}
-                body = {"dataframe_records": [record], "params": {"top_k": 2}}
-                answer = requests.post(f"{address}/invocations", json=body, timeout=60)
-                assert answer.status_code == 200, answer.text
-                assert len(answer.json()["predictions"][0]["labels"]) == 2
+def run_all(commands: Iterable[str], project: Path, environment: dict[str, str]) -> None:
+    """Run commands in their order; a server runs until a command that does not ask it."""
+    with ExitStack() as servers:
+        for command in commands:
+            if "localhost:" not in command:
+                servers.close()
+            start = time.monotonic()
+            port = next((port for name, port in SERVED.items() if command.startswith(name)), None)
+            if port is None:
+                printed = run(command, project, environment)
             else:
-                assert requests.get(address, timeout=60).status_code == 200
+                address = servers.enter_context(running(command, port, project, environment))
+                printed = ask(address, port, project)
+            seconds = time.monotonic() - start
+            print(f"\n{command}\n{printed[-400:]}\n{seconds:.0f} s", flush=True)
+
+
+def ask(address: str, port: int, project: Path) -> str:
+    """Ask a server for its first page, or for the labels of a video; returns the answer."""
+    if port == SERVED["mlflow ui"]:
+        answer = requests.get(address, timeout=60)
+        assert answer.status_code == 200, answer.text
+        return ""
+    record = {"video": in_base64(project / "video.mp4")}
+    body = {"dataframe_records": [record], "params": {"top_k": 2}}
+    answer = requests.post(f"{address}/invocations", json=body, timeout=60)
+    assert answer.status_code == 200, answer.text
+    [labeled] = answer.json()["predictions"]
+    assert len(labeled["labels"]) == 2
+    return str(labeled)
+
+
+@pytest.fixture(scope="module")
+def newcomer(project: Path, environment: dict[str, str]) -> Path:
+    """The project after each command of the README, in its order."""
+    commands = [
+        command for command in commands_of(README) if not any(word in command for word in ELSEWHERE)
+    ]
+    assert len(commands) > 12
+    run_all(commands, project, environment)
     for number, block in enumerate(python_blocks()):
         (project / f"block{number}.py").write_text(block)
         assert run(f"python block{number}.py", project, environment).strip()
+    return project
+
+
+@pytest.mark.readme
+def test_a_newcomer_gets_through_the_readme_by_copying_its_commands(newcomer: Path) -> None:
+    models = MlflowClient(f"sqlite:///{newcomer}/mlflow.db").search_registered_models()
+    assert {model.name for model in models} == {
+        "k400tiny-r2plus1d_18",
+        "k400tiny-tsn_efficientnet_lite0",
+        "k400tiny-video-classifier",
+        "k400tiny-video-classifier-tsn_efficientnet_lite0",
+    }
+
+
+@pytest.mark.slow
+def test_a_reader_gets_through_the_other_pages_as_well(
+    newcomer: Path, environment: dict[str, str]
+) -> None:
+    write_videos(newcomer / "other_videos", ["other0", "other1"])
+    checkpoint = max(newcomer.glob("checkpoints/*/best.pt"), key=lambda path: path.stat().st_mtime)
+    annotations = max(newcomer.rglob("annotations.json"), key=lambda path: path.stat().st_mtime)
+    for file in (checkpoint, annotations):
+        shutil.copy(file, newcomer)
+    log = next(checkpoint.parent.glob("metrics-*[!a-z]"))
+    run_all(commands_of_pages(newcomer, log), newcomer, environment)
+
+
+def commands_of_pages(project: Path, log: Path) -> Iterator[str]:
+    """The commands of the pages, with the names of files and runs that are there by then."""
+    for page in ("training", "evaluation", "serving"):
+        for command in commands_of(REPOSITORY / "docs" / f"{page}.md"):
+            if any(word in command for word in ELSEWHERE):
+                continue
+            if "tuning/best.yaml" in command:
+                command = command.replace("<run id>", newest_run(project, "tune"))
+            command = command.replace("checkpoints/<run id>/metrics-<run id>", str(log))
+            assert "<" not in command, command
+            yield command
+
+
+def newest_run(project: Path, step: str) -> str:
+    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    named = f"tags.`k400tiny.step` = '{step}'"
+    [run] = client.search_runs(["0"], named, max_results=1)
+    return str(run.info.run_id)

@@ -34,7 +34,7 @@ from k400tiny_lib.training.worker import run
 from tests.conftest import LABELS, NUM_FRAMES
 from tests.helpers.training import CPU, config, make_job
 
-ATTENTION = ("mvit_v2_s", "swin3d_t")
+DEEP = ("mvit_v2_s", "swin3d_t", "s3d", "slow_r50", "r3d_18")
 OF_TORCHVISION = [name for name in ARCHITECTURES if name in list_models(torchvision.models.video)]
 OF_PYTORCHVIDEO = [name for name in ARCHITECTURES if hasattr(hub, name)]
 PUBLISHED = OF_TORCHVISION + OF_PYTORCHVIDEO
@@ -200,8 +200,9 @@ def test_the_smallest_clip_of_s3d_has_right_gradients() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    # The exporter takes a minute or more for attention, with its thousands of small operations.
-    [pytest.param(n, marks=pytest.mark.slow) if n in ATTENTION else n for n in ARCHITECTURES],
+    # The exporter takes a minute or more for attention, with its thousands of small operations, and
+    # 20 seconds for others that are as deep.
+    [pytest.param(n, marks=pytest.mark.slow) if n in DEEP else n for n in ARCHITECTURES],
 )
 def test_every_architecture_is_trained_evaluated_explained_and_exported(
     name: str, tiny_data: tuple[Path, Path], tmp_path: Path

@@ -65,7 +65,9 @@ def test_pixels_are_those_of_the_weights_own_transforms(name: str) -> None:
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(("name", "clip_len"), [("r2plus1d_18", 4), ("s3d", 8)])
+@pytest.mark.parametrize(
+    ("name", "clip_len"), [("r2plus1d_18", 4), pytest.param("s3d", 8, marks=pytest.mark.slow)]
+)
 def test_probabilities_of_weights_are_those_of_their_exported_graph(
     name: str, clip_len: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,7 @@ def test_arguments_become_a_resolved_config() -> None:
     ("arguments", "message"),
     [
         (["main", "--lr", "abc"], "lr: 'abc'"),
+        (["train", "--recipe", "x"], "recipe: train has no such parameter; main, tune have it."),
         (["main", "--epochs", "3"], "epochs: main has no such parameter. Did you mean num_epochs?"),
         (["predict"], "input: predict needs it"),
         (["train", "--data_path", ""], "data_path: the value is empty"),

@@ -7,12 +7,11 @@ only whole files, which the next one keeps, and a larger `feature_views` adds to
 one. What training may change from run to run (lr, num_epochs, batch_size) is not in the name.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import cv2
 import numpy as np
@@ -21,11 +20,11 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from k400tiny_lib.config import NONE, Config
 from k400tiny_lib.config.parameters import MIXING_AUGMENTATIONS
 from k400tiny_lib.config.value_types import ALL_LAYERS, HEAD
+from k400tiny_lib.console import progress, say
 from k400tiny_lib.data.annotations import Annotations, Clip
 from k400tiny_lib.data.loading import frame_origins as origins
 from k400tiny_lib.data.loading.dataset import ClipDataset
@@ -42,7 +41,6 @@ FOLDER = "features"  # below cache_dir
 # The batches must not depend on the number of processes, or the last bits of the features would.
 _LARGEST_BATCH = 8
 _NETWORKS = ("torch", "torchvision", "pytorchvideo", "timm")
-_SILENT_SECONDS = 2  # before a progress bar is shown
 
 
 class Team(Protocol):
@@ -69,10 +67,10 @@ def resolve_features(config: Config, annotations: Annotations) -> str | None:
         UserError: if a frame cannot be read or nothing can be written in `cache_dir`.
     """
     if config.train_layers != ALL_LAYERS and config.weights == config.load_model == NONE:
-        print(
-            f"train_layers: {config.train_layers}, but the backbone starts from scratch: its "
-            "features are random. Better: weights or load_model",
-            flush=True,
+        say(
+            "train_layers",
+            f"{config.train_layers}, but the backbone starts from scratch: its features are "
+            "random. Better: weights or load_model",
         )
     if config.train_layers != HEAD:
         return None
@@ -82,7 +80,7 @@ def resolve_features(config: Config, annotations: Annotations) -> str | None:
     elif config.augmentation in MIXING_AUGMENTATIONS:
         reason = f"augmentation={config.augmentation} mixes the pixels of a batch"
     if reason:
-        print(f"features: not kept, since {reason}; each epoch computes them again", flush=True)
+        say("features", f"not kept, since {reason}; each epoch computes them again")
         return None
     names = sorted({clip.video for clip in annotations.clips})
     folder = Path(config.cache_dir).absolute() / FOLDER / f"frames-{combine_digests(names)}"
@@ -189,12 +187,12 @@ def _write_missing(
             lacking = [_read(folder, view, len(dataset)) is None for view in range(views)]
             missing = [v for v, is_missing in enumerate(team.any_rank(*lacking)) if is_missing]
             if team.rank == 0:
-                print(_line(folder, dataset, len(missing), views), flush=True)
+                say("features", _state(folder, dataset, len(missing), views))
             size = min(config.batch_size, _LARGEST_BATCH)
             workers = worker_count(config.num_workers, team.local_world_size, dataset)
             share = _share(len(dataset), size, team)
             loader = make_loader(dataset, share, batch_size=size, num_workers=workers)
-            with _progress(len(missing) * len(share), team.rank == 0) as bar:
+            with progress(None, len(missing) * len(share), "features") as bar:
                 for view in missing:
                     dataset.epoch = view
                     parts = []
@@ -207,12 +205,12 @@ def _write_missing(
         raise cannot_write("cache_dir", folder, error) from None
 
 
-def _line(folder: Path, dataset: ClipDataset, missing: int, views: int) -> str:
+def _state(folder: Path, dataset: ClipDataset, missing: int, views: int) -> str:
     if not missing:
-        return f"features: {folder} is used again"
+        return f"{folder} is used again"
     kind = "training" if dataset.training else "validation"
     of_views = f", {missing} of {views} views" if dataset.training else ""
-    return f"features: computing those of {len(dataset)} {kind} clips{of_views}, to {folder}"
+    return f"computing those of {len(dataset)} {kind} clips{of_views}, to {folder}"
 
 
 def _share(count: int, size: int, team: Team) -> list[int]:
@@ -228,15 +226,6 @@ def _joined(shares: Sequence[tuple[list[int], list[Features]]], count: int) -> F
         if parts:
             features[positions] = np.concatenate(parts)
     return features
-
-
-def _progress(count: int, is_shown: bool) -> "tqdm[Any]":
-    options: dict[str, Any] = {
-        "file": sys.stdout,  # stderr of training processes is their log
-        "delay": _SILENT_SECONDS,
-        "disable": None if is_shown else True,  # None: if the console is no terminal
-    }
-    return tqdm(desc="features", total=count, unit="clip", **options)
 
 
 def _check_finite(features: Features, positions: Tensor, dataset: ClipDataset) -> None:

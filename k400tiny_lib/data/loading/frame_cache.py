@@ -20,11 +20,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from k400tiny_lib.config import AUTO, NONE, Config
 from k400tiny_lib.config.parameters import MIXING_AUGMENTATIONS
 from k400tiny_lib.config.value_types import HEAD
+from k400tiny_lib.console import progress, say
 from k400tiny_lib.data.annotations import Annotations, Clip
 from k400tiny_lib.data.loading import frame_origins as origins
 from k400tiny_lib.data.loading.loader import batches, end_with_parent
@@ -105,7 +105,7 @@ def write_cache(
                 num_workers=workers,
                 worker_init_fn=end_with_parent,
             )
-            for _ in tqdm(batches(loader), "frame cache", len(missing), unit="file", disable=None):
+            for _ in progress(batches(loader), len(missing), "frame cache", "file"):
                 pass
     except OSError as error:
         raise cannot_write("cache_dir", folder, error) from None
@@ -132,35 +132,35 @@ def resolve_frame_cache(
     data_path, resize_size = Path(config.data_path), config.resize_size
     folder = cache_folder(annotations, data_path, resize_size, Path(config.cache_dir))
     if changed := origins.changed_clips(folder, annotations, data_path):
-        print(
-            f"frame_cache: the frames of {len(changed)} clips have changed since they were packed, "
-            f"first {changed[0]}; {folder} is not used. prepare_data would check them again",
-            flush=True,
+        say(
+            "frame_cache",
+            f"the frames of {len(changed)} clips have changed since they were packed, first "
+            f"{changed[0]}; {folder} is not used. prepare_data would check them again",
         )
         digests = origins.content_digests(annotations, data_path).values()
         folder = cache_folder(
             annotations, data_path, resize_size, Path(config.cache_dir), combine_digests(digests)
         )
     if is_complete(folder):
-        print(f"frame_cache: {folder} is used again", flush=True)
+        say("frame_cache", f"{folder} is used again")
         return folder
     keeps_features = config.train_layers == HEAD and config.augmentation not in MIXING_AUGMENTATIONS
     if config.frame_cache == AUTO and keeps_features:
-        print("frame_cache: none, since features of the clips are kept", flush=True)
+        say("frame_cache", "none, since features of the clips are kept")
         return None
     if config.frame_cache == AUTO and config.num_epochs < 2:
-        print("frame_cache: none, since one epoch does not repay it", flush=True)
+        say("frame_cache", "none, since one epoch does not repay it")
         return None
     needed = estimated_bytes(annotations, data_path, resize_size)
     existing = next(parent for parent in folder.parents if parent.exists())
     free = shutil.disk_usage(existing).free if free_bytes is None else free_bytes
     sizes = f"{needed / _GIGABYTE:.2f} GB of {free / _GIGABYTE:.2f} GB free in {config.cache_dir}"
     if config.frame_cache == AUTO and needed > _MAX_DISK_SHARE * free:
-        print(f"frame_cache: none, since it needs {sizes}, more than half", flush=True)
+        say("frame_cache", f"none, since it needs {sizes}, more than half")
         return None
     if needed > free:
         raise UserError(f"frame_cache: needs {sizes}. Needed: room, or frame_cache=none.")
-    print(f"frame_cache: decoding all clips once, {sizes}, to {folder}", flush=True)
+    say("frame_cache", f"decoding all clips once, {sizes}, to {folder}")
     workers = available_cores() if config.num_workers == AUTO else int(config.num_workers)
     write_cache(annotations, data_path, resize_size, folder, workers)
     return folder

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import psutil
-from tqdm import tqdm
 
+from k400tiny_lib.console import progress
 from k400tiny_lib.data.preparation import decoding_worker
 from k400tiny_lib.data.preparation.content_index import ContentIndex
 from k400tiny_lib.data.preparation.decoding_worker import (
@@ -158,7 +158,7 @@ def decode_videos(
     tasks = _tasks(todo, digests, settings)
     with (
         open_executor(scheduler, workers, preload=(decoding_worker.__name__,)) as (executor, count),
-        tqdm(total=len(todo), desc="decode", unit="clip", mininterval=1) as progress,
+        progress(None, len(todo), "decode") as bar,
     ):
         for task, (digest, results) in map_unordered(executor, count, decode, tasks):
             problems = []
@@ -173,7 +173,7 @@ def decode_videos(
                 _write_folder(target, name, decoded.frames, source)
                 if decoded.note:
                     done.notes[name] = decoded.note
-            progress.update(len(results))
+            bar.update(len(results))
             if digest:  # else it could not be read, which may be temporary
                 if task.video not in digests:
                     index.save(_DIGESTS, [(*task.video, digest)])

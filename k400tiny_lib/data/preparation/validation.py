@@ -15,8 +15,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
+from k400tiny_lib.console import progress
 from k400tiny_lib.data.preparation.content_index import ContentIndex
 from k400tiny_lib.files import bytes_digest, combine_digests, combine_named_digests, file_stamp
 from k400tiny_lib.media.frames import is_frame, list_frames
@@ -183,7 +183,7 @@ def check_clips(root: Path, names: Iterable[str], index: ContentIndex) -> dict[s
     remaining = iter(pending.items())
     with (
         ThreadPoolExecutor(available_cores()) as pool,
-        tqdm(total=len(pending), desc="check", unit="clip", mininterval=1) as bar,
+        progress(None, len(pending), "check") as bar,
     ):
         while batch := dict(islice(remaining, _SAVE_EVERY)):
             results = pool.map(check_clip, map(root.joinpath, batch))

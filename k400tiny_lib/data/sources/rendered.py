@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
-from tqdm import tqdm
 
 from k400tiny_lib.config import NONE, Config
+from k400tiny_lib.console import progress, say
 from k400tiny_lib.data.preparation.executors import map_unordered, open_executor
 from k400tiny_lib.data.sources.drawing import CLASSES, draw_frames
 from k400tiny_lib.data.sources.frame_folders import FrameFolders
@@ -127,7 +127,7 @@ def _lock(root: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"sample: another process renders {root}, waiting for it", flush=True)
+            say("sample", f"another process renders {root}, waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -137,13 +137,12 @@ def _render_clips(
 ) -> None:
     render = partial(_render_clip, images, num_frames=num_frames, size=size)
     workers = min(workers or available_cores(), len(clips))
-    progress = partial(tqdm, total=len(clips), desc="render", unit="clip", mininterval=1)
     if workers == 1:
-        for clip in progress(clips):
+        for clip in progress(clips, len(clips), "render"):
             render(clip)
     else:
         with open_executor(NONE, workers) as (executor, count):
-            for _ in progress(map_unordered(executor, count, render, clips)):
+            for _ in progress(map_unordered(executor, count, render, clips), len(clips), "render"):
                 pass
 
 

@@ -73,7 +73,8 @@ def compute_features(
     dataset = ViewDataset(clips, data_path, geometry, protocol)
     clips_per_batch = max(1, batch_size // protocol.num_loaded)
     parts = []
-    for views, batch_positions in clip_batches(dataset, positions, clips_per_batch, num_workers):
+    loader = clip_batches(dataset, positions, clips_per_batch, num_workers, "features")
+    for views, batch_positions in loader:
         # (N, V, C, T, H, W) -> (N * V, C, T, H, W) and back
         features = _features_of_views(model, views.flatten(0, 1), batch_size, device)
         features = features.unflatten(0, (-1, protocol.num_loaded))

@@ -103,7 +103,7 @@ def predict_corrupted(
     dataset = _CorruptedDataset(clips, data_path, geometry)
     predicted = [
         probabilities_of_views(model, views[0], batch_size, device).argmax(1).numpy()
-        for views in clip_batches(dataset, positions, 1, num_workers)
+        for views in clip_batches(dataset, positions, 1, num_workers, "robustness")
     ]
     return pd.DataFrame(predicted, index=list(positions), columns=list(CORRUPTIONS), dtype=int)
 

@@ -113,7 +113,8 @@ def predict_unknown(
     """
     dataset = _Views(list(clips.clips.values()), geometry, protocol)
     rows = []
-    loader = clip_batches(dataset, positions, 1, num_workers)  # clips differ in what can be read
+    # One by one: clips differ in what can be read.
+    loader = clip_batches(dataset, positions, 1, num_workers, "unknown clips")
     for position, (views, [problem]) in zip(positions, loader, strict=True):
         row = pd.DataFrame({"problem": [problem]}, index=[position])
         if not problem:
