@@ -74,7 +74,7 @@ def write_clip(
 
 
 def write_data(
-    root: Path, sources_per_class: int = 4, clips_per_source: int = 2
+    root: Path, sources_per_class: int = 4, clips_per_source: int = 2, num_frames: int = NUM_FRAMES
 ) -> tuple[Path, Path]:
     """Frame folders of three classes and their ground truth; returns (data_path, gt_csv)."""
     rows = []
@@ -82,7 +82,7 @@ def write_data(
         for source in range(sources_per_class):
             for clip in range(clips_per_source):
                 name = f"v{number}{source:02d}_{clip:06d}_{clip + 1:06d}"
-                write_clip(root / "frames" / name, seed=len(rows))
+                write_clip(root / "frames" / name, seed=len(rows), num_frames=num_frames)
                 rows.append((name, f"v{number}{source:02d}", label))
     csv = root / "labels.csv"
     pd.DataFrame(rows, columns=["folder_name", "youtube_id", "label"]).to_csv(csv, index=False)

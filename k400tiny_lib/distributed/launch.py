@@ -5,8 +5,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -212,8 +212,10 @@ def launch(
         process = subprocess.Popen(command, env=environment(job.config), stderr=log)
         try:
             # An error file means a user's mistake: torchrun must not restart the worker into it.
-            while process.poll() is None and not job.error.exists():
-                time.sleep(poll_seconds)
+            while not job.error.exists():
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(poll_seconds)
+                    break
                 while_running()
         finally:
             process.terminate()  # nothing if it has ended

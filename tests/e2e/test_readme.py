@@ -52,7 +52,7 @@ def write_videos(folder: Path, names: list[str]) -> None:
 
 def write_inputs(folder: Path) -> None:
     """What the commands of the README name."""
-    assert write_data(folder) == (folder / "frames", folder / "labels.csv")
+    assert write_data(folder, num_frames=8) == (folder / "frames", folder / "labels.csv")
     names = {f"{label}{number}": label for label in LABELS for number in range(6)}
     write_videos(folder / "videos", list(names))
     rows = [f"{name}.mp4,{label}" for name, label in names.items()]

@@ -31,7 +31,7 @@ def process_state() -> dict[str, Any]:
     state |= {f"handler of {number.name}": signal.getsignal(number) for number in _SIGNALS}
     state |= {
         "working directory": Path.cwd(),
-        "tempfile.tempdir": tempfile.tempdir,
+        "directory of temporary files": tempfile.gettempdir(),
         "threading.excepthook": threading.excepthook,
         "warnings": warnings.showwarning,
     }
