@@ -32,6 +32,7 @@ def commands(data: str, annotations: str) -> dict[str, list[str]]:
         "evaluation": ["--data_path", data, "--annotations", annotations],
         "inference": ["--data", data],
         "indexing": ["--clips", "2400", "24000"],
+        "report": [],
         "main_overhead": [],
         "feature_cache": ["--data", data, "--gt_csv", ground_truth(data)],
         "learning": ["--data", data, "--gt_csv", ground_truth(data)],

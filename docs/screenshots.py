@@ -15,6 +15,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import click
 import mlflow
@@ -80,10 +81,15 @@ def main(store: str) -> None:
     IMAGES.mkdir(exist_ok=True)
     with mlflow_ui(store) as address:
         runs = f"{address}/#/experiments/{experiment}/runs"
-        shoot("runs", runs, (1200, 420))
-        shoot("main", f"{runs}/{run.info.run_id}", (1200, 900))
-        shoot("train", f"{runs}/{tags['k400tiny.run.train']}/model-metrics", (1200, 900))
-        shoot("model", f"{address}/#/models/{model[0]}/versions/{model[2]}", (1200, 800))
+        training = "workflowType=machine_learning"  # the pages of models, not of agents
+        # Sorted by name the list shows nested runs, which it folds up when sorted by time.
+        by_name = f"orderByKey={quote('tags.`mlflow.runName`')}&orderByAsc=true"
+        shoot("runs", f"{runs}?{training}&{by_name}", (1200, 460))
+        shoot("main", f"{runs}/{run.info.run_id}?{training}", (1200, 900))
+        train = f"{runs}/{tags['k400tiny.run.train']}/model-metrics?{training}"
+        shoot("train", train, (1200, 900))
+        version = f"{address}/#/models/{model[0]}/versions/{model[2]}?{training}"
+        shoot("model", version, (1200, 800))
     with tempfile.TemporaryDirectory() as folder:
         uri = f"runs:/{tags['k400tiny.run.evaluate']}/evaluation/report.html"
         report = mlflow.artifacts.download_artifacts(uri, dst_path=folder)
