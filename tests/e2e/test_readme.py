@@ -52,7 +52,10 @@ def write_videos(folder: Path, names: list[str]) -> None:
 
 def write_inputs(folder: Path) -> None:
     """What the commands of the README name."""
-    assert write_data(folder, num_frames=8) == (folder / "frames", folder / "labels.csv")
+    assert write_data(folder, sources_per_class=8, num_frames=8) == (
+        folder / "frames",
+        folder / "labels.csv",
+    )
     names = {f"{label}{number}": label for label in LABELS for number in range(6)}
     write_videos(folder / "videos", list(names))
     rows = [f"{name}.mp4,{label}" for name, label in names.items()]
@@ -75,8 +78,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(REPOSITORY / name, folder / name)
     for file in (folder / "recipes").glob("*.yaml"):
-        values = yaml.safe_load(file.read_text()) | SMALL
-        file.write_text(yaml.safe_dump(values | {"freeze_epochs": 0}))
+        values = yaml.safe_load(file.read_text()) | SMALL | {"freeze_epochs": 0}
+        if file.stem == "sample":  # it has hundreds of clips
+            values["batch_size"] = 64
+        file.write_text(yaml.safe_dump(values))
     write_inputs(folder)
     return folder
 
