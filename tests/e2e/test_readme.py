@@ -26,6 +26,7 @@ import yaml
 from mlflow import MlflowClient
 
 from tests.conftest import LABELS, REPOSITORY, write_data
+from tests.helpers.project import check_out
 from tests.helpers.server import in_base64
 from tests.helpers.videos import encode, moving
 from tests.test_docs import commands_of
@@ -70,13 +71,9 @@ def write_inputs(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the committed files, with small recipes and the inputs of the commands."""
-    folder = tmp_path_factory.mktemp("readme") / "k400tiny"
-    folder.mkdir()
-    tracked = subprocess.check_output(["git", "ls-files", "-z"], cwd=REPOSITORY, text=True)
-    for name in filter(None, tracked.split("\0")):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(REPOSITORY / name, folder / name)
+    """A copy of the project, with small recipes and the inputs of the commands."""
+    folder = check_out(tmp_path_factory.mktemp("readme") / "k400tiny", "none is set").folder
+    shutil.copy(REPOSITORY / "requirements-dev.txt", folder)
     for file in (folder / "recipes").glob("*.yaml"):
         values = yaml.safe_load(file.read_text()) | SMALL | {"freeze_epochs": 0}
         if file.stem == "sample":  # it has hundreds of clips
