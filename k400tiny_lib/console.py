@@ -50,19 +50,34 @@ def progress(items: Iterable[Any] | None, total: int, what: str, unit: str = "cl
     """
     # stderr of a training process is its log; its stdout is the terminal.
     stream = next((s for s in (sys.stderr, sys.stdout) if s.isatty()), None)
-    options: dict[str, Any] = {"delay": _WATCHED_DELAY, "mininterval": 0.2, "leave": False}
+    options: dict[str, Any] = {"delay": _WATCHED_DELAY, "mininterval": 0.2}
     if stream is None:
-        layout = "{desc}: {n_fmt} of {total_fmt}, {remaining} left\n"
+        layout = "{desc}: {n_fmt} of {total_fmt}, {remaining} left"
         options = {"delay": _LOG_INTERVAL, "mininterval": _LOG_INTERVAL, "bar_format": layout}
     return tqdm(
         items,
         desc=what,
         total=total,
         unit=unit,
-        file=stream or sys.stdout,
+        leave=False,
+        file=stream or _Log(),
         disable=os.environ.get("RANK", "0") != "0",
         **options,
     )
+
+
+class _Log:
+    """stdout that is no terminal, to a bar: what it draws is a line, and what it wipes nothing.
+
+    tqdm does not know this stream as stdout, and leaves the bar alone when others print there.
+    """
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            print(line, flush=True)
+
+    def flush(self) -> None:
+        pass
 
 
 def duration(seconds: float) -> str:

@@ -3,6 +3,7 @@
 import io
 
 import pytest
+from tqdm import tqdm
 
 from k400tiny_lib import console
 
@@ -80,8 +81,19 @@ def test_a_bar_is_shown_for_what_takes_long(
         written = stream.getvalue()
     assert ("check" in written) == shown
     if shown and not is_terminal:
-        assert "check: 5 of 10, " in written
+        assert written.startswith("check: 5 of 10, ")
         assert written.count("\n") == 1
+
+
+def test_a_bar_in_a_log_leaves_the_lines_of_others_alone(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with console.progress(None, 10, "check") as bar:
+        for _ in range(10):
+            console.say("train", "started")
+            tqdm.write("a line")
+            bar.update()
+    assert capsys.readouterr().out == "train: started\na line\n" * 10
 
 
 @pytest.mark.parametrize(
