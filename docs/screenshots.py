@@ -23,7 +23,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 IMAGES = Path(__file__).resolve().parent / "images"
-LOAD_MS = 15_000  # pages of mlflow ui are drawn by scripts that ask the server several times
+LOAD_MS = 40_000  # pages of mlflow ui are drawn by scripts that ask the server several times
 ASSISTANT = 392  # pixels of the assistant's column at the right of every page, which is cut off
 
 
