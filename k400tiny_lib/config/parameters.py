@@ -231,7 +231,7 @@ class Config(
     opset: Annotated[int, Field(ge=18, le=23)] = param(18, "export_onnx")
     """ONNX opset; the file gets the lowest IR version that this opset allows."""
     tolerance: PositiveFloat = param(1e-4, "export_onnx")
-    """Largest difference of a probability between ONNX and PyTorch."""
+    """Largest difference of a probability between ONNX and PyTorch on the same pixels."""
     views_in_graph: Count = param(1, "export_onnx")
     """Temporal views of a video that the graph averages; T is then views * clip_len."""
     quantize: Literal["none", "int8", "fp16"] = param(NONE, "export_onnx")

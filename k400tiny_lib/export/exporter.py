@@ -111,7 +111,7 @@ def export_model(
         note(f"frames: {loaded.architecture} exports with {clip_len} frames only")
     session, parity_clips = parity.open_session(proto), clips.for_parity()
     run = partial(parity.run_onnx, session)
-    cases = parity.compare_outputs(session, eager, parity_clips, frames_free(proto))
+    cases = parity.compare_outputs(proto, eager, loaded.geometry, parity_clips, frames_free(proto))
     on_parity(cases)
     difference = parity.require_parity(cases, config.tolerance)
     onnx_ms, torch_ms = (parity.latency_ms(predict, parity_clips[0]) for predict in (run, eager))

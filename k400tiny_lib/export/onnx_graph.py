@@ -22,7 +22,7 @@ from k400tiny_lib.models.loaded import Geometry
 from k400tiny_lib.models.weights import model_input
 
 INPUT, OUTPUT = "frames", "probabilities"
-_PICTURES = "pictures"  # between the resizing and the network
+PICTURES = "pictures"  # between the resizing and the network
 _WORD = re.compile(r"[A-Za-z_]\w*")
 
 
@@ -125,7 +125,7 @@ def _export(module: FramesToProbabilities, opset: int, free_frames: bool) -> onn
             (torch.randint(0, 256, shape).float(),),
             dynamo=True,
             opset_version=opset,
-            input_names=[_PICTURES],
+            input_names=[PICTURES],
             output_names=[OUTPUT],
             dynamic_shapes=(axes,),
         )
@@ -171,14 +171,14 @@ def require_oldest_format(proto: onnx.ModelProto) -> None:
 def _with_resizing(proto: onnx.ModelProto, geometry: Geometry) -> onnx.ModelProto:
     """Put the resizing in front of a network that takes pictures."""
     [pictures] = proto.graph.input
-    graph = resizing_graph(INPUT, _PICTURES, geometry)
+    graph = resizing_graph(INPUT, PICTURES, geometry)
     opsets, version = proto.opset_import, proto.ir_version
     resizing = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=version)
     # The network may have a known T.
     sizes = pictures.type.tensor_type.shape.dim
     for value in (*resizing.graph.input, *resizing.graph.output):
         value.type.tensor_type.shape.dim[1].CopyFrom(sizes[1])
-    io_map = [(_PICTURES, _PICTURES)]
+    io_map = [(PICTURES, PICTURES)]
     merged: onnx.ModelProto = onnx.compose.merge_models(resizing, proto, io_map, name="k400tiny")
     merged.producer_name, merged.producer_version = proto.producer_name, proto.producer_version
     return merged

@@ -24,7 +24,8 @@ def model_card(name: str, version: str, metadata: Mapping[str, Any], parity: flo
         name: of the registered model.
         version: number of the version.
         metadata: of the graph.
-        parity: largest difference of a probability between ONNX Runtime and PyTorch.
+        parity: largest difference of a probability between ONNX Runtime and PyTorch on the same
+            pixels.
     """
     classes, num_frames = metadata["class_names"], _num_frames(metadata)
     shown = ", ".join(_literal(short_text(label)) for label in classes[:_CLASSES_SHOWN])
@@ -42,8 +43,8 @@ Weights: {metadata["training_run_id"] or "a checkpoint without a run"}.
 
 {_score(metadata)} {_calibration(metadata)}
 
-Largest difference of a probability between float32 ONNX and PyTorch: {parity:.1e}. Proven in ONNX \
-Runtime; see the documentation for other runtimes.
+Largest difference of a probability between float32 ONNX and PyTorch on the same pixels: \
+{parity:.1e}. Proven in ONNX Runtime; see the documentation for other runtimes.
 
 ## Use
 

@@ -53,7 +53,7 @@ def write_videos(folder: Path, names: list[str]) -> None:
 
 def write_inputs(folder: Path) -> None:
     """What the commands of the README name."""
-    assert write_data(folder, sources_per_class=8, num_frames=8) == (
+    assert write_data(folder, sources_per_class=8, num_frames=16) == (
         folder / "frames",
         folder / "labels.csv",
     )

@@ -20,7 +20,7 @@ from k400tiny_lib.evaluation.gradcam import grad_cam
 from k400tiny_lib.evaluation.predictions import predict_clips, probabilities_of
 from k400tiny_lib.evaluation.views import ViewProtocol, crop_views
 from k400tiny_lib.export.onnx_graph import FramesToProbabilities, export_graph, frames_free
-from k400tiny_lib.export.parity import compare_outputs, open_session, require_parity, run_eager
+from k400tiny_lib.export.parity import compare_outputs, require_parity, run_eager
 from k400tiny_lib.models.architectures import ARCHITECTURES
 from k400tiny_lib.models.loaded import Geometry, load_model
 from k400tiny_lib.models.weights import (
@@ -257,7 +257,7 @@ def test_every_architecture_is_trained_evaluated_explained_and_exported(
         torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator) for _ in range(5)
     ]
     eager = partial(run_eager, loaded.model, loaded.geometry)
-    cases = compare_outputs(open_session(proto), eager, frames, frames_free(proto))
+    cases = compare_outputs(proto, eager, loaded.geometry, frames, frames_free(proto))
     # A pixel on the edge of two gray levels weighs more in so small a clip.
     require_parity(cases, tolerance=5e-4)
 
