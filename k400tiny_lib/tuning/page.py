@@ -5,7 +5,6 @@ import io
 import shlex
 import time
 from collections.abc import Sequence
-from datetime import timedelta
 
 import mlflow
 import optuna
@@ -16,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from k400tiny_lib.config import NONE, Config
 from k400tiny_lib.config.search import search_ranges
+from k400tiny_lib.console import duration
 from k400tiny_lib.errors import UserError, hide_passwords
 from k400tiny_lib.tracking.naming import NOTE_TAG, name_run
 from k400tiny_lib.tracking.server import page_path, where_to_look
@@ -60,13 +60,13 @@ class TuningPage:
         """Show a trial of this process that has finished."""
         num = len(self._finished())
         seconds = (time.monotonic() - self._start) / max(num - self._num_before, 1)
-        left = timedelta(seconds=round(seconds * max(self._config.trials - num, 0)))
+        left = duration(seconds * max(self._config.trials - num, 0))
         best = _best(self._study)
         best_text = f"best {_acc1(best)}, trial {best.number}; " if best else ""
-        took = round(_seconds(trial))
+        took = duration(_seconds(trial))
         print(
             f"trial {trial.number}: {shown(trial.params)}: {_result(trial)} "
-            f"({best_text}{num} of {self._config.trials}, {took} s, about {left} left)",
+            f"({best_text}{num} of {self._config.trials}, {took}, about {left} left)",
             flush=True,
         )
         if trial.user_attrs["end"] == "finished":
