@@ -30,9 +30,9 @@ Predict = Callable[[Tensor], Probabilities]  # uint8 (N, T, H, W, 3) -> float32 
 
 
 # Pixels are whole numbers. One that lies between two may be rounded apart by the graph and by
-# torchvision: 0.01 % on real clips, up to 6 % seen on noise of 40 x 48 px, resized to 36 x 48 without
-# antialiasing. Rounding down in place of to the nearest would move half of all pixels, another way
-# of resizing more than one level.
+# torchvision: 0.01 % on real clips, up to 6 % seen on noise of 40 x 48 px, resized to 36 x 48
+# without antialiasing. Rounding down in place of to the nearest would move half of all pixels,
+# another way of resizing more than one level.
 _ROUNDED_SHARE, _ROUNDED_ALWAYS = 0.3, 10  # a tiny crop has few
 
 
